@@ -1,0 +1,52 @@
+# make test   set up .venv, check style, types and imports, run every test
+# make demo   set up .venv, fetch a small real model and texts, run recipes/demo.yaml on it
+# make bench-NAME   run benchmarks/NAME.py
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: help setup test unit lint demo docs clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python"; exit 1; }
+	@echo "setting up $(VENV) (a minute or two)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --constraint constraints.txt torch==2.13.0
+	@$(PIP) install --constraint constraints.txt --editable '.[all]'
+	@$(BIN)/python tools/dev_requirements.py | xargs $(PIP) install --constraint constraints.txt
+	@touch $@
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(STAMP)
+	$(BIN)/pytest -m "not slow"
+
+test: lint
+	$(BIN)/pytest
+
+demo: $(STAMP)
+	$(BIN)/python demo/fetch.py
+	$(BIN)/ffn-fusion run recipes/demo.yaml
+
+bench-%: $(STAMP)
+	$(BIN)/python benchmarks/$*.py
+
+docs: $(STAMP)
+	$(BIN)/python tools/docs.py
+
+clean:
+	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,95 @@
+"""FFN Fusion: rebuild an off-the-shelf large language model so that it answers sooner.
+
+Drop attentions, compute the feed-forward layers left behind side by side as one wide layer, keep the weights::
+
+    import ffn_fusion
+
+    parent = ffn_fusion.open_model("HuggingFaceTB/SmolLM2-135M-Instruct")
+    blueprint = ffn_fusion.Blueprint.identity(parent.spec.parent(parent.name))
+    blueprint = ffn_fusion.drop_attention(blueprint, range(5, 9))
+    blueprint = ffn_fusion.fuse_run(blueprint, 5, 7)
+    ffn_fusion.build(parent, blueprint, Path("child"))
+
+    model = AutoModelForCausalLM.from_pretrained("child")   # importing ffn_fusion was enough
+
+Names are imported when they're first used, so that the import costs next to nothing and no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ffn_fusion.modeling.register import register as _register
+
+if TYPE_CHECKING:
+    from ffn_fusion.analysis.budget import Budget
+    from ffn_fusion.analysis.evidence import Evidence
+    from ffn_fusion.analysis.measure import analyze
+    from ffn_fusion.analysis.plan import Plan, plan
+    from ffn_fusion.blueprint import Blueprint, apply, drop_attention, fuse_run, unfused
+    from ffn_fusion.checkpoint.reader import Checkpoint
+    from ffn_fusion.checkpoint.source import open_model, summarise
+    from ffn_fusion.data import TokenWindows, load_tokenizer, make_windows
+    from ffn_fusion.errors import FfnFusionError
+    from ffn_fusion.evaluation.evaluate import evaluate
+    from ffn_fusion.evaluation.quality import Quality
+    from ffn_fusion.latency.load import load_model, realise
+    from ffn_fusion.latency.measure import bench
+    from ffn_fusion.latency.timing import Latency
+    from ffn_fusion.pipeline.recipe import Recipe
+    from ffn_fusion.pipeline.run import Result, run
+    from ffn_fusion.report.html import ReportData, write_report
+    from ffn_fusion.surgery.build import build
+    from ffn_fusion.surgery.child import Child
+
+_HOMES = {
+    "analysis.evidence": ("Evidence",),
+    "analysis.measure": ("analyze",),
+    "analysis.budget": ("Budget",),
+    "analysis.plan": ("Plan", "plan"),
+    "blueprint": ("Blueprint", "apply", "drop_attention", "fuse_run", "unfused"),
+    "checkpoint.reader": ("Checkpoint",),
+    "checkpoint.source": ("open_model", "summarise"),
+    "data": ("TokenWindows", "load_tokenizer", "make_windows"),
+    "errors": ("FfnFusionError",),
+    "evaluation.evaluate": ("evaluate",),
+    "evaluation.quality": ("Quality",),
+    "latency.load": ("load_model", "realise"),
+    "latency.measure": ("bench",),
+    "latency.timing": ("Latency",),
+    "pipeline.recipe": ("Recipe",),
+    "pipeline.run": ("Result", "run"),
+    "report.html": ("ReportData", "write_report"),
+    "surgery.build": ("build",),
+    "surgery.child": ("Child",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: RUF022  (in the order of a run)
+    "open_model", "summarise", "Checkpoint",
+    "load_tokenizer", "make_windows", "TokenWindows",
+    "analyze", "Evidence",
+    "plan", "Budget", "Plan",
+    "Blueprint", "drop_attention", "fuse_run", "apply", "unfused",
+    "build", "Child",
+    "evaluate", "Quality",
+    "bench", "Latency", "load_model", "realise",
+    "write_report", "ReportData",
+    "run", "Recipe", "Result",
+    "FfnFusionError",
+]  # fmt: skip
+
+_register()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""Evidence about a model, and the plans that follow from it."""

@@ -1,0 +1,51 @@
+"""A simple count of what a decode step costs, to aim at a speed-up before anything can be measured. No torch.
+
+A step of batch 1 reads every weight once and goes through one sequential step a sub-block, so its time is counted as
+
+    cost = (1 - s) * weights read / the parent's  +  s * sequential steps / the parent's
+
+with s = 0.35 for the share that steps take: launches, synchronisations and all-reduces (about what 8 GPUs with tensor
+parallelism show on a 405B model; a small model spends more). A count, not a measurement: `ffn-fusion bench` measures.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.families import AttentionSpec, FfnSpec, ModelSpec
+from ffn_fusion.families.layout import attention_tensors, ffn_tensors
+
+STEP_SHARE = 0.35
+
+
+def sub_block_parameters(spec: ModelSpec, part: AttentionSpec | FfnSpec | None) -> int:
+    """Parameters of an attention or an FFN, with its norm."""
+    if part is None:
+        return 0
+    tensors = attention_tensors(spec, part) if isinstance(part, AttentionSpec) else ffn_tensors(spec, part)
+    return sum(prod(shape) for _, shape in tensors)
+
+
+def steps(blueprint: Blueprint) -> int:
+    """Sequential sub-blocks of the child: one a kept attention, one a (fused) FFN."""
+    return sum((b.attention.kind != "none") + (b.ffn.kind != "none") for b in blueprint.blocks)
+
+
+def counted_speedup(spec: ModelSpec, blueprint: Blueprint) -> float:
+    """How many times as fast as the parent the child's decoding is by this count."""
+    return counted_speedup_of(
+        spec, blueprint.dropped_attentions, steps(Blueprint.identity(blueprint.parent)) - steps(blueprint)
+    )
+
+
+def counted_speedup_of(spec: ModelSpec, dropped: tuple[int, ...], steps_saved: int) -> float:
+    """The same from what is saved: attentions dropped, and sequential steps in all (dropped and fused)."""
+    head = spec.vocab_size * spec.hidden_size  # read whole for every token; of the embedding one row is
+    weights = head + sum(
+        sub_block_parameters(spec, block.attention) + sub_block_parameters(spec, block.ffn)
+        for block in spec.blocks
+    )
+    saved = sum(sub_block_parameters(spec, spec.blocks[i].attention) for i in dropped)
+    all_steps = sum((block.attention is not None) + (block.ffn is not None) for block in spec.blocks)
+    return 1 / (1 - (1 - STEP_SHARE) * saved / weights - STEP_SHARE * steps_saved / all_steps)

@@ -1,0 +1,102 @@
+"""From evidence and a budget to a blueprint. No torch: planning again never measures again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ffn_fusion.analysis.budget import FUSE_TOLERANCE, Budget
+from ffn_fusion.analysis.cost_count import counted_speedup_of
+from ffn_fusion.analysis.evidence import Evidence
+from ffn_fusion.analysis.runs import Frontier, Selection, possible_moves
+from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.errors import BlueprintError
+from ffn_fusion.families import ModelSpec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A blueprint and what it's expected to do: summed damage (KL, nats a token) and the counted speed-up."""
+
+    blueprint: Blueprint
+    selection: Selection
+    counted_speedup: float
+
+
+def plan(spec: ModelSpec, evidence: Evidence, budget: Budget) -> Plan:
+    """The plan of least measured damage within the budget.
+
+    Raises:
+        BlueprintError: the evidence is of another model, or no plan reaches the budget.
+    """
+    if evidence.parent.blocks != spec.parent("").blocks:
+        raise BlueprintError(
+            f"the evidence is of {evidence.parent.name}, another model", "run `ffn-fusion analyze`"
+        )
+    moves = possible_moves(evidence, budget.max_damage, budget.max_width)
+    attentions = len(evidence.importance)
+    frontier = Frontier(len(spec.blocks), moves, attentions)
+    if budget.speedup is not None:
+        selection = _for_speedup(spec, frontier, budget.speedup)
+    else:
+        selection = _for_count(
+            evidence, frontier, _drop_count(budget.drop_attention, attentions), budget.fuse
+        )
+    blueprint = apply(
+        Blueprint.identity(evidence.parent), selection.dropped, selection.runs, norm=budget.norm
+    )
+    return Plan(blueprint, selection, _speedup(spec, selection))
+
+
+def _drop_count(budget: float, attentions: int) -> int:
+    count = round(budget * attentions) if 0 < budget < 1 else round(budget)
+    if not 0 <= count <= attentions:
+        raise BlueprintError(
+            f"{count} attentions can't be dropped: the model has {attentions}",
+            "give a number or a fraction of them",
+        )
+    return count
+
+
+def _for_count(evidence: Evidence, frontier: Frontier, drop: int, fuse: int | Literal["auto"]) -> Selection:
+    damage = frontier.damage[drop]
+    if fuse == "auto":
+        # What dropping costs; in a parent that came with attention-free blocks, what dropping those would have.
+        given = sum(block.attention is None and block.ffn is not None for block in evidence.parent.blocks)
+        typical = float(np.median([row.damage.kl for row in evidence.importance] or [np.inf]))
+        allowed = damage[0] * (1 + FUSE_TOLERANCE) + typical * given
+        fuse = int(np.flatnonzero(np.isfinite(damage) & (damage <= allowed)).max())
+    if fuse >= len(damage) or not np.isfinite(damage[fuse]):
+        most = int(np.flatnonzero(np.isfinite(damage)).max())
+        raise BlueprintError(
+            f"{fuse} FFN steps can't be fused away with {drop} attentions dropped; at most {most} within what was measured",
+            "drop more attentions, allow more damage (--max-damage), or measure longer stretches (analyze --max-stretch)",
+        )
+    return frontier.selection(drop, fuse)
+
+
+def _for_speedup(spec: ModelSpec, frontier: Frontier, target: float) -> Selection:
+    """The least damage among the plans that reach the target by the cost count."""
+    found: Selection | None = None
+    best = 0.0
+    order = np.dstack(np.unravel_index(np.argsort(frontier.damage, axis=None), frontier.damage.shape))[0]
+    for n, f in order:
+        if not np.isfinite(frontier.damage[n, f]):
+            break
+        candidate = frontier.selection(int(n), int(f))
+        best = max(best, _speedup(spec, candidate))
+        if _speedup(spec, candidate) >= target:
+            found = candidate
+            break
+    if found is None:
+        raise BlueprintError(
+            f"a speed-up of {target:g} is out of reach: by the cost count the most is {best:.2f}",
+            "ask for less, allow more damage (--max-damage), or measure longer stretches (analyze --max-stretch)",
+        )
+    return found
+
+
+def _speedup(spec: ModelSpec, selection: Selection) -> float:
+    return counted_speedup_of(spec, selection.dropped, len(selection.dropped) + selection.fused_steps)

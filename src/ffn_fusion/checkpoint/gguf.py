@@ -1,0 +1,211 @@
+"""GGUF -> a safetensors folder in a cache, streamed in rows: whole or not at all, reused the next time.
+
+Quantised values become float32, exactly the values that an engine computes with. Rows of Q and K go back from
+GGUF's rotary order to Hugging Face's: within a head of d channels, GGUF puts the two channels that rotate
+together side by side (row 2i + j), Hugging Face half a head apart (row j d/2 + i).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ffn_fusion.checkpoint.gguf_config import ROPE_FREQUENCIES, llama_config, output_dtype
+from ffn_fusion.checkpoint.gguf_file import GgufFile, GgufTensor, read_gguf
+from ffn_fusion.checkpoint.gguf_tokenizer import tokenizer_files
+from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
+from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES
+from ffn_fusion.checkpoint.shards import OutputTensor, plan_shards, write_shards
+from ffn_fusion.checkpoint.staging import Staging, check_space, staged
+from ffn_fusion.errors import CheckpointError, MissingExtraError
+from ffn_fusion.families import ModelSpec, read_spec
+from ffn_fusion.families.layout import EMBEDDING, FINAL_NORM, LM_HEAD, model_tensors
+
+CONVERTER = 1
+"""Raise it whenever a conversion would come out different: cached ones are then left alone and made anew."""
+
+_PIECE_BYTES = 8 << 20  # of float32
+_FLOATS = ("F32", "F16", "BF16")
+_WHOLE_MODEL = {"token_embd": EMBEDDING, "output_norm": FINAL_NORM, "output": LM_HEAD}
+_BLOCK = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def read_gguf_spec(path: Path) -> tuple[ModelSpec, str, int, str]:
+    """What the model in a GGUF file is made of, by its header: spec, dtype and bytes once converted, a note.
+
+    Raises:
+        CheckpointError: damaged or incomplete. FamilyError: not a plain Llama.
+    """
+    gguf = read_gguf(path)
+    spec = read_spec(llama_config(gguf))
+    sources = _sources(gguf, spec)
+    nbytes = sum(math.prod(t.shape) * ITEM_SIZES[output_dtype(t.kind_name)] for t in sources.values())
+    kinds: Counter[str] = Counter()
+    for tensor in sources.values():
+        kinds[tensor.kind_name] += tensor.nbytes
+    dtype = output_dtype(sources[EMBEDDING].kind_name)
+    return spec, dtype, nbytes, f"GGUF, mostly {kinds.most_common(1)[0][0]}; read as {dtype}"
+
+
+def open_gguf(
+    path: Path, cache: Path, on_progress: Callable[[str, float], None] = lambda what, done: None
+) -> Checkpoint:
+    """Convert a GGUF file to a safetensors folder under ``cache``, or find it there, and open it.
+
+    Raises:
+        CheckpointError: damaged, incomplete, or a tokenizer that isn't known. FamilyError: not a plain Llama.
+        MissingExtraError: the gguf package is needed. OutputError: the cache can't be written.
+    """
+    key = _key(path)
+    target = cache / "gguf" / f"{path.stem}-{key[:16]}"
+    if target.is_dir():
+        try:
+            return open_folder(target, name=str(path))
+        except CheckpointError:  # somebody damaged the cache: make it anew
+            shutil.rmtree(target, ignore_errors=True)
+    _convert(path, target, key, on_progress)
+    try:
+        return open_folder(target, name=str(path))
+    except Exception:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+
+
+def _key(path: Path) -> str:
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: {error.strerror}", "check that the file exists and can be read"
+        ) from error
+    identity = f"{path.resolve()}\0{about.st_size}\0{about.st_mtime_ns}\0{CONVERTER}"
+    return hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()
+
+
+def _convert(path: Path, target: Path, key: str, on_progress: Callable[[str, float], None]) -> None:
+    gguf = read_gguf(path)
+    config = llama_config(gguf)
+    spec = read_spec(config)
+    sources = _sources(gguf, spec)
+    outputs = [_output(name, tensor, spec) for name, tensor in sources.items()]
+    total = sum(output.nbytes for output in outputs)
+    check_space(target, total)
+    extras = tokenizer_files(gguf)
+    done = 0
+
+    def count(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        on_progress(f"converting {path.name}", done / total)
+
+    def refuse(name: str) -> None:
+        raise CheckpointError(
+            f"{path}: tensor {sources[name].name} holds NaN or infinity", "get the file again"
+        )
+
+    with staged(target, key) as staging:
+        _write_small(staging, config, extras)
+        write_shards(staging, plan_shards(outputs), on_bytes=count, on_nonfinite=refuse)
+        staging.commit({"kind": "converted GGUF", "source": str(path), "converter": CONVERTER})
+
+
+def _write_small(staging: Staging, config: dict[str, Any], extras: dict[str, bytes]) -> None:
+    staging.write("config.json", (json.dumps(config, indent=2) + "\n").encode())
+    for name, content in extras.items():
+        staging.write(name, content)
+
+
+def _sources(gguf: GgufFile, spec: ModelSpec) -> dict[str, GgufTensor]:
+    """Our tensor names -> the file's tensors; any that is missing, extra or of another shape is refused."""
+    again = "the file is incomplete or isn't a plain Llama: get it again, or start from the safetensors"
+    named = {_our_name(name): tensor for name, tensor in gguf.tensors.items() if name != ROPE_FREQUENCIES}
+    expected = model_tensors(spec)
+    for name, tensor in named.items():
+        if name not in expected:
+            raise CheckpointError(f"{gguf.path}: tensor {tensor.name} isn't part of a Llama", again)
+        if tensor.shape != expected[name]:
+            raise CheckpointError(
+                f"{gguf.path}: tensor {tensor.name} is {list(tensor.shape)}, not {list(expected[name])}",
+                again,
+            )
+        if len(tensor.shape) == 1 and tensor.kind_name not in _FLOATS:
+            raise CheckpointError(f"{gguf.path}: tensor {tensor.name} is a {tensor.kind_name} vector", again)
+    missing = [name for name in expected if name not in named]
+    if missing:
+        raise CheckpointError(f"{gguf.path}: there is no tensor for {missing[0]}", again)
+    return {name: named[name] for name in expected}
+
+
+def _our_name(name: str) -> str:
+    """``blk.3.attn_q.weight`` -> ``model.layers.3.self_attn.q_proj.weight``; an unknown name stays."""
+    parts = name.split(".")
+    if len(parts) == 2 and parts[0] in _WHOLE_MODEL and parts[1] == "weight":
+        return _WHOLE_MODEL[parts[0]]
+    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _BLOCK:
+        return f"model.layers.{parts[1]}.{_BLOCK[parts[2]]}.{parts[3]}"
+    return name
+
+
+def _output(name: str, tensor: GgufTensor, spec: ModelSpec) -> OutputTensor:
+    head_dim = spec.head_dim if ".q_proj." in name or ".k_proj." in name else None
+    return OutputTensor(name, output_dtype(tensor.kind_name), tensor.shape, lambda: _pieces(tensor, head_dim))
+
+
+def _pieces(tensor: GgufTensor, head_dim: int | None) -> Iterator[memoryview]:
+    """The tensor's values as bytes, some whole rows (for Q and K: whole heads) at a time."""
+    rows = tensor.shape[0]
+    step = max(1, _PIECE_BYTES // (4 * math.prod(tensor.shape[1:])))
+    if head_dim is not None:
+        step = max(1, step // head_dim) * head_dim
+    for start in range(0, rows, step):
+        raw = tensor.rows(start, min(start + step, rows))
+        if head_dim is not None:
+            raw = half_split(raw, head_dim)
+        yield memoryview(_values(tensor, raw).data).cast("B")
+
+
+def half_split(rows_RB: npt.NDArray[np.uint8], head_dim: int) -> npt.NDArray[np.uint8]:
+    """Rows of whole heads from interleaved to half-split rotary order: row 2i + j becomes row j d/2 + i."""
+    pairs = rows_RB.reshape(-1, head_dim // 2, 2, rows_RB.shape[1])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows_RB.shape)
+
+
+def _values(tensor: GgufTensor, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    if tensor.kind_name in _FLOATS:
+        return raw
+    try:
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{tensor.file}: its {tensor.kind_name} weights need the gguf package",
+            "pip install 'ffn-fusion[gguf]'",
+        ) from error
+    try:
+        with np.errstate(all="ignore"):  # NaN and infinity are refused by name, when they are written
+            values: npt.NDArray[np.float32] = dequantize(raw, GGMLQuantizationType(tensor.kind))
+    except (NotImplementedError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{tensor.file}: tensor {tensor.name} ({tensor.kind_name}) can't be dequantised ({error})",
+            "take another quantisation of the model",
+        ) from error
+    return np.ascontiguousarray(values, dtype="<f4")

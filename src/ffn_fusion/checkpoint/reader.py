@@ -1,0 +1,220 @@
+"""A checkpoint folder, opened lazily and with suspicion: config, tensor table, and bytes only when asked for.
+
+Untrusted input: safetensors only, no code of the checkpoint's own, no file outside the folder, every tensor that
+the family's facts name with the right shape, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ffn_fusion.checkpoint.safetensors_file import TensorInfo, read_bytes, read_header
+from ffn_fusion.errors import CheckpointError, FamilyError
+from ffn_fusion.families import ModelSpec, read_spec
+from ffn_fusion.families.layout import ignorable, model_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_JSON_LIMIT = 256 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk. ``tensors`` holds exactly what the family names; ``fingerprint`` identifies config and layout.
+
+    Reading a tensor returns a fresh torch tensor; nothing is cached and nothing else is read.
+    """
+
+    folder: Path
+    spec: ModelSpec
+    tensors: Mapping[str, TensorInfo] = field(repr=False)
+    fingerprint: str
+    name: str
+    revision: str | None = None
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the embedding, which stands for the checkpoint's."""
+        return next(iter(self.tensors.values())).dtype
+
+    @property
+    def nbytes(self) -> int:
+        return sum(info.nbytes for info in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(info.shape) for info in self.tensors.values())
+
+    def read(self, name: str) -> torch.Tensor:
+        """The whole tensor."""
+        return self.rows(name, 0, self.tensors[name].shape[0])
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start..stop-1`` of a tensor (elements, if it has one dimension)."""
+        import torch
+
+        info = self.tensors[name]
+        raw = torch.empty((stop - start) * info.row_bytes, dtype=torch.uint8)
+        read_bytes(info, start * info.row_bytes, raw.numpy().data)
+        return raw.view(torch_dtype(info.dtype)).view(stop - start, *info.shape[1:])
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """``"BF16"`` -> ``torch.bfloat16``."""
+    import torch
+
+    return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint folder.
+
+    Raises:
+        CheckpointError: missing, unreadable or not a JSON object.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: no such folder", "give a checkpoint folder, a GGUF file or a hub id"
+        )
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: no config.json", "give the folder of a Hugging Face checkpoint")
+    return _json(folder, "config.json")
+
+
+def open_folder(folder: Path, name: str | None = None, revision: str | None = None) -> Checkpoint:
+    """Open a checkpoint folder: reads config and the headers of the weights, not the weights.
+
+    Args:
+        name: what to call the model (default: the folder's path).
+        revision: commit of a hub model.
+
+    Raises:
+        CheckpointError: damaged, incomplete or unsafe. FamilyError: a family that can't be fused.
+    """
+    config = read_config(folder)
+    if "auto_map" in config and config.get("model_type") != "nemotron-nas":
+        raise FamilyError(
+            f"{folder}: config.json asks for code of its own (auto_map), which is never run",
+            "if the model is a plain Llama, remove auto_map from its config.json",
+        )
+    spec = read_spec(config)
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    found: dict[str, TensorInfo] = {}
+    for path in _weight_files(folder):
+        tensors, raw = read_header(path)
+        digest.update(raw)
+        for tensor in tensors:
+            if tensor in found:
+                raise CheckpointError(
+                    f"{path}: tensor {tensor} stands in {found[tensor].file.name} too", "remove one"
+                )
+        found |= tensors
+    _check_index(folder, found)
+    return Checkpoint(
+        folder, spec, _expected(folder, spec, found), digest.hexdigest(), name or str(folder), revision
+    )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / INDEX).is_file():
+        weight_map = _json(folder, INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{folder / INDEX}: no weight_map", "get the index again")
+        names = sorted(set(map(str, weight_map.values())))
+    elif (folder / SINGLE).is_file():
+        names = [SINGLE]
+    elif any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+        raise CheckpointError(
+            f"{folder}: the weights are pickle files (*.bin), which can run code when loaded",
+            "convert them to safetensors first (save_pretrained does)",
+        )
+    else:
+        raise CheckpointError(
+            f"{folder}: no {SINGLE} and no {INDEX}", "give a folder with safetensors weights"
+        )
+    return [inside(folder, name) for name in names]
+
+
+def inside(folder: Path, name: str) -> Path:
+    """``folder/name``, refused if it leads out of the folder by name or by link (a hub cache's own links are fine).
+
+    Raises:
+        CheckpointError: it does, or there is no such file.
+    """
+    path = folder / name
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise CheckpointError(
+            f"{folder}: the index names {name!r}, a path and not a file of this folder", "mend it"
+        )
+    try:
+        root, real = folder.resolve(), path.resolve()
+        found = path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL byte, links in a ring
+        raise CheckpointError(f"{folder}: {name!r} can't be a file", "get the checkpoint again") from error
+    allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    if not any(real.is_relative_to(place) for place in allowed):
+        raise CheckpointError(f"{path}: leads out of its folder, to {real}", "copy the file into the folder")
+    if not found:
+        raise CheckpointError(f"{folder}: file {name!r} is missing", "get the checkpoint again, whole")
+    return path
+
+
+def _check_index(folder: Path, found: Mapping[str, TensorInfo]) -> None:
+    if not (folder / INDEX).is_file():
+        return
+    for name, file in _json(folder, INDEX)["weight_map"].items():
+        if name not in found or found[name].file.name != file:
+            raise CheckpointError(
+                f"{folder / INDEX}: tensor {name} isn't in {file}", "get the checkpoint again, whole"
+            )
+
+
+def _expected(folder: Path, spec: ModelSpec, found: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The tensors that the family names, in order; anything missing, extra or of another shape is refused."""
+    result = {}
+    whole = "the weights don't fit config.json: get both from the same place"
+    for name, shape in model_tensors(spec).items():
+        info = found.get(name)
+        if info is None:
+            raise CheckpointError(f"{folder}: tensor {name} is missing", whole)
+        if info.shape != shape:
+            raise CheckpointError(f"{folder}: tensor {name} is {list(info.shape)}, not {list(shape)}", whole)
+        if info.dtype not in _FLOATS:
+            raise CheckpointError(
+                f"{folder}: tensor {name} is {info.dtype}", f"known are {', '.join(_FLOATS)}"
+            )
+        result[name] = info
+    extra = [name for name in found if name not in result and not ignorable(spec, name)]
+    if extra:
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        raise CheckpointError(
+            f"{folder}: tensor {sorted(extra)[0]}{more} isn't part of a {spec.family} model", whole
+        )
+    return result
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    path = inside(folder, name)
+    try:
+        if path.stat().st_size > _JSON_LIMIT:
+            raise CheckpointError(
+                f"{path}: {path.stat().st_size:,} bytes of JSON", "this can't be right; get it again"
+            )
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}", "check that it can be read") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON", "get the file again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: not a JSON object", "get the file again")
+    return value

@@ -1,0 +1,1 @@
+"""The command line: parse -> call -> print. One small file per group of verbs; heavy imports happen inside verbs."""

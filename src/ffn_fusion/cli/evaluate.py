@@ -1,0 +1,53 @@
+"""``ffn-fusion eval``: perplexity, KL to the parent and agreement with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
+from ffn_fusion.cli.options import Context, Device, Seed, Texts, Tokens
+
+
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Children to score.", metavar="MODEL...")],
+    parent: Annotated[str, typer.Option(help="The model they're compared with.")],
+    text: Texts = None,
+    tokens: Tokens = 4096,
+    context: Context = 512,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    as_json: JsonFlag = False,
+) -> None:
+    """Score children against their parent on held-out text."""
+    from ffn_fusion.checkpoint.source import open_model
+    from ffn_fusion.evaluation.evaluate import PARENT
+    from ffn_fusion.evaluation.evaluate import evaluate as score
+    from ffn_fusion.evaluation.quality import Quality
+    from ffn_fusion.pipeline.recipe import EvaluationSection
+    from ffn_fusion.pipeline.stages import held_out_windows
+
+    opened = {PARENT: open_model(parent)}
+    for name, model in zip(unique_names(models, PARENT), models, strict=True):
+        opened[name] = open_model(model)
+    section = EvaluationSection(texts=tuple(text or ()), tokens=tokens, context=context)
+    windows = held_out_windows(opened[PARENT].folder, section, seed)
+    with progress_bars() as bars:
+        quality = Quality(texts=score(opened, windows, device=device, progress=bars))
+    if as_json:
+        emit(quality.model_dump(mode="json"))
+        return
+    from ffn_fusion.report.terminal import quality_table
+
+    say(quality_table(quality), err=False)
+
+
+def unique_names(models: list[str], *taken: str) -> list[str]:
+    """Short names for the tables: the last part of each, or all of it where that isn't unique."""
+    short = [Path(model).name for model in models]
+    return [
+        model if short.count(name) > 1 or name in taken else name
+        for name, model in zip(short, models, strict=True)
+    ]

@@ -1,0 +1,55 @@
+"""``ffn-fusion plan``: evidence and a budget -> a blueprint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ffn_fusion.analysis.budget import DEFAULT_DROP, DEFAULT_MAX_DAMAGE
+from ffn_fusion.cli.console import JsonFlag, emit, say, show_plan
+from ffn_fusion.cli.options import Drop, Fuse, MaxDamage, MaxWidth, Model, Norm, Revision, Speedup
+
+
+def plan(
+    model: Model,
+    evidence: Annotated[Path, typer.Option(help="Folder that `analyze` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for the blueprint (JSON).")],
+    drop_attention: Drop = DEFAULT_DROP,
+    speedup: Speedup = None,
+    fuse: Fuse = "auto",
+    max_damage: MaxDamage = DEFAULT_MAX_DAMAGE,
+    max_width: MaxWidth = None,
+    norm: Norm = "own",
+    revision: Revision = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Choose attentions to drop and runs to fuse: the least measured damage within a budget."""
+    from ffn_fusion.analysis.evidence import Evidence
+    from ffn_fusion.checkpoint.source import open_model
+    from ffn_fusion.pipeline.recipe import section_from_options
+    from ffn_fusion.pipeline.stages import make_plan
+
+    section = section_from_options(
+        drop_attention=drop_attention,
+        speedup=speedup,
+        fuse=fuse,
+        max_damage=max_damage,
+        max_width=max_width,
+        norm=norm,
+    )
+    checkpoint = open_model(model, revision=revision)
+    made = make_plan(checkpoint, Evidence.load(evidence), section)
+    made.blueprint.save(output)
+    if as_json:
+        emit(
+            {
+                "blueprint": made.blueprint.model_dump(mode="json"),
+                "damage": made.selection.damage,
+                "counted_speedup": made.counted_speedup,
+            }
+        )
+        return
+    show_plan(checkpoint, made)
+    say(f"blueprint: {output}", err=False)

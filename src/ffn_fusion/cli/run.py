@@ -1,0 +1,135 @@
+"""``ffn-fusion run`` and ``optimize``: the main job, from a recipe or with defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ffn_fusion.analysis.budget import DEFAULT_DROP, DEFAULT_MAX_DAMAGE
+from ffn_fusion.cli.console import JsonFlag, TerminalListener, emit, progress_bars, say
+from ffn_fusion.cli.options import (
+    Device,
+    Drop,
+    DryRun,
+    Fuse,
+    MaxDamage,
+    MaxWidth,
+    Model,
+    Norm,
+    Output,
+    Revision,
+    Seed,
+    Speedup,
+    Texts,
+)
+
+if TYPE_CHECKING:
+    from ffn_fusion.pipeline.recipe import Recipe
+    from ffn_fusion.pipeline.run import Result
+
+
+def run_recipe(
+    recipe: Annotated[
+        Path, typer.Argument(help="YAML file; see recipes/ and docs/recipe.md.", metavar="RECIPE")
+    ],
+    dry_run: DryRun = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Carry out a recipe: analyze, plan, build, evaluate, bench, report. Run it again to resume."""
+    from ffn_fusion.pipeline.recipe import Recipe
+
+    _run(Recipe.load(recipe), dry_run, as_json)
+
+
+def optimize(
+    model: Model,
+    output: Output,
+    text: Texts = None,
+    eval_text: Annotated[
+        list[Path] | None, typer.Option(help="Held-out text to score on; may be repeated.")
+    ] = None,
+    drop_attention: Drop = DEFAULT_DROP,
+    speedup: Speedup = None,
+    fuse: Fuse = "auto",
+    max_damage: MaxDamage = DEFAULT_MAX_DAMAGE,
+    max_width: MaxWidth = None,
+    norm: Norm = "own",
+    revision: Revision = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dry_run: DryRun = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """The whole job with defaults; writes its recipe to OUT.run/recipe.yaml."""
+    from ffn_fusion.pipeline.recipe import Recipe, section_from_options
+
+    plan = section_from_options(
+        drop_attention=drop_attention,
+        speedup=speedup,
+        fuse=fuse,
+        max_damage=max_damage,
+        max_width=max_width,
+        norm=norm,
+    )
+    recipe = Recipe.parse(
+        {
+            "model": model,
+            "output": str(output),
+            "revision": revision,
+            "seed": seed,
+            "device": device,
+            "plan": plan.model_dump(),
+            "calibration": {"texts": text or []},
+            "evaluation": {"texts": eval_text or []},
+        },
+        "command line",
+    )
+    _run(recipe.resolved(Path.cwd()), dry_run, as_json)
+
+
+def _run(recipe: Recipe, dry_run: bool, as_json: bool) -> None:
+    from ffn_fusion.pipeline.run import run
+
+    with progress_bars() as bars:
+        result = run(recipe, dry_run=dry_run, listener=TerminalListener(bars))
+    if as_json:
+        emit(_as_json(result))
+    elif dry_run:
+        say(f"dry run: nothing was built. Evidence and plan: {result.workspace.folder}", err=False)
+    else:
+        _show(result)
+
+
+def _show(result: Result) -> None:
+    from ffn_fusion.report.terminal import latency_table, quality_table
+
+    assert result.quality is not None
+    say(quality_table(result.quality), err=False)
+    if result.latency:
+        say(latency_table(result.latency), err=False)
+    for sample in result.samples:
+        say(
+            f"\nprompt  {sample.prompt}", f"parent  {sample.parent!r}", f"child   {sample.child!r}", err=False
+        )
+    say(
+        "",
+        f"checkpoint: {result.workspace.output}",
+        f"report:     {result.workspace.report}",
+        f"recipe:     {result.workspace.recipe}",
+        err=False,
+    )
+
+
+def _as_json(result: Result) -> dict[str, object]:
+    return {
+        "checkpoint": str(result.workspace.output),
+        "report": str(result.workspace.report),
+        "blueprint": result.plan.blueprint.model_dump(mode="json"),
+        "damage": result.plan.selection.damage,
+        "counted_speedup": result.plan.counted_speedup,
+        "quality": result.quality.model_dump(mode="json") if result.quality else None,
+        "latency": result.latency.model_dump(mode="json") if result.latency else None,
+        "samples": [vars(sample) for sample in result.samples],
+    }

@@ -1,0 +1,102 @@
+"""Nemotron-NAS (DeciLM): a Llama whose blocks differ. block_configs says what each block has.
+
+KV heads of a block = num_attention_heads / n_heads_in_group. FFN width = int(2 * ffn_mult * hidden / 3), rounded up
+to a multiple of 256, unless the block names its ``intermediate_size``. Children are written in this form too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ffn_fusion.errors import CheckpointError, FamilyError
+from ffn_fusion.families.fields import block_count, common, flag, whole
+from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
+
+MODEL_TYPES = ("nemotron-nas",)
+WIDTH_MULTIPLE = 256
+"""Engines compute an FFN's width from ffn_mult and round it up to this."""
+
+_UNSUPPORTED = {
+    "attention": (
+        "window_length",
+        "num_sink_tokens",
+        "unshifted_sink",
+        "use_prefill_window_in_sink_attention",
+        "sparsify",
+    ),
+    "ffn": ("sparsify", "moe"),
+}
+
+
+def width_of(ffn_mult: float, hidden_size: int) -> int:
+    """The FFN width that ``ffn_mult`` stands for, as every engine computes it."""
+    width = int(2 * ffn_mult * hidden_size / 3)
+    return -(-width // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+
+
+def mult_of(width: int, hidden_size: int) -> float:
+    """The ``ffn_mult`` that gives ``width`` back; exact for multiples of 256, which is asserted."""
+    mult = round(1.5 * width / hidden_size, 6)
+    assert width_of(mult, hidden_size) == width, (width, hidden_size)
+    return mult
+
+
+def read(config: Mapping[str, Any]) -> ModelSpec:
+    """Raises: CheckpointError: a field is missing or wrong. FamilyError: a sub-block of a kind we don't know."""
+    fields = common(config)
+    count = block_count(config)
+    blocks = config.get("block_configs")
+    if not isinstance(blocks, list) or len(blocks) != count:
+        found = f"{len(blocks)} entries" if isinstance(blocks, list) else "no list"
+        raise CheckpointError(f"config.json: block_configs has {found} for {count} blocks", "mend the config")
+    return ModelSpec(
+        family="nemotron-nas",
+        blocks=tuple(
+            _block(i, block, fields["heads"], fields["hidden_size"]) for i, block in enumerate(blocks)
+        ),
+        **fields,
+    )
+
+
+def _block(i: int, block: Any, heads: int, hidden: int) -> BlockSpec:
+    place = f"config.json: block_configs[{i}]"
+    if not isinstance(block, Mapping) or not all(
+        isinstance(block.get(p), Mapping) for p in ("attention", "ffn")
+    ):
+        raise CheckpointError(f"{place} doesn't say what attention and ffn are", "mend the config")
+    if block.get("parallel_blocks"):
+        raise FamilyError(f"{place} has parallel_blocks, which aren't supported", "choose another parent")
+    for part, keys in _UNSUPPORTED.items():
+        for key in keys:
+            if block[part].get(key):
+                raise FamilyError(
+                    f"{place}.{part}.{key} is set, which isn't supported", "choose another parent"
+                )
+    return BlockSpec(_attention(place, block["attention"], heads), _ffn(place, block["ffn"], hidden))
+
+
+def _attention(place: str, attention: Mapping[str, Any], heads: int) -> AttentionSpec | None:
+    if flag(attention, "no_op", f"{place}.attention"):
+        return None
+    if flag(attention, "replace_with_linear", f"{place}.attention"):
+        return AttentionSpec("linear", 0)
+    group = attention.get("n_heads_in_group")
+    if isinstance(group, bool) or not isinstance(group, int) or not 0 < group <= heads or heads % group:
+        raise CheckpointError(
+            f"{place}.attention.n_heads_in_group is {group!r} for {heads} heads", "mend the config"
+        )
+    return AttentionSpec("attention", heads // group)
+
+
+def _ffn(place: str, ffn: Mapping[str, Any], hidden: int) -> FfnSpec | None:
+    if flag(ffn, "no_op", f"{place}.ffn"):
+        return None
+    if flag(ffn, "replace_with_linear", f"{place}.ffn"):
+        return FfnSpec("linear", 0)
+    mult = ffn.get("ffn_mult")
+    if mult is None and ffn.get("intermediate_size") is not None:
+        return FfnSpec("gated", whole(ffn, "intermediate_size", place=f"{place}.ffn"))
+    if isinstance(mult, bool) or not isinstance(mult, int | float) or not 0 < mult < 1 << 16:
+        raise CheckpointError(f"{place}.ffn.ffn_mult is {mult!r}, not a positive number", "mend the config")
+    return FfnSpec("gated", whole({"width": width_of(mult, hidden)}, "width", place=f"{place}.ffn"))

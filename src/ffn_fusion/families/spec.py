@@ -1,0 +1,69 @@
+"""What a model is made of, in one form for every family: read from its config, before any weight is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ffn_fusion.blueprint import Parent, ParentBlock
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """Softmax attention with ``kv_heads`` K/V heads, or one linear layer [D, D] in its place (``kv_heads`` 0)."""
+
+    kind: Literal["attention", "linear"]
+    kv_heads: int
+
+
+@dataclass(frozen=True)
+class FfnSpec:
+    """Gated FFN of ``width`` F, or one linear layer [D, D] in its place (``width`` 0)."""
+
+    kind: Literal["gated", "linear"]
+    width: int
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    attention: AttentionSpec | None
+    ffn: FfnSpec | None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Sizes and switches of a model. ``config`` is its config.json as read, for what is passed on unchanged."""
+
+    family: str
+    hidden_size: int
+    heads: int
+    head_dim: int
+    vocab_size: int
+    blocks: tuple[BlockSpec, ...]
+    tied: bool
+    attention_bias: bool
+    mlp_bias: bool
+    activation: str
+    norm_eps: float
+    config: Mapping[str, Any] = field(repr=False, hash=False)
+
+    def parent(self, name: str, revision: str | None = None) -> Parent:
+        """This model as the parent of a blueprint."""
+        return Parent(
+            name=name,
+            revision=revision,
+            blocks=tuple(
+                ParentBlock(
+                    attention=block.attention.kind if block.attention else None,
+                    ffn=block.ffn.kind if block.ffn else None,
+                    ffn_width=block.ffn.width if block.ffn else 0,
+                )
+                for block in self.blocks
+            ),
+        )
+
+    def kv_bytes_per_token(self, element_size: int) -> int:
+        """Bytes that one token adds to the KV cache of one sequence."""
+        kv_heads = sum(block.attention.kv_heads for block in self.blocks if block.attention)
+        return 2 * kv_heads * self.head_dim * element_size

@@ -1,0 +1,89 @@
+"""The last stage: everything measured onto one page, and onto the child's model card."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from ffn_fusion.analysis.cost_count import steps
+from ffn_fusion.analysis.evidence import Evidence
+from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
+from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES
+from ffn_fusion.checkpoint.staging import MODEL_CARD, write_atomic
+from ffn_fusion.pipeline.recipe import Recipe
+from ffn_fusion.report.html import ReportData, write_report
+from ffn_fusion.report.model_card import model_card, read_licence
+
+if TYPE_CHECKING:
+    from ffn_fusion.pipeline.run import Result
+
+
+def publish(recipe: Recipe, result: Result, evidence: Evidence) -> None:
+    """Write report.html in the workspace and README.md in the child."""
+    blueprint = result.plan.blueprint
+    card = model_card(
+        recipe.output.name,
+        blueprint,
+        version("ffn-fusion"),
+        read_licence(result.checkpoint.folder),
+        result.quality,
+        result.latency,
+    )
+    write_atomic(recipe.output / MODEL_CARD, card.encode())
+    write_report(
+        result.workspace.report,
+        ReportData(
+            title=f"{recipe.output.name}: a fused child of {result.checkpoint.name}",
+            model_name=result.checkpoint.name,
+            revision=result.checkpoint.revision,
+            blueprint=blueprint,
+            evidence=evidence,
+            quality=result.quality,
+            latency=result.latency,
+            recipe_yaml=recipe.to_yaml(),
+            versions=versions(),
+            costs=costs(result.checkpoint, open_folder(recipe.output), blueprint),
+            samples=[(sample.prompt, sample.parent, sample.child) for sample in result.samples],
+            notes=_notes(result),
+        ),
+    )
+
+
+def costs(parent: Checkpoint, child: Checkpoint, blueprint: Blueprint) -> dict[str, tuple[float, float]]:
+    """(parent, child) of what a model costs to hold and to run."""
+    element = ITEM_SIZES[parent.dtype]
+    return {
+        "parameters": (parent.parameters, child.parameters),
+        "bytes": (parent.nbytes, child.nbytes),
+        "kv_bytes_per_token": (
+            parent.spec.kv_bytes_per_token(element),
+            child.spec.kv_bytes_per_token(element),
+        ),
+        "sequential_steps": (steps(Blueprint.identity(blueprint.parent)), steps(blueprint)),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what took part, for the report."""
+    found = {"python": platform.python_version()}
+    for package in ("ffn-fusion", "torch", "transformers", "safetensors", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _notes(result: Result) -> list[str]:
+    notes = [
+        f"The plan expected {result.plan.counted_speedup:.2f} times the parent's decode speed by a simple count of "
+        "weights and steps."
+    ]
+    if result.plan.selection.moves:
+        notes.append(
+            f"The damages that led to it add up to {result.plan.selection.damage:.3f} nats a token (each was measured "
+            "with that change alone; together they can be more or less than the sum)."
+        )
+    return notes

@@ -1,0 +1,201 @@
+"""The recipe: one YAML file that says everything a run does. Unknown keys are refused; every key has a default."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ffn_fusion.analysis.budget import DEFAULT_DROP, DEFAULT_MAX_DAMAGE, Budget
+from ffn_fusion.blueprint import FusionNorm
+from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
+from ffn_fusion.errors import RecipeError, UsageError
+from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _ranges(value: Any) -> Any:
+    """YAML reads ``5-10`` as text and ``5`` as a number; both are ranges of blocks."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Ranges = Annotated[str, BeforeValidator(_ranges)]
+
+
+class Text(_Section):
+    """Texts (.txt, .jsonl, folders) and how many tokens of them. No texts: the small built-in ones."""
+
+    texts: tuple[Path, ...] = ()
+    tokens: int = Field(4096, gt=0)
+    context: int = Field(512, ge=8)
+
+
+class AnalysisSection(_Section):
+    """See ``ffn_fusion.analyze``."""
+
+    max_stretch: int = Field(5, ge=2)
+    candidate_share: float = Field(0.5, gt=0, le=1)
+    leave_last: bool = True
+
+
+class PlanSection(_Section):
+    """A budget (see ``ffn_fusion.Budget``), or explicit ``drop`` and ``runs`` like ``5-10`` and ``5-9``."""
+
+    drop_attention: float = Field(DEFAULT_DROP, ge=0)
+    speedup: float | None = Field(None, gt=1)
+    fuse: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    max_damage: float = Field(DEFAULT_MAX_DAMAGE, gt=0)
+    max_width: int | None = Field(None, gt=0)
+    norm: FusionNorm = "own"
+    drop: Ranges | None = None
+    runs: Ranges | None = None
+
+    def budget(self) -> Budget:
+        return Budget(**self.model_dump(exclude={"drop", "runs"}))
+
+
+def section_from_options(**options: Any) -> PlanSection:
+    """The plan section that command-line options stand for.
+
+    Raises:
+        UsageError: a value is off.
+    """
+    if isinstance(options.get("fuse"), str) and options["fuse"].isdigit():
+        options["fuse"] = int(options["fuse"])
+    try:
+        return PlanSection(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise UsageError(
+            f"{option}: {first['msg']} (found {first['input']!r})", "see ffn-fusion --help"
+        ) from error
+
+
+class BuildSection(_Section):
+    width_multiple: int = Field(WIDTH_MULTIPLE, gt=0)
+    max_shard_bytes: int = Field(MAX_SHARD_BYTES, ge=1 << 20)
+
+
+class EvaluationSection(Text):
+    """Each text is scored by itself, ``tokens`` tokens each; ``controls`` adds naive children of the same size."""
+
+    controls: bool = True
+
+
+class BenchSection(_Section):
+    enabled: bool = True
+    batches: tuple[Annotated[int, Field(gt=0)], ...] = (1, 8)
+    context: int = Field(128, gt=0)
+    new_tokens: int = Field(16, gt=0)
+    rounds: int = Field(5, gt=0)
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class SampleSection(_Section):
+    """Prompts that parent and child continue greedily, for people to read."""
+
+    prompts: tuple[str, ...] = ("The capital of France is",)
+    new_tokens: int = Field(32, gt=0)
+
+
+class Recipe(_Section):
+    """``model``: folder, .gguf file or hub id. ``output``: the child's folder; what the run leaves goes beside it.
+
+    ``base_model`` names the parent on cards and reports, for a model that is a file here and has an id on the hub.
+    """
+
+    model: str
+    revision: str | None = None
+    base_model: str | None = None
+    output: Path
+    seed: int = 0
+    device: str = "cpu"
+    calibration: Text = Text()
+    analysis: AnalysisSection = AnalysisSection()
+    plan: PlanSection = PlanSection()
+    build: BuildSection = BuildSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    bench: BenchSection = BenchSection()
+    samples: SampleSection = SampleSection()
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a recipe. Paths in it are relative to its folder.
+
+        Raises:
+            RecipeError: not there, not YAML, an unknown key, a wrong value; names the key.
+        """
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(
+                f"{path}: {error.strerror}", "give a recipe file; recipes/ has examples"
+            ) from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            where = getattr(error, "problem_mark", None)
+            line = f":{where.line + 1}" if where else ""
+            raise RecipeError(f"{path}{line}: not valid YAML", "mend the file") from error
+        if not isinstance(content, dict):
+            raise RecipeError(f"{path}: no keys in it", "a recipe needs at least model and output")
+        return cls.parse(content, str(path)).resolved(path.parent)
+
+    @classmethod
+    def parse(cls, content: dict[str, Any], place: str) -> Self:
+        """Raises: RecipeError: an unknown key or a wrong value; names the key."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise _explain(error, place) from error
+
+    def resolved(self, folder: Path) -> Self:
+        """The same with absolute paths; a model that lies in ``folder`` becomes its path."""
+        local = (folder / self.model).expanduser()
+        return self.model_copy(
+            update={
+                "model": str(local.resolve()) if local.exists() else self.model,
+                "output": (folder / self.output.expanduser()).resolve(),
+                "calibration": _resolve(self.calibration, folder),
+                "evaluation": _resolve(self.evaluation, folder),
+            }
+        )
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+SectionT = TypeVar("SectionT", bound=Text)
+
+
+def _resolve(section: SectionT, folder: Path) -> SectionT:
+    return section.model_copy(
+        update={"texts": tuple((folder / text.expanduser()).resolve() for text in section.texts)}
+    )
+
+
+def _explain(error: ValidationError, place: str) -> RecipeError:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(first["loc"][-1]), _keys(first["loc"][:-1]), n=1)
+        known = ", ".join(_keys(first["loc"][:-1]))
+        return RecipeError(
+            f"{place}: unknown key {where}",
+            f"did you mean {close[0]}?" if close else f"known keys here: {known}",
+        )
+    if first["type"] == "missing":
+        return RecipeError(f"{place}: {where} is missing", f"add a line {where}: ...")
+    return RecipeError(f"{place}: {where}: {first['msg']} (found {first['input']!r})", "correct the value")
+
+
+def _keys(path: tuple[int | str, ...]) -> list[str]:
+    model: Any = Recipe
+    for part in path:
+        model = model.model_fields[str(part)].annotation
+    return list(model.model_fields)

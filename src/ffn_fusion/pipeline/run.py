@@ -1,0 +1,225 @@
+"""The main job: recipe -> evidence -> blueprint -> child -> quality and latency -> report. Every stage resumes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from ffn_fusion.analysis.evidence import Evidence
+from ffn_fusion.analysis.plan import Plan
+from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.checkpoint.reader import Checkpoint
+from ffn_fusion.checkpoint.source import open_model
+from ffn_fusion.checkpoint.staging import check_target, exclusive, read_manifest, write_atomic
+from ffn_fusion.errors import DataError, OutputError
+from ffn_fusion.evaluation.quality import Quality
+from ffn_fusion.latency.timing import Latency
+from ffn_fusion.pipeline import publish, stages
+from ffn_fusion.pipeline.preflight import preflight
+from ffn_fusion.pipeline.recipe import Recipe
+from ffn_fusion.pipeline.workspace import Workspace, stage_key
+from ffn_fusion.surgery.build import build_id, files_state
+from ffn_fusion.surgery.child import Child
+
+
+class Listener(Protocol):
+    """How a run tells what it's doing; the terminal implements it, and ``Silent`` says nothing."""
+
+    def stage(self, name: str, number: int, total: int) -> None: ...
+
+    def skipped(self, name: str) -> None: ...
+
+    def progress(self, what: str, done: int, total: int) -> None: ...
+
+    def planned(self, checkpoint: Checkpoint, plan: Plan) -> None: ...
+
+
+class Silent:
+    def stage(self, name: str, number: int, total: int) -> None: ...
+
+    def skipped(self, name: str) -> None: ...
+
+    def progress(self, what: str, done: int, total: int) -> None: ...
+
+    def planned(self, checkpoint: Checkpoint, plan: Plan) -> None: ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made. ``quality`` and what follows is None after a dry run."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+    workspace: Workspace
+    quality: Quality | None = None
+    latency: Latency | None = None
+    samples: tuple[stages.Sample, ...] = ()
+
+
+def run(recipe: Recipe, *, dry_run: bool = False, listener: Listener | None = None) -> Result:
+    """Carry a recipe out, from where an earlier call with the same output stopped.
+
+    Args:
+        dry_run: stop before anything is built, with the plan.
+
+    Raises:
+        FfnFusionError: whatever a person can mend; what's finished stays for the next call.
+    """
+    workspace = Workspace(recipe.output)
+    preflight(recipe)
+    listener = listener or Silent()
+    checkpoint = open_parent(recipe, listener)
+    check_target(recipe.output, checkpoint.folder, force=True)
+    _check_ours(workspace)
+    workspace.create()
+    with exclusive(workspace.lock, f"{workspace.folder}: another run is working there"):
+        return _Run(recipe, workspace, checkpoint, listener).carry_out(dry_run)
+
+
+def republish(folder: Path) -> Result:
+    """Write a finished run's report and model card again.
+
+    Args:
+        folder: the run's workspace OUT.run, or the child OUT.
+
+    Raises:
+        DataError: no finished run there.
+    """
+    output = folder.with_suffix("") if folder.suffix == ".run" else folder
+    workspace = Workspace(output)
+    needed = (workspace.recipe, workspace.blueprint, workspace.quality, workspace.samples)
+    missing = [path.name for path in needed if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"{workspace.folder}: no finished run there ({missing[0]} is missing)", "run its recipe first"
+        )
+    recipe = Recipe.load(workspace.recipe)
+    carried = _Run(recipe, workspace, open_parent(recipe, Silent()), Silent())
+    evidence = Evidence.load(workspace.evidence)
+    result = carried.result(stages.make_plan(carried.checkpoint, evidence, recipe.plan))
+    publish.publish(recipe, result, evidence)
+    return result
+
+
+def open_parent(recipe: Recipe, listener: Listener) -> Checkpoint:
+    """The recipe's model, under the name it goes by."""
+    checkpoint = open_model(recipe.model, revision=recipe.revision, on_progress=_percent(listener))
+    return replace(checkpoint, name=recipe.base_model) if recipe.base_model else checkpoint
+
+
+def _percent(listener: Listener) -> Callable[[str, float], None]:
+    return lambda what, share: listener.progress(what, round(100 * share), 100)
+
+
+def _check_ours(workspace: Workspace) -> None:
+    """An output that another program made, or another run, is never touched."""
+    if workspace.output.exists() and not workspace.folder.exists():
+        raise OutputError(f"{workspace.output}: exists already", "choose another output, or remove it first")
+
+
+class _Run:
+    """One run: each method is a stage, called in order; keys chain, so a change redoes what depends on it."""
+
+    STAGES = ("analyze", "plan", "build", "evaluate", "bench", "samples", "report")
+
+    def __init__(
+        self, recipe: Recipe, workspace: Workspace, checkpoint: Checkpoint, listener: Listener
+    ) -> None:
+        self.recipe = recipe
+        self.workspace = workspace
+        self.checkpoint = checkpoint
+        self.listener = listener
+
+    def carry_out(self, dry_run: bool) -> Result:
+        recipe, space = self.recipe, self.workspace
+        write_atomic(space.recipe, recipe.to_yaml().encode())
+        parent = (self.checkpoint.fingerprint, files_state(self.checkpoint))
+        key = stage_key(
+            parent,
+            recipe.seed,
+            recipe.device,
+            recipe.calibration,
+            recipe.analysis,
+            stages.state(recipe.calibration),
+        )
+        evidence_files = [space.evidence / "evidence.json", space.evidence / "evidence.safetensors"]
+        self._stage("analyze", key, evidence_files, lambda: self._analyze().save(space.evidence))
+        evidence = Evidence.load(space.evidence)
+        plan = stages.make_plan(self.checkpoint, evidence, recipe.plan)
+        key = stage_key(key, recipe.plan)
+        self._stage("plan", key, [space.blueprint, space.plan], lambda: self._write_plan(plan))
+        self.listener.planned(self.checkpoint, plan)
+        if dry_run:
+            return Result(self.checkpoint, plan, space)
+        key = stage_key(key, recipe.build)
+        self._stage("build", key, [recipe.output / "config.json"], lambda: self._build(plan.blueprint))
+        quality_key = stage_key(key, recipe.evaluation, stages.state(recipe.evaluation))
+        self._stage(
+            "evaluate", quality_key, [space.quality], lambda: self._evaluate(plan.blueprint, evidence)
+        )
+        if recipe.bench.enabled:
+            self._stage(
+                "bench", stage_key(key, recipe.bench), [space.latency], lambda: self._bench(plan.blueprint)
+            )
+        samples_key = stage_key(key, recipe.samples)
+        self._stage("samples", samples_key, [space.samples], lambda: self._samples())
+        result = self.result(plan)
+        report_key = stage_key(quality_key, recipe, samples_key)
+        self._stage("report", report_key, [space.report], lambda: publish.publish(recipe, result, evidence))
+        return result
+
+    def _stage(self, name: str, key: str, results: list[Path], work: Callable[[], None]) -> None:
+        if self.workspace.done(name, key, results):
+            self.listener.skipped(name)
+            return
+        self.listener.stage(name, self.STAGES.index(name) + 1, len(self.STAGES))
+        self.workspace.stage(name, key, results, work)
+
+    def _analyze(self) -> Evidence:
+        return stages.measure(self.checkpoint, self.recipe, self.listener.progress)
+
+    def _write_plan(self, plan: Plan) -> None:
+        plan.blueprint.save(self.workspace.blueprint)
+        about = {"damage": plan.selection.damage, "counted_speedup": plan.counted_speedup}
+        write_atomic(self.workspace.plan, (json.dumps(about, indent=1) + "\n").encode())
+
+    def _build(self, blueprint: Blueprint) -> None:
+        section, output = self.recipe.build, self.recipe.output
+        child = Child(self.checkpoint, blueprint, section.width_multiple)
+        if output.exists():  # finished, and killed before it was noted
+            manifest = read_manifest(output) or {}
+            if manifest.get("build") == build_id(child, section.max_shard_bytes):
+                return
+            raise OutputError(
+                f"{output}: holds a child of another plan", "choose another output, or remove it first"
+            )
+        stages.build_child(child, section, output, self.listener.progress)
+
+    def _evaluate(self, blueprint: Blueprint, evidence: Evidence) -> None:
+        quality = stages.score(self.checkpoint, blueprint, evidence, self.recipe, self.listener.progress)
+        write_atomic(self.workspace.quality, (quality.model_dump_json(indent=1) + "\n").encode())
+
+    def _bench(self, blueprint: Blueprint) -> None:
+        latency = stages.time_models(self.checkpoint, blueprint, self.recipe, self.listener.progress)
+        write_atomic(self.workspace.latency, (latency.model_dump_json(indent=1) + "\n").encode())
+
+    def _samples(self) -> None:
+        samples = stages.continue_prompts(self.checkpoint, self.recipe, self.listener.progress)
+        write_atomic(
+            self.workspace.samples, (json.dumps([vars(s) for s in samples], indent=1) + "\n").encode()
+        )
+
+    def result(self, plan: Plan) -> Result:
+        """What the stages left in the workspace."""
+        space = self.workspace
+        return Result(
+            self.checkpoint,
+            plan,
+            space,
+            Quality.model_validate_json(space.quality.read_bytes()),
+            Latency.model_validate_json(space.latency.read_bytes()) if self.recipe.bench.enabled else None,
+            tuple(stages.Sample(**entry) for entry in json.loads(space.samples.read_bytes())),
+        )

@@ -1,0 +1,176 @@
+"""What each stage does, from the recipe's sections to the rooms below. The verbs of the command line call these too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from ffn_fusion.analysis.controls import control_plans
+from ffn_fusion.analysis.cost_count import counted_speedup
+from ffn_fusion.analysis.evidence import Evidence
+from ffn_fusion.analysis.measure import analyze
+from ffn_fusion.analysis.plan import Plan, plan
+from ffn_fusion.analysis.runs import Selection
+from ffn_fusion.blockwise.stack import TensorSource
+from ffn_fusion.blueprint import Blueprint, apply, unfused
+from ffn_fusion.blueprint.ranges import format_blocks, format_runs, parse_blocks, parse_runs
+from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
+from ffn_fusion.data import (
+    BUILT_IN_CALIBRATION,
+    BUILT_IN_HELD_OUT,
+    TokenWindows,
+    load_tokenizer,
+    make_windows,
+)
+from ffn_fusion.errors import DataError
+from ffn_fusion.evaluation.evaluate import PARENT, evaluate
+from ffn_fusion.evaluation.quality import Control, Quality
+from ffn_fusion.latency.load import load_model, realise
+from ffn_fusion.latency.measure import bench
+from ffn_fusion.latency.timing import Latency
+from ffn_fusion.pipeline.recipe import BuildSection, PlanSection, Recipe, Text
+from ffn_fusion.report.model_card import model_card, read_licence
+from ffn_fusion.surgery.build import build, child_bytes
+from ffn_fusion.surgery.child import Child
+
+PRUNED, FUSED = "pruned", "fused"
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt, continued greedily by both."""
+
+    prompt: str
+    parent: str
+    child: str
+
+
+def state(text: Text) -> str:
+    """Names, sizes and ages of a section's text files, so that a changed text is measured again."""
+    files = [f for t in text.texts for f in (sorted(t.rglob("*")) if t.is_dir() else [t]) if f.is_file()]
+    return "\n".join(f"{f} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
+
+
+def calibration_windows(folder: Path, section: Text, seed: int) -> list[TokenWindows]:
+    """The calibration tokens, in equal parts of every text."""
+    texts = section.texts or (BUILT_IN_CALIBRATION,)
+    tokenizer = load_tokenizer(folder)
+    share = -(-section.tokens // len(texts))
+    return [make_windows(tokenizer, text, section.context, share, seed=seed) for text in texts]
+
+
+def held_out_windows(folder: Path, section: Text, seed: int) -> list[TokenWindows]:
+    """The evaluation tokens, so many of every text."""
+    texts = section.texts or (BUILT_IN_HELD_OUT,)
+    if len({text.stem for text in texts}) < len(texts):
+        raise DataError("two evaluation texts have the same name", "rename one; names label the tables")
+    tokenizer = load_tokenizer(folder)
+    return [make_windows(tokenizer, text, section.context, section.tokens, seed=seed) for text in texts]
+
+
+def measure(checkpoint: Checkpoint, recipe: Recipe, progress: Progress) -> Evidence:
+    windows = calibration_windows(checkpoint.folder, recipe.calibration, recipe.seed)
+    section = recipe.analysis.model_dump()
+    return analyze(checkpoint, windows, seed=recipe.seed, device=recipe.device, progress=progress, **section)
+
+
+def make_plan(checkpoint: Checkpoint, evidence: Evidence | None, section: PlanSection) -> Plan:
+    """By the budget from evidence, or just what the recipe's ``drop`` and ``runs`` say."""
+    if section.drop is None:
+        assert evidence is not None
+        return plan(checkpoint.spec, evidence, section.budget())
+    identity = Blueprint.identity(checkpoint.spec.parent(checkpoint.name, checkpoint.revision))
+    drop, runs = parse_blocks(section.drop), parse_runs(section.runs or "")
+    blueprint = apply(identity, drop, runs, norm=section.norm, max_width=section.max_width)
+    return Plan(blueprint, Selection(()), counted_speedup(checkpoint.spec, blueprint))
+
+
+def build_child(child: Child, section: BuildSection, output: Path, progress: Progress) -> None:
+    """Write the child with its first model card; evaluation puts its figures on the card later."""
+    total, done = child_bytes(child), 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        progress("bytes", done, total)
+
+    card = model_card(
+        output.name, child.blueprint, version("ffn-fusion"), licence=read_licence(child.parent.folder)
+    )
+    build(
+        child.parent,
+        child.blueprint,
+        output,
+        width_multiple=section.width_multiple,
+        max_shard_bytes=section.max_shard_bytes,
+        model_card=card,
+        on_bytes=on_bytes,
+    )
+
+
+def score(
+    checkpoint: Checkpoint, blueprint: Blueprint, evidence: Evidence, recipe: Recipe, progress: Progress
+) -> Quality:
+    """Parent, pruned (sequential), fused as it lies on disk, and the naive controls."""
+    models: dict[str, TensorSource] = {
+        PARENT: checkpoint,
+        PRUNED: Child(checkpoint, unfused(blueprint)),
+        FUSED: open_folder(recipe.output),
+    }
+    controls = []
+    if recipe.evaluation.controls:
+        for control in control_plans(blueprint, evidence.importance, recipe.plan.norm):
+            models[control.name] = Child(checkpoint, control.blueprint)
+            controls.append(
+                Control(
+                    name=control.name,
+                    meaning=control.meaning,
+                    dropped=format_blocks(control.blueprint.dropped_attentions),
+                    runs=format_runs(control.blueprint.runs),
+                )
+            )
+    windows = held_out_windows(checkpoint.folder, recipe.evaluation, recipe.seed)
+    texts = evaluate(models, windows, device=recipe.device, progress=progress)
+    return Quality(texts=texts, controls=tuple(controls))
+
+
+def time_models(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recipe, progress: Progress) -> Latency:
+    """Parent and fused child as transformers loads them, and the pruned model between them."""
+    dtype: torch.dtype = getattr(torch, recipe.bench.dtype)
+    models = {
+        PARENT: load_model(checkpoint.folder, dtype, recipe.device),
+        PRUNED: realise(Child(checkpoint, unfused(blueprint)), dtype, recipe.device),
+        FUSED: load_model(recipe.output, dtype, recipe.device),
+    }
+    section = recipe.bench.model_dump(exclude={"enabled", "dtype"})
+    return bench(models, seed=recipe.seed, progress=progress, **section)
+
+
+def continue_prompts(checkpoint: Checkpoint, recipe: Recipe, progress: Progress) -> list[Sample]:
+    """Greedy continuations by the parent and the child."""
+    section = recipe.samples
+    texts: list[list[str]] = []
+    for done, folder in enumerate((checkpoint.folder, recipe.output)):
+        progress("samples", done, 2)
+        texts.append(_generate(folder, section.prompts, section.new_tokens, recipe.device))
+    progress("samples", 2, 2)
+    return [Sample(*row) for row in zip(section.prompts, *texts, strict=True)]
+
+
+@torch.inference_mode()
+def _generate(folder: Path, prompts: Sequence[str], new_tokens: int, device: str) -> list[str]:
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, torch.float32, device)
+    found = []
+    for prompt in prompts:
+        inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+        ids = model.generate(
+            **inputs, max_new_tokens=new_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id
+        )
+        found.append(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    return found

@@ -1,0 +1,133 @@
+"""The blocks of parent and child as lines of text: one column a parent block, so that one sees what merged.
+
+::
+
+                     0         5         10
+    parent attention ● ● ● ● ● ● ● ● ● ● ● ●
+           FFN       ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■
+    child  attention ● ● ● ● ● · · · · ● ● ●
+           FFN       ■ ■ ■ ■ ■ ┣━3━┫ ■ ■ ■ ■
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.text import Text
+
+from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.report.tables import sequential_steps
+
+_LABELS = ("parent attention ", "       FFN       ", "child  attention ", "       FFN       ")
+_STYLES = {"●": "green", "■": "cyan", "·": "dim red", "~": "dim"}
+_FUSED_STYLE = "bold blue"
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """One glyph a block for each of the four lines; fused runs are drawn over the last one."""
+
+    parent_attention: str
+    parent_ffn: str
+    child_attention: str
+    child_ffn: str
+
+    @property
+    def all(self) -> tuple[str, str, str, str]:
+        return self.parent_attention, self.parent_ffn, self.child_attention, self.child_ffn
+
+
+def block_diagram(blueprint: Blueprint, width: int = 80) -> Text:
+    """Parent over child, wrapped to ``width`` columns; a parent block has the same column in all lines."""
+    blocks = len(blueprint.parent.blocks)
+    room = max(width - len(_LABELS[0]), 10)
+    cell = next((size for size in (2, 1) if blocks * size <= room), 1)
+    most = blocks if blocks * cell <= room else room // 10 * 10
+    lines_needed = -(-blocks // most)
+    # whole tens a line, so that the ruler reads alike on each; lines of about the same length
+    per_line = blocks if lines_needed == 1 else -(-blocks // lines_needed // 10) * 10
+    lines = _glyphs(blueprint)
+    text = Text(no_wrap=True)
+    for start in range(0, blocks, per_line):
+        end = min(start + per_line, blocks)
+        text.append(" " * len(_LABELS[0]) + _ruler(start, end, cell) + "\n", "dim")
+        for label, line in zip(_LABELS[:3], lines.all[:3], strict=True):
+            _row(text, label, line[start:end], cell)
+        _row(text, _LABELS[3], lines.child_ffn[start:end], cell, _bars(blueprint, start, end, cell))
+        text.append("\n")
+    text.append(_legend(blueprint))
+    return text
+
+
+def _glyphs(blueprint: Blueprint) -> _Lines:
+    attentions = {source for block in blueprint.blocks for source in block.attention.sources}
+    ffns = {source for block in blueprint.blocks for source in block.ffn.sources}
+    parent = blueprint.parent.blocks
+    attention = ["~" if b.attention == "linear" else "●" if b.attention else "·" for b in parent]
+    ffn = ["~" if b.ffn == "linear" else "■" if b.ffn else "·" for b in parent]
+    return _Lines(
+        "".join(attention),
+        "".join(ffn),
+        "".join(glyph if i in attentions else "·" for i, glyph in enumerate(attention)),
+        "".join(glyph if i in ffns else "·" for i, glyph in enumerate(ffn)),
+    )
+
+
+def _row(text: Text, label: str, glyphs: str, cell: int, bars: dict[int, str] | None = None) -> None:
+    text.append(label, "dim")
+    line = list((" " * (cell - 1)).join(glyphs))
+    for column, bar in (bars or {}).items():
+        line[column : column + len(bar)] = bar
+    at = 0
+    while at < len(line):
+        bar = (bars or {}).get(at, "")
+        text.append(bar or line[at], _FUSED_STYLE if bar else _STYLES.get(line[at], ""))
+        at += len(bar) or 1
+    text.append("\n")
+
+
+def _bars(blueprint: Blueprint, start: int, end: int, cell: int) -> dict[int, str]:
+    """Column -> bar for every fused FFN on this line; its ends are open where it goes on elsewhere."""
+    bars = {}
+    for block in blueprint.blocks:
+        if block.ffn.kind != "fused":
+            continue
+        first, last = block.ffn.sources[0], block.ffn.sources[-1]
+        left, right = max(first, start), min(last, end - 1)
+        if left > right:
+            continue
+        length = (right - left) * cell + 1
+        number = str(len(block.ffn.sources))
+        body = number.center(length - 2, "━") if length - 2 > len(number) else "━" * (length - 2)
+        bar = ("┣" if left == first else "━") + body + ("┫" if right == last else "━")
+        bars[(left - start) * cell] = bar[:length] if length > 1 else "━"
+    return bars
+
+
+def _ruler(start: int, end: int, cell: int) -> str:
+    line = [" "] * ((end - start) * cell + 4)
+    step = 5 if cell > 1 else 10
+    for block in range(start, end):
+        if block % step == 0:
+            label = str(block)
+            line[(block - start) * cell : (block - start) * cell + len(label)] = label
+    return "".join(line).rstrip()
+
+
+def _legend(blueprint: Blueprint) -> Text:
+    before, after = sequential_steps(blueprint)
+    parts: list[tuple[str, str, Callable[[Blueprint], bool]]] = [
+        ("●", "attention", lambda _: True),
+        ("■", "FFN", lambda _: True),
+        ("·", "none", lambda b: bool(b.dropped_attentions)),
+        ("~", "linear", lambda b: any("linear" in (block.attention, block.ffn) for block in b.parent.blocks)),
+    ]
+    text = Text()
+    for glyph, meaning, shown in parts:
+        if shown(blueprint):
+            text.append(glyph, _STYLES[glyph]).append(f" {meaning}   ")
+    if blueprint.runs:
+        text.append("┣━3━┫", _FUSED_STYLE).append(" 3 FFNs fused into one")
+    blocks = f"{len(blueprint.parent.blocks)} → {len(blueprint.kept_blocks)} blocks"
+    return text.append(f"\n{blocks}, {before} → {after} sub-blocks one after the other")

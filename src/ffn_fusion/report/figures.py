@@ -1,0 +1,209 @@
+"""The figures of a report, each as SVG text: what was measured, with the blueprint drawn into it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.blueprint.ranges import format_blocks
+from ffn_fusion.report import palette
+from ffn_fusion.report.blocks_svg import blocks_diagram
+from ffn_fusion.report.svg import render  # first of what needs matplotlib: it says how to get it
+from ffn_fusion.report.tables import chosen_stretches, printable
+
+from matplotlib.colors import LogNorm  # isort: skip
+from matplotlib.lines import Line2D  # isort: skip
+from matplotlib.patches import Patch, Rectangle  # isort: skip
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter  # isort: skip
+
+if TYPE_CHECKING:
+    from ffn_fusion.analysis.evidence import Evidence, Matrix
+    from ffn_fusion.evaluation.quality import Quality
+    from ffn_fusion.latency.timing import Latency
+
+__all__ = ["blocks_diagram", "dependency_heatmap", "importance_bars", "quality_speed_plot", "stretch_chart"]
+
+DEPENDENCY_EXPONENTS = (-9, -1)
+"""Ends of the colour scale of heat maps, powers of two: the paper's, so that maps of all models compare."""
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def dependency_heatmap(
+    matrix: Matrix, title: str, dropped: Sequence[int] = (), runs: Sequence[tuple[int, int]] = ()
+) -> str:
+    """M [L, L] above the diagonal: row i removed, column j looked at (arXiv 2503.18908, block dependency).
+
+    ``runs`` are framed; ``dropped`` attentions are marked on the diagonal, which holds no measurement.
+    """
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        low, high = DEPENDENCY_EXPONENTS
+        values = np.ma.masked_invalid(np.where(np.triu(np.ones_like(matrix), 1) > 0, matrix, np.nan))
+        norm = LogNorm(2.0**low, 2.0**high, clip=True)
+        image = axes.imshow(values, cmap="viridis", norm=norm, interpolation="none")
+        for first, last in runs:
+            side = last - first + 1
+            frame = Rectangle((first - 0.5, first - 0.5), side, side, fill=False, lw=1.6, ec=palette.DROPPED)
+            axes.add_patch(frame)
+        for i in dropped:
+            axes.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fc=palette.DROPPED, lw=0))
+        axes.set(xlabel="block looked at, j", ylabel="block removed, i")
+        axes.set_title(printable(title))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]))
+        # the triangle below the diagonal is empty: the scale stands there
+        inset = axes.inset_axes((0.07, 0.12, 0.42, 0.035))
+        bar = figure.colorbar(image, cax=inset, orientation="horizontal")
+        bar.set_ticks(
+            [2.0**e for e in range(low, high + 1, 2)], labels=[_power(e) for e in range(low, high + 1, 2)]
+        )
+        bar.ax.xaxis.set_minor_formatter(NullFormatter())
+        bar.ax.minorticks_off()
+        bar.outline.set_visible(False)
+        inset.set_title("cosine distance", fontsize=8, fontweight="normal")
+
+    return render(draw, 4.2, 4.2, f"heat map: {printable(title)}")
+
+
+def _power(exponent: int) -> str:
+    return "2" + str(exponent).translate(_SUPERSCRIPT)
+
+
+def importance_bars(evidence: Evidence, blueprint: Blueprint) -> str:
+    """KL from the parent when each attention alone is dropped; those that the blueprint drops stand out."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        dropped = set(blueprint.dropped_attentions)
+        blocks = [entry.block for entry in evidence.importance]
+        kl = np.maximum([entry.damage.kl for entry in evidence.importance], 1e-7)
+        errors = np.array([entry.damage.kl_error for entry in evidence.importance])
+        colours = [palette.DROPPED if block in dropped else palette.ATTENTION for block in blocks]
+        down = np.minimum(errors, kl * 0.9)  # a log axis has no place for what reaches zero
+        axes.bar(blocks, kl, color=colours, width=0.8)
+        axes.errorbar(blocks, kl, [down, errors], fmt="none", ecolor=palette.INK, elinewidth=0.9)
+        axes.set_yscale("log")
+        _block_axis(axes, len(evidence.parent.blocks))
+        axes.set_ylabel("KL from parent\n(nats a token, log)")
+        axes.grid(True, axis="y")
+        _plain_log(axes)
+        handles = [
+            Patch(color=palette.ATTENTION, label="kept"),
+            Patch(color=palette.DROPPED, label="dropped"),
+        ]
+        axes.legend(handles=handles, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
+
+    return render(draw, 10.6, 2.7, "bars: damage of dropping each attention alone, by block")
+
+
+def stretch_chart(evidence: Evidence, blueprint: Blueprint) -> str:
+    """Every measured stretch as a line over its blocks, as high as its damage; the blueprint's stand out."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        chosen = chosen_stretches(evidence.stretches, blueprint)
+        others = [stretch for stretch in evidence.stretches if stretch not in chosen]
+        axes.set_yscale("log")
+        for group, colour, width, alpha in (
+            (others, palette.FAINT, 1.1, 0.55),
+            (chosen, palette.DROPPED, 3.2, 1.0),
+        ):
+            for s in group:
+                height = max(s.damage.kl, 1e-7)
+                ends = (s.dropped[0] - 0.35, s.dropped[-1] + 0.35) if s.dropped else (s.first, s.last)
+                axes.plot(ends, (height, height), color=colour, lw=width, alpha=alpha, solid_capstyle="round")
+        for s in chosen:
+            place = ((s.dropped[0] + s.dropped[-1]) / 2, s.damage.kl)
+            style = {"color": palette.DROPPED, "fontweight": "bold"}
+            axes.annotate(
+                format_blocks(s.dropped), place, (0, 5), textcoords="offset points", ha="center", **style
+            )
+        _block_axis(axes, len(evidence.parent.blocks))
+        axes.set_ylabel("KL from parent\n(nats a token, log)")
+        axes.grid(True, axis="y")
+        _plain_log(axes)
+        handles = [
+            Line2D([], [], color=palette.FAINT, lw=1.1, label="measured"),
+            Line2D([], [], color=palette.DROPPED, lw=3.2, label="in the blueprint"),
+        ]
+        axes.legend(handles=handles, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
+
+    return render(
+        draw, 10.6, 3.0, "chart: damage of every measured stretch of dropped attentions, over its blocks"
+    )
+
+
+def _block_axis(axes: Any, blocks: int) -> None:
+    axes.set_xlim(-0.8, blocks - 0.2)
+    axes.xaxis.set_major_locator(MaxNLocator(15, integer=True, steps=[1, 2, 5, 10]))
+    axes.set_xlabel("parent block")
+
+
+def _plain_log(axes: Any) -> None:
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    low, high = axes.get_ylim()
+    if high / low > 30:
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:  # hardly one whole decade: label some steps in between as well
+        axes.yaxis.set_minor_formatter(
+            FuncFormatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
+        )
+
+
+_MARKERS = ("o", "s", "^", "D", "v")
+
+
+def _look(place: int) -> dict[str, Any]:
+    """The first batch size is a filled dot, others are larger and open: one sees both where they coincide."""
+    marker = _MARKERS[place % len(_MARKERS)]
+    return {"marker": marker, "ms": 10, "fillstyle": "none"} if place else {"marker": marker, "ms": 6}
+
+
+def quality_speed_plot(quality: Quality, latency: Latency) -> str:
+    """Decode speed over the parent against perplexity on the first text; models that were measured in both.
+
+    Bars: standard error of the perplexity; p10 to p90 of the model's own runs around its median ratio.
+    """
+    scores = quality.texts[0].scores
+    models = [model for model in latency.models if model in scores]
+    colours = palette.model_colours(tuple(latency.models))
+    batches = sorted({timing.batch for timing in latency.timings if timing.phase == "decode"})
+    looks = {batch: _look(place) for place, batch in enumerate(batches)}
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        for timing in latency.timings:
+            speed = 1.0 if timing.model == "parent" else timing.speedup.get("parent")
+            if timing.phase != "decode" or timing.model not in models or speed is None:
+                continue
+            spread = [
+                speed * (1 - timing.median_s / timing.p90_s),
+                speed * (timing.median_s / timing.p10_s - 1),
+            ]
+            score = scores[timing.model]
+            axes.errorbar(
+                speed, score.perplexity, score.perplexity_error, np.array([spread]).T,
+                color=colours[timing.model], elinewidth=1, capsize=2, **looks[timing.batch],
+            )  # fmt: skip
+        axes.set_xlabel("decode speed over the parent (1 = as fast)")
+        axes.set_ylabel(f"perplexity on {printable(quality.texts[0].text)[:40]}\n(lower is better)")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))  # noqa: RUF001
+        axes.margins(0.12, 0.18)
+        axes.grid(True, axis="both")
+        axes.annotate(
+            "better ↘", (1, 0), (-6, 6), "axes fraction", "offset points", ha="right", color=palette.FAINT
+        )
+        dots = [Line2D([], [], marker="o", ls="", ms=8, color=colours[m], label=printable(m)) for m in models]
+        shapes = [
+            Line2D([], [], ls="", color=palette.INK, label=f"batch {batch}", **looks[batch])
+            for batch in batches
+        ]
+        axes.legend(handles=dots + shapes, ncols=len(dots + shapes), loc="lower left", bbox_to_anchor=(0, 1),
+                    handletextpad=0.2, columnspacing=1.2, borderaxespad=0.2)  # fmt: skip
+
+    return render(draw, 6.6, 3.9, "scatter: decode speed over the parent against perplexity")

@@ -1,0 +1,158 @@
+"""The model card of a child: README.md with the hub's metadata, what was done, and how to load it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.report.summary import sentence
+from ffn_fusion.report.tables import Grid, latency_grid, latency_place, plan_grid, printable, quality_grid
+
+if TYPE_CHECKING:
+    from ffn_fusion.evaluation.quality import Quality
+    from ffn_fusion.latency.timing import Latency
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
+_README_LIMIT = 1 << 20
+"""Front matter stands at the top: a file of any size is read this far."""
+
+
+def model_card(
+    name: str,
+    blueprint: Blueprint,
+    version: str,
+    licence: str | None = None,
+    quality: Quality | None = None,
+    latency: Latency | None = None,
+) -> str:
+    """README.md of a child.
+
+    Args:
+        name: what the child is called.
+        version: of ffn-fusion.
+        licence: the parent's, as the hub names it (see :func:`read_licence`); the child has the same.
+    """
+    parent = blueprint.parent
+    parts = [
+        _front_matter(parent.name, licence),
+        f"# {_plain(name)}\n",
+        f"{_plain(parent.name)} rebuilt with ffn-fusion so that it answers sooner. {sentence(blueprint)}\n",
+        "**Unrepaired: not trained after surgery.** The weights are the parent's, rearranged; quality that "
+        "was lost stays lost until the model is distilled or fine-tuned.\n",
+        "## What was done\n",
+        _markdown(plan_grid(blueprint)),
+        "A fused FFN computes the FFNs of a run of blocks side by side, on one shared input.\n",
+        *_measured(quality, latency),
+        _loading(),
+        _provenance(blueprint, version, licence),
+    ]
+    return "\n".join(parts)
+
+
+def _front_matter(parent: str, licence: str | None) -> str:
+    about: dict[str, object] = {}
+    if licence:
+        about["license"] = licence
+    if _HUB_ID.fullmatch(parent):  # the hub refuses a card whose base model can't be an id, such as a path
+        # the hub knows adapter, finetune, merge and quantized; none is for pruned, this one is nearest
+        about |= {"base_model": parent, "base_model_relation": "finetune"}
+    about |= {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["ffn-fusion", "nemotron-nas", "pruned"],
+    }
+    return f"---\n{yaml.safe_dump(about, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _measured(quality: Quality | None, latency: Latency | None) -> list[str]:
+    parts = []
+    if quality:
+        parts.append("## Quality\n")
+        parts.append(
+            "On held-out text, mean ± standard error over windows; loss and KL in nats a token. "
+            "Pruned: the same attentions dropped, every FFN in its own block.\n"
+        )
+        for text in quality.texts:
+            parts += [f"**{_plain(text.text)}**, {text.tokens:,} tokens:\n", _markdown(quality_grid(text))]
+        parts += [f"- {_plain(c.name)}: {_plain(c.meaning)}" for c in quality.controls]
+        parts += [""] if quality.controls else []
+    if latency:
+        place = latency_place(latency)
+        parts += [
+            "## Latency\n",
+            f"{_plain(place)}. Decode: time of one step.\n",
+            _markdown(latency_grid(latency)),
+        ]
+    return parts
+
+
+def _loading() -> str:
+    return """## How to load it
+
+With ffn-fusion installed:
+
+```python
+import ffn_fusion  # makes transformers know the architecture
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```
+
+Without it, by the two files of model code in this folder:
+
+```python
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+```
+"""
+
+
+def _provenance(blueprint: Blueprint, version: str, licence: str | None) -> str:
+    parent = blueprint.parent
+    return f"""## Provenance
+
+- parent: {_plain(parent.name)}
+- revision: {_plain(parent.revision) if parent.revision else "unknown"}
+- made by: ffn-fusion {_plain(version)}
+- licence: {f"the parent's ({_plain(licence)})" if licence else "the parent's"}
+"""
+
+
+def _markdown(grid: Grid) -> str:
+    def line(cells: tuple[str, ...]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    rule = tuple("---" if place < grid.words else "---:" for place in range(len(grid.columns)))
+    rows = [line(tuple(_plain(cell) for cell in row)) for row in grid.rows]
+    return "\n".join([line(grid.columns), line(rule), *rows]) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text of others as Markdown that means nothing but itself: no markup, no HTML, no new line."""
+    escaped = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", printable(text))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def read_licence(folder: Path) -> str | None:
+    """The licence that a model's own README.md names in its front matter; None where it names none."""
+    try:
+        with (folder / "README.md").open("rb") as file:
+            text = file.read(_README_LIMIT).decode("utf-8", errors="replace")
+    except OSError:
+        return None
+    match = re.match(r"\ufeff?---\s*?\n(.*?)\n---\s*?(\n|$)", text.replace("\r\n", "\n"), re.DOTALL)
+    if match is None:
+        return None
+    try:
+        about = yaml.safe_load(match[1])
+    except (yaml.YAMLError, ValueError, RecursionError):  # the parent's card may hold anything
+        return None
+    licence = about.get("license") if isinstance(about, dict) else None
+    if isinstance(licence, list) and licence:
+        licence = licence[0]
+    return licence if isinstance(licence, str) and licence else None

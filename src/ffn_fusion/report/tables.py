@@ -1,0 +1,290 @@
+"""What the tables say, as text: terminal, page and model card take it from here, and can't disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ffn_fusion.blueprint import Block, Blueprint
+from ffn_fusion.blueprint.ranges import format_blocks
+
+if TYPE_CHECKING:  # numpy stays out of a plain table on a terminal
+    from ffn_fusion.analysis.evidence import Evidence, Stretch
+    from ffn_fusion.evaluation.quality import Score, TextScores
+    from ffn_fusion.latency.timing import Latency, Timing
+
+NOTHING = "–"  # noqa: RUF001 (a dash in a cell, not a minus)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as text. The first ``words`` columns hold words (left), the others numbers (right).
+
+    ``sections``: indices of rows that begin a new section. ``marked``: rows that stand out.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int = 1
+    sections: frozenset[int] = frozenset()
+    marked: frozenset[int] = frozenset()
+
+
+def printable(text: str) -> str:
+    """Text of others without control characters: no terminal escapes, no broken table rows."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))
+
+
+def plus_minus(value: float, error: float, decimals: int) -> str:
+    return f"{value:,.{decimals}f} ± {error:.{decimals}f}"
+
+
+def small(value: float) -> str:
+    """KL and loss: never an exponent for what a person compares."""
+    return f"{value:.{_decimals(value)}f}"
+
+
+def small_pm(value: float, error: float) -> str:
+    return plus_minus(value, error, _decimals(value))
+
+
+def _decimals(value: float) -> int:
+    return 4 if abs(value) < 1 else 3
+
+
+def seconds(*values: float) -> str:
+    """One time, or a range of times, in one unit and with three digits that matter."""
+    unit, size = next((u for u in (("s", 1.0), ("ms", 1e-3)) if max(values) >= u[1]), ("µs", 1e-6))
+    largest = max(values) / size
+    decimals = 0 if largest >= 100 else 1 if largest >= 10 else 2
+    return "–".join(f"{value / size:,.{decimals}f}" for value in values) + f" {unit}"  # noqa: RUF001
+
+
+def ratio(value: float) -> str:
+    return f"{value:.2f}×"  # noqa: RUF001
+
+
+def percent(share: float, decimals: int) -> str:
+    return f"{100 * share:+.{decimals}f} %".replace("-", "\N{MINUS SIGN}")
+
+
+def count(value: float) -> str:
+    """``134515008`` -> ``134.5M``."""
+    return _scaled(value, 1000, ("", "K", "M", "B", "T"), "")
+
+
+def byte_count(value: float) -> str:
+    """``23040`` -> ``23.0 kB`` (powers of ten)."""
+    return _scaled(value, 1000, ("B", "kB", "MB", "GB", "TB"), " ")
+
+
+def _scaled(value: float, step: int, units: Sequence[str], space: str) -> str:
+    place = 0
+    while abs(value) >= step and place < len(units) - 1:
+        value, place = value / step, place + 1
+    return f"{value:.1f}{space}{units[place]}" if place else f"{value:,.0f}{space}{units[0]}"
+
+
+def sequential_steps(blueprint: Blueprint) -> tuple[int, int]:
+    """Sub-blocks that are computed one after the other: (parent, child)."""
+    parent = sum((block.attention is not None) + (block.ffn is not None) for block in blueprint.parent.blocks)
+    child = sum((block.attention.kind != "none") + (block.ffn.kind != "none") for block in blueprint.blocks)
+    return parent, child
+
+
+# ---- the blueprint
+
+
+def plan_grid(blueprint: Blueprint) -> Grid:
+    """One row per child block that differs from its parent block."""
+    rows = []
+    number = 0
+    for block, same in changes(blueprint):
+        if not same:
+            first, last = block.parent_blocks
+            child = NOTHING if block.empty else str(number)
+            rows.append(
+                (
+                    child,
+                    format_blocks(range(first, last + 1)),
+                    _attention(blueprint, block),
+                    *_ffn(blueprint, block),
+                )
+            )
+        number += not block.empty
+    columns = ("child block", "parent blocks", "attention", "FFN", "FFN width")
+    return Grid(columns, tuple(rows), words=4)
+
+
+def changes(blueprint: Blueprint) -> Iterable[tuple[Block, bool]]:
+    """Every block with whether it is what the parent has there."""
+    parent = Blueprint.identity(blueprint.parent).blocks
+    for block in blueprint.blocks:
+        yield block, block == parent[block.parent_blocks[0]]
+
+
+def _attention(blueprint: Blueprint, block: Block) -> str:
+    first, last = block.parent_blocks
+    had = [i for i in range(first, last + 1) if blueprint.parent.blocks[i].attention]
+    gone = [i for i in had if i not in block.attention.sources]
+    if gone == had:
+        return "dropped" if had else "none in the parent"
+    kept = f"kept ({format_blocks(block.attention.sources)})"
+    return f"{kept}, dropped ({format_blocks(gone)})" if gone else "kept"
+
+
+def _ffn(blueprint: Blueprint, block: Block) -> tuple[str, str]:
+    widths = [blueprint.parent.blocks[source].ffn_width for source in block.ffn.sources]
+    total = f"{sum(widths):,}"
+    if block.ffn.kind == "none":
+        return "none", NOTHING
+    if block.ffn.kind == "kept":
+        return "kept", total if widths[0] else "linear"
+    shown = f"{min(widths):,} to {max(widths):,}, together {total}"
+    if len(set(widths)) == 1:
+        shown = f"{len(widths)} × {widths[0]:,} = {total}"  # noqa: RUF001
+    first, last = block.parent_blocks
+    which = "" if len(widths) == last + 1 - first else f" ({format_blocks(block.ffn.sources)})"
+    return f"{len(widths)} fused{which}", shown
+
+
+# ---- what was measured
+
+
+def quality_grid(scores: TextScores) -> Grid:
+    """Every model on one text, with standard errors over windows."""
+    parent = scores.scores.get("parent")
+    rows = [
+        (
+            printable(model),
+            plus_minus(score.perplexity, score.perplexity_error, 2),
+            _loss_increase(score, parent),
+            NOTHING if score is parent else small_pm(score.kl, score.kl_error),
+            NOTHING
+            if score is parent
+            else plus_minus(100 * score.agreement, 100 * score.agreement_error, 1) + " %",
+        )
+        for model, score in scores.scores.items()
+    ]
+    columns = ("model", "perplexity", "loss increase", "KL from parent", "same next token")
+    controls = next(
+        (i for i, model in enumerate(scores.scores) if model not in ("parent", "pruned", "fused")), None
+    )
+    return Grid(
+        columns, tuple(rows), sections=frozenset() if controls in (None, 0) else frozenset({controls})
+    )
+
+
+def _loss_increase(score: Score, parent: Score | None) -> str:
+    return NOTHING if parent is None or score is parent else f"{score.loss - parent.loss:+.4f}"
+
+
+def latency_grid(latency: Latency) -> Grid:
+    """Every setting and model: median and spread of single runs, and how many times as fast as the others."""
+    others = [model for model in latency.models if any(model in timing.speedup for timing in latency.timings)]
+    one_context = len({timing.context for timing in latency.timings}) == 1
+    settings = sorted(
+        {_setting(timing) for timing in latency.timings}, key=lambda s: (s[0] != "prefill", *s[1:])
+    )
+    rows: list[tuple[str, ...]] = []
+    sections = set()
+    for setting in settings:
+        timings = [timing for timing in latency.timings if _setting(timing) == setting]
+        timings.sort(
+            key=lambda timing: latency.models.index(timing.model) if timing.model in latency.models else 99
+        )
+        sections |= {len(rows)} if rows else set()
+        for place, timing in enumerate(timings):
+            name = "" if place else f"{timing.phase}, batch {timing.batch}"
+            name += "" if place or one_context else f", context {timing.context:,}"
+            rows.append((name, *_latency_row(timing, others)))
+    against = tuple(f"speed over {printable(other)}" for other in others)
+    columns = ("setting", "model", "median", "p10–p90", "tokens/s", *against)  # noqa: RUF001
+    return Grid(columns, tuple(rows), words=2, sections=frozenset(sections))
+
+
+def _setting(timing: Timing) -> tuple[str, int, int, int]:
+    return timing.phase, timing.batch, timing.context, timing.new_tokens
+
+
+def latency_place(latency: Latency) -> str:
+    """Where and on what it was measured: timings mean nothing without it."""
+    parts = [f"{latency.engine} on {latency.machine}", f"{latency.threads} threads", latency.dtype]
+    contexts = {timing.context for timing in latency.timings}
+    rounds = {timing.rounds for timing in latency.timings}
+    parts += [f"context {context:,} tokens" for context in contexts if len(contexts) == 1]
+    parts += [f"{number} rounds" for number in rounds if len(rounds) == 1]
+    return printable(", ".join(parts))
+
+
+def _latency_row(timing: Timing, others: list[str]) -> tuple[str, ...]:
+    decode = timing.phase == "decode"
+    steps = max(timing.new_tokens, 1) if decode else 1
+    low, mid, high = (value / steps for value in (timing.p10_s, timing.median_s, timing.p90_s))
+    return (
+        printable(timing.model),
+        seconds(mid),
+        seconds(low, high),
+        f"{timing.tokens_per_second:,.1f}"
+        if timing.tokens_per_second < 1000
+        else f"{timing.tokens_per_second:,.0f}",
+        *(ratio(timing.speedup[o]) if o in timing.speedup and o != timing.model else NOTHING for o in others),
+    )
+
+
+def importance_grid(evidence: Evidence, top: int | None) -> Grid:
+    """The attentions that matter least first: what dropping each one alone does."""
+    ranked = sorted(evidence.importance, key=lambda entry: entry.damage.kl)
+    rows = tuple(
+        (
+            str(place),
+            str(entry.block),
+            small_pm(entry.damage.kl, entry.damage.kl_error),
+            f"{entry.damage.loss_increase:+.4f}",
+            f"{100 * entry.damage.agreement:.1f} %",
+        )
+        for place, entry in enumerate(ranked[:top], start=1)
+    )
+    return Grid(("rank", "block", "KL from parent", "loss increase", "same next token"), rows, words=0)
+
+
+def chosen_stretches(stretches: Sequence[Stretch], blueprint: Blueprint) -> tuple[Stretch, ...]:
+    """The measured stretches that the blueprint carries out; of nested ones the longest."""
+    dropped = set(blueprint.dropped_attentions)
+    fused = {i for first, last in blueprint.runs for i in range(first, last + 1)}
+
+    def carried_out(stretch: Stretch) -> bool:
+        inside = set(range(stretch.first, stretch.last + 1))
+        meant = (
+            set(range(stretch.first, stretch.fused_last + 1)) if stretch.fused_last > stretch.first else set()
+        )
+        return bool(stretch.dropped) and set(stretch.dropped) <= dropped and inside & fused == meant
+
+    done = [stretch for stretch in stretches if carried_out(stretch)]
+    return tuple(s for s in done if not any(set(s.dropped) < set(other.dropped) for other in done))
+
+
+def stretches_grid(evidence: Evidence, blueprint: Blueprint, limit: int | None = None) -> Grid:
+    """The measured stretches, least damage per attention first; the blueprint's are marked, always shown."""
+    chosen = chosen_stretches(evidence.stretches, blueprint)
+    ranked = sorted(evidence.stretches, key=lambda s: s.damage.kl / max(len(s.dropped), 1))
+    shown = [s for place, s in enumerate(ranked) if limit is None or place < limit or s in chosen]
+    rows = tuple(
+        (
+            format_blocks(s.dropped),
+            format_blocks(range(s.first, s.fused_last + 1)) if s.fused_last > s.first else NOTHING,
+            "yes" if s in chosen else "",
+            str(len(s.dropped)),
+            small_pm(s.damage.kl, s.damage.kl_error),
+            small(s.damage.kl / max(len(s.dropped), 1)),
+            f"{s.damage.loss_increase:+.4f}",
+            f"{100 * s.damage.agreement:.1f} %",
+        )
+        for s in shown
+    )
+    columns = (
+        "attentions dropped", "FFNs fused", "in the blueprint",
+        "dropped", "KL from parent", "KL per attention", "loss increase", "same next token",
+    )  # fmt: skip
+    return Grid(columns, rows, words=3, marked=frozenset(i for i, s in enumerate(shown) if s in chosen))

@@ -1,0 +1,28 @@
+"""Made-up evidence of a small model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ffn_fusion.analysis.evidence import AttentionImportance, Calibration, Damage, Evidence, Stretch
+from ffn_fusion.blueprint import Parent, ParentBlock
+
+
+def damage(kl: float) -> Damage:
+    return Damage(kl=kl, kl_error=kl / 10, loss_increase=kl, agreement=1.0)
+
+
+def make_evidence(
+    blocks: int, stretches: Sequence[Stretch] = (), *, width: int = 48, kl: Sequence[float] | None = None
+) -> Evidence:
+    """Evidence of a Llama of ``blocks`` blocks; attention i does ``kl[i]`` damage (default: 0.01 * (i + 1))."""
+    block = ParentBlock(attention="attention", ffn="gated", ffn_width=width)
+    values = kl if kl is not None else [0.01 * (i + 1) for i in range(blocks)]
+    return Evidence(
+        parent=Parent(name="made-up", blocks=(block,) * blocks),
+        fingerprint="0",
+        calibration=Calibration(texts=("t",), tokens=1, context=1, seed=0),
+        parent_loss=3.0,
+        importance=tuple(AttentionImportance(block=i, damage=damage(v)) for i, v in enumerate(values)),
+        stretches=tuple(stretches),
+    )

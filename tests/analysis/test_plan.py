@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import pytest
+from made_evidence import damage, make_evidence
+from makers import llama_config
+
+from ffn_fusion.analysis.budget import Budget
+from ffn_fusion.analysis.controls import control_plans
+from ffn_fusion.analysis.cost_count import counted_speedup, steps
+from ffn_fusion.analysis.evidence import Evidence, Stretch
+from ffn_fusion.analysis.plan import plan
+from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.errors import BlueprintError
+from ffn_fusion.families import ModelSpec, read_spec
+
+
+def spec(blocks: int = 8) -> ModelSpec:
+    return read_spec(llama_config(num_hidden_layers=blocks))
+
+
+def stretch(first: int, last: int, fused_last: int, kl: float, *, keeps: bool = False) -> Stretch:
+    return Stretch(first=first, last=last, fused_last=fused_last, keeps_attention=keeps, damage=damage(kl))
+
+
+@pytest.fixture
+def evidence() -> Evidence:
+    return make_evidence(
+        8, [stretch(2, 4, 3, 0.15), stretch(4, 6, 5, 0.12, keeps=True), stretch(5, 7, 6, 9.0)]
+    )
+
+
+def test_number_and_fraction_of_attentions(evidence: Evidence) -> None:
+    for budget in (2, 0.25):
+        made = plan(spec(), evidence, Budget(drop_attention=budget, fuse=0))
+        assert made.blueprint.dropped_attentions == (0, 1)
+        assert made.blueprint.runs == ()
+
+
+def test_fusing_takes_the_measured_stretch(evidence: Evidence) -> None:
+    made = plan(spec(), evidence, Budget(drop_attention=2, fuse=1))
+    assert made.blueprint.runs == ((4, 5),)
+    assert made.blueprint.dropped_attentions == (5, 6)
+    assert made.selection.damage == pytest.approx(0.12)
+
+
+def test_auto_fuses_while_it_costs_no_more_than_dropping(evidence: Evidence) -> None:
+    # Three dropped alone cost 0.06, so 0.12 in all is allowed; the cheapest way to fuse costs 0.13 with the third.
+    assert plan(spec(), evidence, Budget(drop_attention=3)).blueprint.runs == ()
+    # Four cost 0.10, 0.20 is allowed, and fusing 4-5 with two more dropped costs 0.15.
+    assert plan(spec(), evidence, Budget(drop_attention=4)).blueprint.runs == ((4, 5),)
+
+
+def test_speedup_budget_is_reached_with_the_least_damage(evidence: Evidence) -> None:
+    made = plan(spec(), evidence, Budget(speedup=1.1))
+    assert made.counted_speedup >= 1.1
+    assert made.counted_speedup == pytest.approx(counted_speedup(spec(), made.blueprint))
+    with pytest.raises(BlueprintError, match="out of reach"):
+        plan(spec(), evidence, Budget(speedup=5))
+
+
+@pytest.mark.parametrize(
+    ("budget", "line"),
+    [(Budget(drop_attention=9), "has 8"), (Budget(drop_attention=2, fuse=5), "at most 1")],
+)
+def test_budgets_out_of_reach(evidence: Evidence, budget: Budget, line: str) -> None:
+    with pytest.raises(BlueprintError, match=line):
+        plan(spec(), evidence, budget)
+
+
+def test_evidence_of_another_model(evidence: Evidence) -> None:
+    with pytest.raises(BlueprintError, match="another model"):
+        plan(spec(9), evidence, Budget())
+
+
+def test_cost_count() -> None:
+    identity = Blueprint.identity(spec().parent("m"))
+    assert counted_speedup(spec(), identity) == 1
+    dropped = apply(identity, [3, 4])
+    fused = apply(identity, [3, 4], [(3, 4)])
+    assert (steps(identity), steps(dropped), steps(fused)) == (16, 14, 13)
+    assert 1 < counted_speedup(spec(), dropped) < counted_speedup(spec(), fused)
+
+
+def test_controls_have_the_same_size(evidence: Evidence) -> None:
+    identity = Blueprint.identity(spec().parent("m"))
+    blueprint = apply(identity, [1, 2, 3, 6], [(1, 2), (5, 6)])
+    controls = control_plans(blueprint, evidence.importance)
+    assert [control.name for control in controls] == ["middle", "least important"]
+    for control in controls:
+        assert len(control.blueprint.dropped_attentions) == 4
+        assert steps(control.blueprint) == steps(blueprint)
+    assert controls[0].blueprint.dropped_attentions == (2, 3, 4, 5)
+    assert controls[1].blueprint.dropped_attentions == (0, 1, 2, 3)
+
+
+def test_no_controls_without_fusing(evidence: Evidence) -> None:
+    identity = Blueprint.identity(spec().parent("m"))
+    assert control_plans(apply(identity, [1]), evidence.importance) == []

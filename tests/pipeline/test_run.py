@@ -1,0 +1,236 @@
+"""The main job on a tiny model: what it leaves, how it resumes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from makers import tree_sha256
+from tiny import tiny_model, tiny_text
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ffn_fusion.checkpoint.staging import mismatches
+from ffn_fusion.errors import BlueprintError, DataError, OutputError, RecipeError
+from ffn_fusion.pipeline.recipe import Recipe
+from ffn_fusion.pipeline.run import Silent, republish, run
+
+CARD = "README.md"
+
+
+def write_recipe(folder: Path, **changes: object) -> Path:
+    """A parent, texts and a recipe that takes seconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny_model(folder / "parent")
+    recipe = {
+        "model": "parent",
+        "output": "child",
+        "calibration": {"texts": [tiny_text(folder / "c.txt").name], "tokens": 128, "context": 32},
+        "analysis": {"candidate_share": 1.0, "max_stretch": 4},
+        "plan": {"drop_attention": 4, "fuse": 1, "max_damage": 100},
+        "build": {"max_shard_bytes": 1 << 20},
+        "evaluation": {"texts": [tiny_text(folder / "e.txt", start=3).name], "tokens": 128, "context": 32},
+        "bench": {"batches": [1], "context": 8, "new_tokens": 2, "rounds": 2},
+        "samples": {"prompts": ["word1 word2"], "new_tokens": 4},
+    } | changes
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder / "recipe.yaml"
+
+
+class Stages(Silent):
+    """Which stages were done, and which skipped."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.left: list[str] = []
+
+    def stage(self, name: str, number: int, total: int) -> None:
+        self.done.append(name)
+
+    def skipped(self, name: str) -> None:
+        self.left.append(name)
+
+
+ALL = ["analyze", "plan", "build", "evaluate", "bench", "samples", "report"]
+
+
+def test_the_whole_job(tmp_path: Path) -> None:
+    recipe = Recipe.load(write_recipe(tmp_path))
+    before = tree_sha256(tmp_path / "parent")
+    stages = Stages()
+    result = run(recipe, listener=stages)
+    assert stages.done == ALL
+    assert tree_sha256(tmp_path / "parent") == before
+    child, space = tmp_path / "child", tmp_path / "child.run"
+    assert not mismatches(child)
+    assert not list(tmp_path.glob("*.partial"))
+
+    model = AutoModelForCausalLM.from_pretrained(child)
+    ids = AutoTokenizer.from_pretrained(child)("word1 word2", return_tensors="pt")
+    assert torch.isfinite(model(**ids).logits).all()
+
+    assert result.quality is not None
+    assert result.quality.models[:3] == ("parent", "pruned", "fused")
+    scores = result.quality.texts[0].scores
+    assert scores["parent"].kl == 0
+    assert scores["parent"].agreement == 1
+    assert scores["fused"].kl > 0
+    assert result.latency is not None
+    assert {t.phase for t in result.latency.timings} == {"prefill", "decode"}
+    page = (space / "report.html").read_text()
+    assert "<svg" in page
+    assert not re.search(r'(src|href)="https?://', page)
+    card = (child / CARD).read_text()
+    assert card.startswith("---\n")
+    assert "perplexity" in card.lower()
+
+    # Again: nothing to do. A changed bench: just that and the report.
+    again = Stages()
+    run(recipe, listener=again)
+    assert (again.done, again.left) == ([], ALL)
+    changed = recipe.model_copy(update={"bench": recipe.bench.model_copy(update={"rounds": 3})})
+    third = Stages()
+    run(changed, listener=third)
+    assert third.done == ["bench", "report"]
+
+    (space / "report.html").unlink()
+    republish(child)
+    assert (space / "report.html").is_file()
+
+
+def test_dry_run_stops_with_the_plan(tmp_path: Path) -> None:
+    recipe = Recipe.load(write_recipe(tmp_path))
+    result = run(recipe, dry_run=True)
+    assert result.quality is None
+    assert result.plan.blueprint.runs
+    assert not (tmp_path / "child").exists()
+    stages = Stages()
+    run(recipe, listener=stages)
+    assert stages.left == ["analyze", "plan"]
+
+
+def test_explicit_runs(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, plan={"drop": "2-4", "runs": "1-3"}, bench={"enabled": False})
+    result = run(Recipe.load(path))
+    assert result.plan.blueprint.dropped_attentions == (2, 3, 4)
+    assert result.plan.blueprint.runs == ((1, 3),)
+    assert result.latency is None
+
+
+def test_refusals(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    recipe = Recipe.load(path)
+    (tmp_path / "child").mkdir()
+    with pytest.raises(OutputError, match="exists already"):
+        run(recipe)
+    (tmp_path / "child").rmdir()
+    with pytest.raises(OutputError, match="in one another"):
+        run(recipe.model_copy(update={"output": tmp_path / "parent" / "inside"}))
+    with pytest.raises(DataError, match="no such file"):
+        run(
+            recipe.model_copy(
+                update={"calibration": recipe.calibration.model_copy(update={"texts": (tmp_path / "x",)})}
+            )
+        )
+    with pytest.raises(RecipeError, match=r"without plan\.drop"):
+        run(recipe.model_copy(update={"plan": recipe.plan.model_copy(update={"runs": "1-2"})}))
+    with pytest.raises(BlueprintError, match="can't be dropped"):
+        run(recipe.model_copy(update={"plan": recipe.plan.model_copy(update={"drop_attention": 40})}))
+    with pytest.raises(DataError, match="no finished run"):
+        republish(tmp_path / "elsewhere")
+
+
+def test_a_changed_plan_never_overwrites_the_child(tmp_path: Path) -> None:
+    recipe = Recipe.load(write_recipe(tmp_path, bench={"enabled": False}))
+    run(recipe)
+    before = tree_sha256(tmp_path / "child")
+    other = recipe.model_copy(update={"plan": recipe.plan.model_copy(update={"drop_attention": 3})})
+    with pytest.raises(OutputError, match="another plan"):
+        run(other)
+    assert tree_sha256(tmp_path / "child") == before
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ffn_fusion.checkpoint import staging
+from ffn_fusion.pipeline import publish, run, stages
+from ffn_fusion.surgery import build
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+place = sys.argv[2]
+if place == "analyze":
+    stages.measure = die
+elif place == "plan":
+    run._Run._write_plan = die
+elif place == "build":
+    build.sidecar_files = die          # behind the weights, before the rest
+elif place == "built":
+    commit = staging.Staging.commit
+    staging.Staging.commit = lambda self, about: (commit(self, about), die())
+elif place == "evaluate":
+    stages.score = die
+elif place == "bench":
+    stages.time_models = die
+elif place == "samples":
+    stages.continue_prompts = die
+elif place == "report":
+    publish.write_report = die
+run.run(run.Recipe.load(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "redone"),
+    [
+        ("analyze", ALL),
+        ("plan", ALL[1:]),
+        ("build", ALL[2:]),
+        ("built", ALL[2:]),
+        ("evaluate", ALL[3:]),
+        ("bench", ALL[4:]),
+        ("samples", ALL[5:]),
+        ("report", ALL[6:]),
+    ],
+)
+def test_killed_and_resumed(tmp_path: Path, place: str, redone: list[str]) -> None:
+    path = write_recipe(tmp_path / "killed")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(path), place],
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "killed" / "child").exists() == (place not in ("analyze", "plan", "build"))
+    stages = Stages()
+    run(Recipe.load(path), listener=stages)
+    assert stages.done == redone
+    whole = Recipe.load(write_recipe(tmp_path / "whole"))
+    run(whole)
+    resumed, uninterrupted = (
+        tree_sha256(tmp_path / "killed" / "child"),
+        tree_sha256(tmp_path / "whole" / "child"),
+    )
+    for name in set(resumed) - {
+        CARD,
+        "manifest.json",
+        "blueprint.json",
+    }:  # these name the parent's folder, or times
+        assert resumed[name] == uninterrupted[name], name
+    assert set(resumed) == set(uninterrupted)
+    manifests = [
+        json.loads((tmp_path / k / "child" / "manifest.json").read_text()) for k in ("killed", "whole")
+    ]
+    weights = [{n: f for n, f in m["files"].items() if n.endswith(".safetensors")} for m in manifests]
+    assert weights[0] == weights[1]
+    assert not list((tmp_path / "killed").glob("*.partial"))

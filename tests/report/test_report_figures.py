@@ -1,0 +1,140 @@
+"""Figures are well-formed, the same every time, and share no id."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from ffn_fusion.blueprint import Blueprint, Parent, ParentBlock
+from ffn_fusion.report import figures
+
+Drawing = Callable[[Any], str]
+
+DRAWINGS: dict[str, Drawing] = {
+    "heat map": lambda made: figures.dependency_heatmap(
+        made.evidence.dependency("block"),
+        "a <b> & $c$",
+        made.blueprint.dropped_attentions,
+        made.blueprint.runs,
+    ),
+    "importance": lambda made: figures.importance_bars(made.evidence, made.blueprint),
+    "stretches": lambda made: figures.stretch_chart(made.evidence, made.blueprint),
+    "blocks": lambda made: figures.blocks_diagram(made.blueprint),
+    "quality and speed": lambda made: figures.quality_speed_plot(made.quality, made.latency),
+}
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+@pytest.mark.parametrize("fixture", ["small", "nemotron"])
+def test_well_formed_and_deterministic(name: str, fixture: str, request: pytest.FixtureRequest) -> None:
+    made = request.getfixturevalue(fixture)
+    before = dict(mpl.rcParams)
+    svg = DRAWINGS[name](made)
+    assert dict(mpl.rcParams) == before  # nobody else's settings are touched
+    root = ElementTree.fromstring(svg)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert svg.startswith("<svg")
+    assert "<metadata" not in svg
+    assert DRAWINGS[name](made) == svg
+
+
+def test_figures_of_one_page_share_no_id(small: Any, thirty: Any) -> None:
+    ids: list[str] = []
+    for draw in DRAWINGS.values():
+        for made in (small, thirty):
+            svg = draw(made)
+            own = re.findall(r'\bid="([^"]*)"', svg)
+            assert set(re.findall(r'(?:url\(|href=")#([^")]*)', svg)) <= set(own)  # and each finds its own
+            ids += own if draw is not DRAWINGS["quality and speed"] or made is small else []
+    assert len(ids) == len(set(ids))
+
+
+def test_styles_of_a_figure_stay_in_it(small: Any) -> None:
+    svg = figures.importance_bars(small.evidence, small.blueprint)
+    name = ElementTree.fromstring(svg).get("id")
+    assert f"#{name} *{{" in svg
+    assert "\n*{" not in svg
+    assert ">*{" not in svg
+
+
+def test_blocks_diagram_draws_every_sub_block(thirty: Any) -> None:
+    svg = figures.blocks_diagram(thirty.blueprint)
+    root = ElementTree.fromstring(svg)
+    titles = [title.text or "" for title in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert sum(title.startswith("block ") for title in titles) == 60
+    assert sum(title.startswith("child block") for title in titles) == 48
+    assert "child block 5 (parent 5-7): 3 FFNs fused, 4,608 wide" in titles
+    assert "block 8: attention, dropped" in titles
+    assert ">12 sub-blocks fewer<" in svg
+
+
+@pytest.mark.parametrize("fixture", ["small", "thirty", "nemotron", "large"])
+def test_blocks_diagram_stays_inside_and_labels_do_not_overlap(
+    fixture: str, request: pytest.FixtureRequest
+) -> None:
+    blueprint = request.getfixturevalue(fixture).blueprint
+    root = ElementTree.fromstring(figures.blocks_diagram(blueprint))
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    for rect in root.iter("{http://www.w3.org/2000/svg}rect"):
+        x, y, w, h = (float(rect.attrib[key]) for key in ("x", "y", "width", "height"))
+        assert x >= 0
+        assert y >= 0
+        assert x + w <= width
+        assert y + h <= height
+    texts = [
+        text for text in root.iter("{http://www.w3.org/2000/svg}text") if (text.text or "").endswith(" wide")
+    ]
+    assert len(texts) == len(blueprint.runs)
+    xs = [float(text.attrib["x"]) for text in texts]
+    assert all(right - left >= 80 for left, right in pairwise(xs))
+
+
+def test_blocks_diagram_of_odd_parents() -> None:
+    linear = ParentBlock(attention="linear", ffn="linear", ffn_width=0)
+    empty = ParentBlock(attention=None, ffn=None, ffn_width=0)
+    for blocks in ((linear, empty, linear), (empty,), (linear,)):
+        svg = figures.blocks_diagram(Blueprint.identity(Parent(name="odd", blocks=blocks)))
+        ElementTree.fromstring(svg)
+
+
+def test_heat_map_scale_is_the_papers(small: Any) -> None:
+    svg = figures.dependency_heatmap(small.evidence.dependency("ffn"), "FFNs")
+    for label in ("2⁻⁹", "2⁻⁵", "2⁻¹"):
+        assert label in svg
+
+
+def test_heat_map_takes_zeros_and_missing_values() -> None:
+    matrix = np.zeros((4, 4))
+    matrix[:, 2] = np.nan
+    ElementTree.fromstring(figures.dependency_heatmap(matrix, "zeros"))
+
+
+def test_plot_leaves_out_what_was_not_timed(small: Any) -> None:
+    svg = figures.quality_speed_plot(small.quality, small.latency)
+    assert ">fused<" in svg
+    assert ">random<" not in svg
+
+
+@pytest.mark.parametrize("module", ["ffn_fusion.report.figures", "ffn_fusion.report.svg"])
+def test_without_matplotlib_one_line_says_what_to_install(module: str) -> None:
+    code = f"""
+import sys
+sys.modules["matplotlib"] = None
+from ffn_fusion.errors import MissingExtraError
+try:
+    import {module}
+except MissingExtraError as error:
+    print(error.message, "|", error.hint)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "matplotlib" in done.stdout
+    assert "pip install 'ffn-fusion[report]'" in done.stdout

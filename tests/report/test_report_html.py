@@ -1,0 +1,175 @@
+"""The page: parses, needs no network, escapes what others wrote, leaves out what isn't there."""
+
+from __future__ import annotations
+
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ffn_fusion.errors import MissingExtraError, OutputError
+from ffn_fusion.report.html import render_report, write_report
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}"
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed, and notes attributes and headings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.headings: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.open and self.open[-1] == "h2":
+            self.headings.append(data)
+
+
+def parse(html: str) -> Page:
+    page = Page()
+    page.feed(html)
+    page.close()
+    assert page.open == []
+    return page
+
+
+@pytest.mark.parametrize("fixture", ["small", "thirty", "nemotron"])
+def test_parses_and_needs_no_network(fixture: str, request: pytest.FixtureRequest) -> None:
+    html = render_report(request.getfixturevalue(fixture).report())
+    page = parse(html)
+    for tag, name, value in page.attributes:
+        if name in ("src", "href", "xlink:href", "data", "action", "srcset"):
+            assert value.startswith(("#", "data:image/png;base64,")), (tag, name, value[:80])
+    assert not re.search(r"@import|url\(\s*['\"]?(?!#)", html)
+    assert not re.search(r"<(script|link|iframe|object|embed|base)\b", html)
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+
+
+def test_all_sections_and_numbers(thirty: Any) -> None:
+    page = parse(render_report(thirty.report()))
+    assert page.headings == [
+        "Before and after",
+        "Quality",
+        "Latency",
+        "Quality against speed",
+        "Which blocks need which",
+        "How much each attention matters",
+        "Stretches measured",
+        "Samples",
+        "Recipe",
+    ]
+    text = " ".join(page.text.split())
+    for shown in (
+        "8 of 30",
+        "6 → 2",
+        "60 → 48",
+        "1.19×",  # noqa: RUF001
+        "17.1 → 18.7 → 19.2",
+        "−27 %",  # noqa: RUF001
+        "19.16 ± 0.23",
+        "as many attentions, chosen by chance",
+        "18.4–19.4 ms",  # noqa: RUF001
+        "134.5M",
+        "It lies on the Seine.",
+        "max_width: 8192",
+        "ffn-fusion 0.1.0",
+        "two cores of a server CPU",
+    ):
+        assert shown in text
+
+
+def test_chosen_stretches_are_marked(thirty: Any) -> None:
+    html = render_report(thirty.report())
+    marked = re.findall(r'<tr class="marked">\s*<td>([^<]*)</td>\s*<td>([^<]*)</td>\s*<td>yes', html)
+    assert set(marked) == {("5-8", "5-7"), ("17-20", "17-19")}
+
+
+def test_sections_without_data_are_left_out(small: Any) -> None:
+    nothing: dict[str, object] = {"evidence": None, "quality": None, "latency": None, "recipe_yaml": None}
+    bare = small.report(**nothing, revision=None, versions={}, costs={}, samples=[], notes=[])
+    page = parse(render_report(bare))
+    assert page.headings == ["Before and after"]
+    assert "revision" not in page.text
+    assert "Latency" not in parse(render_report(small.report(latency=None))).headings
+    no_stretches = small.evidence.model_copy(update={"stretches": (), "matrices": {}})
+    headings = parse(render_report(small.report(evidence=no_stretches))).headings
+    assert "Stretches measured" not in headings
+    assert "How much each attention matters" in headings
+
+
+def test_what_others_wrote_is_escaped(small: Any) -> None:
+    text = small.quality.texts[0]
+    scores = {**text.scores, HOSTILE: text.scores["fused"]}
+    control = small.quality.controls[0].model_copy(update={"name": HOSTILE, "meaning": HOSTILE})
+    quality = small.quality.model_copy(
+        update={
+            "texts": (text.model_copy(update={"text": HOSTILE, "scores": scores}),),
+            "controls": (control,),
+        }
+    )
+    latency = small.latency.model_copy(update={"machine": HOSTILE, "engine": HOSTILE})
+    calibration = small.evidence.calibration.model_copy(update={"texts": (HOSTILE,)})
+    evidence = small.evidence.model_copy(update={"calibration": calibration})
+    html = render_report(
+        small.report(
+            title=HOSTILE,
+            model_name=HOSTILE,
+            revision=HOSTILE,
+            quality=quality,
+            latency=latency,
+            evidence=evidence,
+            recipe_yaml=HOSTILE,
+            versions={HOSTILE: HOSTILE},
+            samples=[(HOSTILE,) * 3],
+            notes=[HOSTILE],
+            costs={HOSTILE: (1.0, 2.0)},
+        )
+    )
+    assert "<script" not in html
+    assert "49" not in re.findall(r"'&amp;(.{2})", html)  # not a template either
+    assert "&lt;script&gt;alert(1)" in html
+    parse(html)
+
+
+def test_same_data_same_bytes(small: Any, tmp_path: Path) -> None:
+    write_report(tmp_path / "a.html", small.report())
+    write_report(tmp_path / "b.html", small.report())
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "b.html"]
+
+
+def test_no_two_elements_share_an_id(thirty: Any) -> None:
+    ids = [value for _, name, value in parse(render_report(thirty.report())).attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_where_it_cannot_be_written(small: Any, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no-such-folder"):
+        write_report(tmp_path / "no-such-folder" / "report.html", small.report())
+
+
+def test_without_jinja_one_line_says_what_to_install(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingExtraError) as caught:
+        render_report(small.report())
+    assert caught.value.hint == "pip install 'ffn-fusion[report]'"

@@ -1,0 +1,153 @@
+"""Tables and the block diagram: the right numbers, lines that align, nothing heavy imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
+from ffn_fusion.report import terminal
+
+
+def plain(renderable: RenderableType, width: int = 80) -> str:
+    console = Console(width=width, file=None, force_terminal=False, color_system=None)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def line_with(text: str, start: str) -> str:
+    return next(line for line in text.splitlines() if line.strip().startswith(start))
+
+
+def test_imports_nothing_heavy() -> None:
+    code = (
+        "import ffn_fusion.report.terminal, sys; "
+        "print([m for m in ('torch', 'numpy', 'matplotlib', 'jinja2') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_plan_has_one_row_a_changed_block(thirty: Any, small: Any) -> None:
+    table = terminal.plan_table(thirty.blueprint)
+    assert table.row_count == 4
+    text = plain(table)
+    assert line_with(text, "5 ").split()[:5] == ["5", "5-7", "dropped", "3", "fused"]
+    assert "3 × 1,536 = 4,608" in text  # noqa: RUF001
+    assert line_with(text, "15 ").split()[1] == "17-19"
+    assert line_with(text, "16 ").split()[1:4] == ["20", "dropped", "kept"]
+    assert terminal.plan_table(small.blueprint).row_count == 2
+
+
+def test_plan_of_the_parent_itself(small: Any) -> None:
+    table = terminal.plan_table(Blueprint.identity(small.blueprint.parent))
+    assert table.row_count == 0
+    assert "nothing is changed" in plain(table)
+
+
+def test_plan_with_widths_that_differ(nemotron: Any) -> None:
+    text = plain(terminal.plan_table(nemotron.blueprint), 120)
+    width = nemotron.blueprint.width(nemotron.blueprint.blocks[42])
+    assert f"together {width:,}" in text
+    assert "none in the parent" in text
+
+
+@pytest.mark.parametrize("fixture", ["small", "thirty", "nemotron", "large"])
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_diagram_lines_align(fixture: str, width: int, request: pytest.FixtureRequest) -> None:
+    blueprint = request.getfixturevalue(fixture).blueprint
+    text = terminal.block_diagram(blueprint, width).plain
+    groups = [group.splitlines() for group in text.split("\n\n")[:-1]]
+    blocks = 0
+    for ruler, *lines in groups:
+        assert len(lines) == 4
+        assert len({len(line) for line in lines}) == 1, lines
+        assert all(len(line) <= width for line in (ruler, *lines))
+        first, number = ruler.index(ruler.split()[0]), int(ruler.split()[0])
+        assert number == blocks  # every line begins with the number of its first block
+        blocks += sum(glyph in "●·~" for glyph in lines[0][first:])
+    assert blocks == len(blueprint.parent.blocks)
+    assert "".join(line[3] for _, *line in groups).count("┣") == len(blueprint.runs)
+    dots = sum(line.count("·") for _, _, _, line, _ in groups)
+    missing = sum(block.attention is None for block in blueprint.parent.blocks)
+    assert dots == len(blueprint.dropped_attentions) + missing
+
+
+def test_diagram_shows_what_merged(thirty: Any) -> None:
+    lines = terminal.block_diagram(thirty.blueprint, 80).plain.splitlines()
+    column = lines[0].index(" 5 ") + 1
+    assert lines[4][column : column + 5] == "┣━3━┫"
+    assert lines[3][column : column + 7] == "· · · ·"
+    assert "30 → 26 blocks, 60 → 48 sub-blocks" in lines[-1]
+
+
+def test_a_run_that_is_cut_by_the_line_end(large: Any) -> None:
+    groups = terminal.block_diagram(large.blueprint, 57).plain.split("\n\n")[:-1]
+    assert [group.splitlines()[4].count("━") > 0 for group in groups] == [False, True, True, False]
+    assert groups[1].splitlines()[4].endswith("━")  # goes on
+    assert groups[2].splitlines()[4][17] == "━"
+
+
+def test_quality_numbers(small: Any) -> None:
+    text = plain(terminal.quality_table(small.quality))
+    score = small.quality.texts[0].scores["fused"]
+    line = line_with(text, "fused")
+    assert f"{score.perplexity:.2f} ± {score.perplexity_error:.2f}" in line
+    assert "+0.1127" in line
+    assert "0.1141 ± 0.0034" in line
+    assert "81.2 ± 0.4 %" in line
+    assert "a novel" in text
+    assert "an encyclopedia" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_latency_numbers(small: Any) -> None:
+    text = plain(terminal.latency_table(small.latency))
+    rows = text.split("decode, batch 1")[1]
+    fused = line_with(rows, "fused")
+    assert "18.6 ms" in fused  # of one step, not of the 32
+    assert "18.4–19.4 ms" in fused  # noqa: RUF001
+    assert "1.19×" in fused  # noqa: RUF001
+    assert "1.04×" in fused  # noqa: RUF001
+    assert "two cores of a server CPU" in text
+    assert "20 rounds" in text
+    assert text.index("prefill, batch 8") < text.index("decode, batch 1")
+
+
+def test_importance_is_ranked(thirty: Any) -> None:
+    table = terminal.importance_table(thirty.evidence, 3)
+    assert table.row_count == 3
+    best = min(thirty.evidence.importance, key=lambda entry: entry.damage.kl)
+    assert line_with(plain(table), "1 ").split()[1] == str(best.block)
+    assert terminal.importance_table(thirty.evidence, None).row_count == 30
+
+
+def test_inspect_groups_alike_blocks_and_sums() -> None:
+    usual = BlockSpec(AttentionSpec("attention", 3), FfnSpec("gated", 1536))
+    spec = ModelSpec(
+        "llama", 576, 9, 64, 49152, (usual,) * 30, True, False, False, "silu", 1e-5, {}
+    )  # SmolLM2-135M, whose size is known
+    text = plain(terminal.inspect_table("small", spec, "bfloat16", 2))
+    assert line_with(text, "0-29").split()[-2:] == ["3,540,096", "768"]
+    assert line_with(text, "all 30").split()[-2:] == ["134,515,008", "23,040"]
+    assert "134.5M parameters, 269.0 MB" in text
+    bare = BlockSpec(None, FfnSpec("linear", 0))
+    odd = ModelSpec("llama", 576, 9, 64, 100, (usual, bare, bare), False, False, False, "silu", 1e-5, {})
+    assert line_with(plain(terminal.inspect_table("odd", odd, "float32", 4)), "1-2").split()[1:3] == [
+        "none",
+        "linear",
+    ]
+
+
+def test_names_of_others_are_text_and_nothing_else(small: Any) -> None:
+    text = small.quality.texts[0].model_copy(update={"text": "[red]\x1b[31mname\n[/nonsense]"})
+    shown = plain(terminal.quality_table(small.quality.model_copy(update={"texts": (text,)})), 120)
+    assert "[red]" in shown
+    assert "[/nonsense]" in shown
+    assert "\x1b" not in shown

@@ -1,0 +1,47 @@
+"""Documentation that is generated is up to date, and what it promises is there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ffn_fusion
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_generated_pages_are_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "docs.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_every_public_name_is_there() -> None:
+    for name in ffn_fusion.__all__:
+        assert getattr(ffn_fusion, name).__doc__, name
+    with pytest.raises(AttributeError):
+        ffn_fusion.nothing_of_that_name  # noqa: B018
+
+
+def test_python_examples_in_the_docs_compile() -> None:
+    for page in (ROOT / "docs" / "api.md", ROOT / "README.md"):
+        for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S):
+            compile(code, str(page), "exec")

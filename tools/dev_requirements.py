@@ -1,0 +1,7 @@
+"""Print the development dependency group of pyproject.toml, one requirement a line (pip before 25.1 can't read groups)."""
+
+import tomllib
+from pathlib import Path
+
+project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
+print("\n".join(project["dependency-groups"]["dev"]))

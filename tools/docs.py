@@ -1,0 +1,105 @@
+"""The generated parts of docs/: cog writes what these functions return between its markers.
+
+``python tools/docs.py`` rewrites them, ``--check`` only says whether they are up to date (a test runs it).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+VERBS = ("run", "optimize", "inspect", "analyze", "plan", "build", "fuse", "eval", "bench", "report")
+
+
+def exit_codes() -> str:
+    from ffn_fusion.errors import EXIT_CODES
+
+    return "\n".join(
+        ["| code | meaning |", "|---|---|", *(f"| {code} | {text} |" for code, text in EXIT_CODES.items())]
+    )
+
+
+def help_texts() -> str:
+    """What ``--help`` says, verb by verb."""
+    from typer.testing import CliRunner
+
+    from ffn_fusion.cli.main import app
+
+    runner = CliRunner(env={"COLUMNS": "110", "TERMINAL_WIDTH": "110"})
+    parts = []
+    for verb in VERBS:
+        text = runner.invoke(app, [verb, "--help"]).stdout.rstrip()
+        parts.append(
+            f"## ffn-fusion {verb}\n\n```text\n{re.sub(r'[ ]+$', '', text, flags=re.M).strip()}\n```\n"
+        )
+    return "\n".join(parts)
+
+
+def recipe_table() -> str:
+    from ffn_fusion.pipeline.recipe import Recipe
+
+    rows = ["| key | default | allowed |", "|---|---|---|"]
+    schema = Recipe.model_json_schema()
+
+    def walk(properties: dict[str, Any], prefix: str) -> None:
+        for key, entry in properties.items():
+            ref = entry.get("$ref") or (entry.get("allOf") or [{}])[0].get("$ref")
+            if ref:
+                walk(schema["$defs"][ref.rsplit("/", 1)[1]]["properties"], f"{prefix}{key}.")
+            else:
+                default = "required" if "default" not in entry else f"`{entry['default']}`"
+                rows.append(f"| `{prefix}{key}` | {default} | {_allowed(entry)} |")
+
+    walk(schema["properties"], "")
+    return "\n".join(rows)
+
+
+def _allowed(entry: dict[str, Any]) -> str:
+    if "anyOf" in entry:
+        return " or ".join(_allowed(option) for option in entry["anyOf"])
+    if "enum" in entry or "const" in entry:
+        return ", ".join(f"`{value}`" for value in entry.get("enum", [entry.get("const")]))
+    if entry.get("type") == "array":
+        return f"list of {_allowed(entry.get('items', {}))}"
+    names = {
+        "integer": "whole number",
+        "number": "number",
+        "boolean": "true, false",
+        "string": "text",
+        "null": "nothing",
+    }
+    bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    said = " ".join(f"{sign} {entry[key]}" for key, sign in bounds.items() if key in entry)
+    return f"{'path' if entry.get('format') == 'path' else names.get(entry.get('type', ''), 'anything')} {said}".strip()
+
+
+def api_table() -> str:
+    import inspect
+
+    import ffn_fusion
+
+    rows = ["| name | |", "|---|---|"]
+    for name in ffn_fusion.__all__:
+        summary = (inspect.getdoc(getattr(ffn_fusion, name)) or "").split("\n\n")[0].replace("\n", " ")
+        rows.append(f"| `{name}` | {summary.replace('|', chr(92) + '|')} |")
+    return "\n".join(rows)
+
+
+def main() -> int:
+    pages = sorted(
+        str(path) for path in (ROOT / "docs").glob("*.md") if "[[[cog" in path.read_text(encoding="utf-8")
+    )
+    check = ["--check", "--diff"] if "--check" in sys.argv[1:] else ["-r"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "cogapp", *check, *pages], env=environment, check=False
+    ).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
