@@ -32,6 +32,6 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _registered() -> None:
-    from ffn_fusion.modeling.register import register
+    from ffn_fusion.registration import register
 
     register()

@@ -167,9 +167,7 @@ def write_model(
             for i, name in enumerate(names)
         }
         for file in sorted(set(files.values())):
-            save_file(
-                {n: full[n] for n in names if files[n] == file}, folder / file, metadata={"format": "pt"}
-            )
+            save_file({n: full[n] for n in names if files[n] == file}, folder / file, metadata={"format": "pt"})
         index = {"metadata": {}, "weight_map": files}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(config))

@@ -31,9 +31,7 @@ def identity_steps(count: int) -> list[Step]:
 
 
 class Reference:
-    def __init__(
-        self, config: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype = torch.float64
-    ) -> None:
+    def __init__(self, config: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype = torch.float64) -> None:
         self.config = config
         self.weights = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         self.dtype = dtype
@@ -57,9 +55,7 @@ class Reference:
         for j in step.ffns:
             scale = step.ffns[-1] if step.norm == "last" else j
             if f"model.layers.{j}.post_attention_layernorm.weight" in self.weights:
-                total = total + self.ffn(
-                    j, self.norm(x, f"model.layers.{scale}.post_attention_layernorm.weight")
-                )
+                total = total + self.ffn(j, self.norm(x, f"model.layers.{scale}.post_attention_layernorm.weight"))
         return total
 
     def ffn(self, i: int, x: Tensor) -> Tensor:
@@ -79,8 +75,7 @@ class Reference:
         N, T, _ = x.shape
         H, d = self.config["num_attention_heads"], self.head_dim
         q, k, v = (
-            self.linear(f"{at}self_attn.{name}_proj", x).view(N, T, -1, d).transpose(1, 2)
-            for name in ("q", "k", "v")
+            self.linear(f"{at}self_attn.{name}_proj", x).view(N, T, -1, d).transpose(1, 2) for name in ("q", "k", "v")
         )
         q, k = self.rotate(q), self.rotate(k)
         group = H // k.shape[1]

@@ -1,4 +1,4 @@
-"""Print the development dependency group of pyproject.toml, one requirement a line (pip before 25.1 can't read groups)."""
+"""Print the development dependency group of pyproject.toml, a requirement a line (pip before 25.1 reads no groups)."""
 
 import tomllib
 from pathlib import Path

@@ -34,9 +34,7 @@ def help_texts() -> str:
     parts = []
     for verb in VERBS:
         text = runner.invoke(app, [verb, "--help"]).stdout.rstrip()
-        parts.append(
-            f"## ffn-fusion {verb}\n\n```text\n{re.sub(r'[ ]+$', '', text, flags=re.M).strip()}\n```\n"
-        )
+        parts.append(f"## ffn-fusion {verb}\n\n```text\n{re.sub(r'[ ]+$', '', text, flags=re.M).strip()}\n```\n")
     return "\n".join(parts)
 
 
@@ -91,14 +89,10 @@ def api_table() -> str:
 
 
 def main() -> int:
-    pages = sorted(
-        str(path) for path in (ROOT / "docs").glob("*.md") if "[[[cog" in path.read_text(encoding="utf-8")
-    )
+    pages = sorted(str(path) for path in (ROOT / "docs").glob("*.md") if "[[[cog" in path.read_text(encoding="utf-8"))
     check = ["--check", "--diff"] if "--check" in sys.argv[1:] else ["-r"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", "cogapp", *check, *pages], env=environment, check=False
-    ).returncode
+    return subprocess.run([sys.executable, "-m", "cogapp", *check, *pages], env=environment, check=False).returncode
 
 
 if __name__ == "__main__":

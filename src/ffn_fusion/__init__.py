@@ -20,7 +20,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ffn_fusion.modeling.register import register as _register
+from ffn_fusion.registration import register as _register
 
 if TYPE_CHECKING:
     from ffn_fusion.analysis.budget import Budget

@@ -29,9 +29,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Tens
     folder = write_model(tmp_path_factory.mktemp("m") / "parent", config).folder
     checkpoint = open_folder(folder)
     ids = random_ids(config, 5, 12)
-    evidence = analyze(
-        checkpoint, [TokenWindows("t", ids.numpy())], candidate_share=1, max_stretch=3, leave_last=False
-    )
+    evidence = analyze(checkpoint, [TokenWindows("t", ids.numpy())], candidate_share=1, max_stretch=3, leave_last=False)
     return checkpoint, ids, evidence
 
 
@@ -40,9 +38,7 @@ def load(folder: Path) -> Any:
 
 
 @torch.no_grad()
-def forward(
-    model: Any, ids: Tensor, removed: tuple[str, int] | None
-) -> tuple[dict[str, list[Tensor]], Tensor]:
+def forward(model: Any, ids: Tensor, removed: tuple[str, int] | None) -> tuple[dict[str, list[Tensor]], Tensor]:
     """Contributions of every sub-block and the logits, with one sub-block (or both of a block) contributing zero."""
     seen: dict[str, list[Tensor]] = {"attention": [], "ffn": []}
     hooks = []
@@ -82,10 +78,7 @@ def test_dependency_matrix(measured: tuple[Checkpoint, Tensor, Evidence], part: 
             if j <= i:
                 assert np.isnan(found[i, j])
                 continue
-            naive = (
-                1
-                - torch.cosine_similarity(parent[part][j].double(), changed[part][j].double(), dim=-1).mean()
-            )
+            naive = 1 - torch.cosine_similarity(parent[part][j].double(), changed[part][j].double(), dim=-1).mean()
             assert found[i, j] == pytest.approx(float(naive), rel=1e-3, abs=2e-6)
 
 
@@ -102,9 +95,7 @@ def test_importance(measured: tuple[Checkpoint, Tensor, Evidence]) -> None:
         assert row.damage.kl_error > 0
 
 
-def test_stretches_do_what_the_built_child_does(
-    measured: tuple[Checkpoint, Tensor, Evidence], tmp_path: Path
-) -> None:
+def test_stretches_do_what_the_built_child_does(measured: tuple[Checkpoint, Tensor, Evidence], tmp_path: Path) -> None:
     checkpoint, ids, evidence = measured
     _, parent = forward(load(checkpoint.folder), ids, None)
     identity = Blueprint.identity(evidence.parent)

@@ -51,19 +51,17 @@ def test_frontier_is_the_best_of_every_plan(case: tuple[int, list[Move]]) -> Non
     frontier = Frontier(blocks, moves, blocks)
     reached = {(int(n), int(f)) for n, f in np.argwhere(np.isfinite(frontier.damage))}
     assert reached == set(best)
-    for (n, f), damage in best.items():
+    for (n, f), least in best.items():
         selection = frontier.selection(n, f)
-        assert selection.damage == pytest.approx(damage, abs=1e-9)
-        assert frontier.damage[n, f] == pytest.approx(damage, abs=1e-9)
+        assert selection.damage == pytest.approx(least, abs=1e-9)
+        assert frontier.damage[n, f] == pytest.approx(least, abs=1e-9)
         assert (len(selection.dropped), selection.fused_steps) == (n, f)
         ends = [-1, *(m.last for m in selection.moves)]
         assert all(m.first > end for m, end in zip(selection.moves, ends, strict=False))
 
 
 def test_catastrophes_are_no_moves() -> None:
-    evidence = make_evidence(
-        6, [Stretch(first=1, last=3, fused_last=2, keeps_attention=False, damage=damage(0.6))]
-    )
+    evidence = make_evidence(6, [Stretch(first=1, last=3, fused_last=2, keeps_attention=False, damage=damage(0.6))])
     assert not [move for move in possible_moves(evidence, 0.5, None) if move.stretch]
     assert [move for move in possible_moves(evidence, 0.7, None) if move.stretch]
 

@@ -82,17 +82,13 @@ def close(have: Tensor, want: Tensor, tolerance: float = 1e-5) -> bool:
 
 def edits() -> dict[str, Edit]:
     every: dict[str, Edit] = {
-        f"{kind.__name__} {i}": kind(i)
-        for i in range(COUNT)
-        for kind in (RemoveBlock, RemoveAttention, RemoveFfn)
+        f"{kind.__name__} {i}": kind(i) for i in range(COUNT) for kind in (RemoveBlock, RemoveAttention, RemoveFfn)
     }
     for first in range(COUNT):
         for last in range(first, COUNT):
             for fused_last in {first, (first + last) // 2, last}:
                 for keeps in (False, True):
-                    every[f"fused {first}-{last} {fused_last} {keeps}"] = FusedStretch(
-                        first, last, fused_last, keeps
-                    )
+                    every[f"fused {first}-{last} {fused_last} {keeps}"] = FusedStretch(first, last, fused_last, keeps)
     return every
 
 
@@ -137,9 +133,7 @@ def test_every_kind_of_block(tied: bool, tmp_path: Path) -> None:
 
 def test_one_window_of_one_token(made: Made, stack: Stack) -> None:
     ids = random_ids(made.config, 1, 1)
-    assert close(
-        stack.logits(final_states(stack, ids)), logits_of(transformers_model(made.folder), ids), 1e-6
-    )
+    assert close(stack.logits(final_states(stack, ids)), logits_of(transformers_model(made.folder), ids), 1e-6)
 
 
 def test_a_child_that_isnt_built_runs_like_the_built_one(made: Made, ids: Tensor, tmp_path: Path) -> None:
@@ -196,9 +190,7 @@ def test_edits_can_be_used_again(stack: Stack, ids: Tensor) -> None:
     assert all(torch.equal(first[name], second[name]) for name in chosen)
 
 
-def test_as_many_block_evaluations_as_stated(
-    made: Made, ids: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_as_many_block_evaluations_as_stated(made: Made, ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep_module, "_ROWS_AT_ONCE", 1)  # a variant a call
     real, calls = sweep_module._contributions, []
     monkeypatch.setattr(sweep_module, "_contributions", lambda block, x: (calls.append(1), real(block, x))[1])

@@ -144,11 +144,16 @@ def test_the_405b_split_of_the_paper() -> None:
 
 
 def test_apply_splits_and_leaves_single_pieces_alone() -> None:
-    blueprint = apply(
-        Blueprint.identity(parent(10, 10, 30, 5, 5, 8)), drop=range(6), runs=[(0, 4)], max_width=30
-    )
+    blueprint = apply(Blueprint.identity(parent(10, 10, 30, 5, 5, 8)), drop=range(6), runs=[(0, 4)], max_width=30)
     assert blueprint.runs == ((0, 1), (3, 4))
     assert [b.parent_blocks for b in blueprint.blocks] == [(0, 1), (2, 2), (3, 4), (5, 5)]
+
+
+def test_a_split_doesnt_make_an_impossible_run_possible() -> None:
+    """Cut at 2, each piece would begin with its attention; the run as a whole goes through one."""
+    blueprint = drop_attention(Blueprint.identity(parent(8, 8, 8, 8)), [1, 3])
+    with pytest.raises(BlueprintError, match="run 0-3 goes through block 2"):
+        apply(blueprint, runs=[(0, 3)], max_width=16)
 
 
 def test_apply_in_two_steps_is_apply_in_one() -> None:

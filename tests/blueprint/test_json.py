@@ -83,9 +83,7 @@ def reverse(document: Any) -> None:
         (at("parent", "colour", value="red"), "parent.colour"),
     ],
 )
-def test_hostile_json_is_refused_in_one_line(
-    change: Callable[[Any], None], says: str, tmp_path: Path
-) -> None:
+def test_hostile_json_is_refused_in_one_line(change: Callable[[Any], None], says: str, tmp_path: Path) -> None:
     document = copy.deepcopy(json.loads(FUSED.to_json()))
     change(document)
     path = tmp_path / "blueprint.json"
@@ -96,9 +94,7 @@ def test_hostile_json_is_refused_in_one_line(
     assert "\n" not in caught.value.message
 
 
-@pytest.mark.parametrize(
-    "raw", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"version": 1}', b"1e999"]
-)
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"version": 1}', b"1e999"])
 def test_what_isnt_a_blueprint_is_refused(raw: bytes, tmp_path: Path) -> None:
     path = tmp_path / "blueprint.json"
     path.write_bytes(raw)

@@ -23,9 +23,7 @@ def test_parse(text: str, runs: tuple[tuple[int, int], ...]) -> None:
     assert parse_runs(text) == runs
 
 
-@pytest.mark.parametrize(
-    "text", ["a", "5-", "-5", "9-5", "1-2-3", "1.5", "5;6", "0x1", "1234567", "1 2", "1-12345678"]
-)
+@pytest.mark.parametrize("text", ["a", "5-", "-5", "9-5", "1-2-3", "1.5", "5;6", "0x1", "1234567", "1 2", "1-12345678"])
 def test_unreadable(text: str) -> None:
     with pytest.raises(UsageError, match="is not a range of blocks"):
         parse_runs(text)

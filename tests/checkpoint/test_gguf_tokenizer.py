@@ -48,9 +48,7 @@ def test_text_is_cut_as_in_training(tmp_path: Path, pre: str, digits: list[str])
 
 
 @pytest.mark.parametrize("pre", ["smollm", "llama-bpe"])
-@pytest.mark.parametrize(
-    ("bos", "eos"), [(None, None), (True, False), (False, False), (True, True), (False, True)]
-)
+@pytest.mark.parametrize(("bos", "eos"), [(None, None), (True, False), (False, False), (True, True), (False, True)])
 def test_special_tokens_are_added_as_the_file_says(
     tmp_path: Path, pre: str, bos: bool | None, eos: bool | None
 ) -> None:
@@ -100,9 +98,7 @@ def _bytes(piece: str) -> list[str]:
     return [f"<0x{byte:02X}>" for byte in piece.encode()]
 
 
-@pytest.mark.parametrize(
-    "text", ["abcd abcd", "hehe he  ab", "a\nbc\u6f22 abcabcd", "hehehe", " leading", ""]
-)
+@pytest.mark.parametrize("text", ["abcd abcd", "hehe he  ab", "a\nbc\u6f22 abcabcd", "hehehe", " leading", ""])
 def test_sentencepiece(tmp_path: Path, text: str) -> None:
     tokenizer = sentencepiece(tmp_path)
     if text:

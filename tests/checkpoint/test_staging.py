@@ -42,9 +42,7 @@ def some_tensors(dtype: str = "F32", count: int = 5) -> dict[str, torch.Tensor]:
     return {f"t{i}": torch.randn(4 + i, 10).to(DTYPES[dtype]) for i in range(count)}
 
 
-def write(
-    target: Path, tensors: dict[str, torch.Tensor], dtype: str = "F32", limit: int = 400, key: str = "k"
-) -> None:
+def write(target: Path, tensors: dict[str, torch.Tensor], dtype: str = "F32", limit: int = 400, key: str = "k") -> None:
     with staged(target, key) as stage:
         write_shards(stage, plan_shards([output(n, t, dtype) for n, t in tensors.items()], limit))
         stage.write("config.json", b"{}")
@@ -97,9 +95,7 @@ def test_finite_agrees_with_torch(dtype: str) -> None:
     assert not finite(raw(torch.tensor([info.max], dtype=kind) * 2), dtype)
     if dtype in ("F16", "BF16"):
         every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(kind)
-        assert all(
-            finite(raw(every[i : i + 1]), dtype) == bool(every[i].isfinite()) for i in range(0, 1 << 16, 7)
-        )
+        assert all(finite(raw(every[i : i + 1]), dtype) == bool(every[i].isfinite()) for i in range(0, 1 << 16, 7))
 
 
 # ---- whole or nothing
@@ -124,9 +120,7 @@ def test_a_commit_leaves_the_files_and_their_manifest(tmp_path: Path) -> None:
         assert says == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-@pytest.mark.parametrize(
-    "error", [ValueError("x"), AssertionError("x"), CheckpointError("x", "y"), MemoryError("x")]
-)
+@pytest.mark.parametrize("error", [ValueError("x"), AssertionError("x"), CheckpointError("x", "y"), MemoryError("x")])
 def test_an_exception_leaves_nothing(error: Exception, tmp_path: Path) -> None:
     with pytest.raises(type(error)):
         build_once(error, tmp_path / "out")
@@ -149,9 +143,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 6])
-def test_a_full_disk_in_the_middle_of_a_shard(
-    after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_in_the_middle_of_a_shard(after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
     real = os.write
 
@@ -346,9 +338,7 @@ def test_a_second_builder_is_refused_and_harms_nothing(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b", "manifest.json"]
 
 
-def test_a_second_builder_is_refused_up_to_the_rename(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_builder_is_refused_up_to_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock may not be gone before the folder has its name."""
     real = Path.rename
     tried: list[str] = []
@@ -367,9 +357,7 @@ def test_a_second_builder_is_refused_up_to_the_rename(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "manifest.json"]
 
 
-def test_a_lock_that_was_removed_under_us_doesnt_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_that_was_removed_under_us_doesnt_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other builder ends between our opening its lock and our taking it."""
     real = staging.fcntl.flock
 

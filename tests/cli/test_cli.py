@@ -184,9 +184,7 @@ def test_output_exists_or_lies_inside(ffn_fusion: Run, parent: Path, tmp_path: P
         assert code == 8, err
 
 
-def test_full_disk_is_foreseen(
-    ffn_fusion: Run, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_is_foreseen(ffn_fusion: Run, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     code, _, err = ffn_fusion("fuse", parent, "-o", tmp_path / "child", *FUSE)
     assert code == 8
@@ -214,7 +212,5 @@ def test_help_and_inspect_need_no_torch(parent: Path) -> None:
         "sys.exit(code)"
     )
     for words in (["--help"], ["--version"], ["fuse", "--help"], ["inspect", str(parent)]):
-        done = subprocess.run(
-            [sys.executable, "-c", program, *words], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -44,9 +44,7 @@ def test_llama() -> None:
 
 
 def test_llama_without_kv_heads_has_as_many_as_heads() -> None:
-    assert read_spec(llama_config(num_key_value_heads=None)).blocks[0].attention == AttentionSpec(
-        "attention", 4
-    )
+    assert read_spec(llama_config(num_key_value_heads=None)).blocks[0].attention == AttentionSpec("attention", 4)
 
 
 def test_nemotron_nas() -> None:
@@ -79,9 +77,7 @@ def test_nemotron_nas() -> None:
 )
 def test_released_models_read_back(name: str, billions: str, attentions: int, empty: int) -> None:
     spec = read_spec(released(name))
-    assert [b.ffn.width if b.ffn else 0 for b in spec.blocks] == [
-        width for _, width in RELEASED[name]["blocks"]
-    ]
+    assert [b.ffn.width if b.ffn else 0 for b in spec.blocks] == [width for _, width in RELEASED[name]["blocks"]]
     assert sum(b.attention is not None for b in spec.blocks) == attentions
     assert sum(b.attention is None and b.ffn is None for b in spec.blocks) == empty
     parameters = sum(math.prod(shape) for shape in model_tensors(spec).values())
@@ -107,6 +103,15 @@ def test_published_multipliers(mult: float, width: int) -> None:
     hidden = 8192 * 2
     assert width_of(mult, hidden) == width
     assert mult_of(width, hidden) == mult
+
+
+def test_ffn_mult_wins_over_intermediate_size() -> None:
+    """As vLLM reads it, and the modelling file with it."""
+    from ffn_fusion.modeling.configuration_decilm import DeciLMConfig
+
+    config = nas_block({}, {"ffn_mult": 24.0, "intermediate_size": 7})
+    assert read_spec(config).blocks[0].ffn == FfnSpec("gated", 512)
+    assert DeciLMConfig(**config).ffn_width(0) == 512
 
 
 def test_a_published_width_that_is_rounded_up() -> None:
@@ -188,8 +193,7 @@ def test_ignorable() -> None:
             "ffn.moe is set",
         ),
         (
-            nas_config([(2, 48)])
-            | {"block_configs": [{"attention": {}, "ffn": {}, "parallel_blocks": [{}]}]},
+            nas_config([(2, 48)]) | {"block_configs": [{"attention": {}, "ffn": {}, "parallel_blocks": [{}]}]},
             "parallel_blocks",
         ),
     ],
@@ -260,10 +264,7 @@ def nas_block(attention: Any = None, ffn: Any = None) -> dict[str, Any]:
             nas_block({}, {"ffn_mult": value})
             for value in (None, 0, -1.0, True, "2", math.nan, math.inf, 1e30, [], 1e-30)
         ),
-        *(
-            nas_block({}, {"ffn_mult": None, "intermediate_size": value})
-            for value in (0, -1, True, "8", 1 << 40)
-        ),
+        *(nas_block({}, {"ffn_mult": None, "intermediate_size": value}) for value in (0, -1, True, "8", 1 << 40)),
     ],
 )
 def test_hostile_configs_are_refused_in_one_line(config: dict[str, Any]) -> None:

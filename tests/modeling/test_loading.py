@@ -99,13 +99,11 @@ except ImportError:
         "import transformers.modeling_utils",
     ],
 )
-def test_loads_with_the_package_and_no_remote_code(
-    first: str, made: Made, child: Path, tmp_path: Path
-) -> None:
+def test_loads_with_the_package_and_no_remote_code(first: str, made: Made, child: Path, tmp_path: Path) -> None:
     """However transformers is imported first: its modules import one another half-way."""
     ids, out = tmp_path / "ids.pt", tmp_path / "out.pt"
     torch.save(random_ids(made.config, 2, 9), ids)
-    code = "from ffn_fusion.modeling.register import register\nregister()\nimport sys\n"
+    code = "from ffn_fusion.registration import register\nregister()\nimport sys\n"
     code += "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     code += f"{first}\nOPTIONS = {{}}\n{LOAD}\n"
     code += "assert type(model).__module__ == 'ffn_fusion.modeling.modeling_decilm', type(model)\n"
@@ -133,7 +131,7 @@ def test_two_processes_in_tensor_parallel(made: Made, child: Path, tmp_path: Pat
     torch.save(random_ids(made.config, 2, 9), ids)
     code = """
 import sys, torch, torch.distributed as dist
-from ffn_fusion.modeling.register import register
+from ffn_fusion.registration import register
 register()
 from transformers import AutoModelForCausalLM
 folder, ids, out = sys.argv[1:4]

@@ -44,9 +44,7 @@ def close(have: Tensor, want: Tensor, tolerance: float = 2e-5) -> bool:
     return float((have.double() - want.double()).abs().max()) <= tolerance * float(want.double().abs().max())
 
 
-def child(
-    made: Made, target: Path, drop: Any = (), runs: Any = (), norm: Any = "own", **options: Any
-) -> Path:
+def child(made: Made, target: Path, drop: Any = (), runs: Any = (), norm: Any = "own", **options: Any) -> Path:
     parent = open_folder(made.folder)
     blueprint = apply(Blueprint.identity(parent.spec.parent("p")), drop, runs, norm=norm)
     return build(parent, blueprint, target, **options)
@@ -213,9 +211,7 @@ def test_a_shrunk_super_49b_as_a_parent(norm: str, tmp_path: Path) -> None:
 
 
 def filled(cache: DynamicCache) -> int:
-    return sum(
-        layer.keys is not None and layer.keys.numel() > 0 for layer in cache.layers if layer.is_initialized
-    )
+    return sum(layer.keys is not None and layer.keys.numel() > 0 for layer in cache.layers if layer.is_initialized)
 
 
 def test_attention_free_blocks_own_no_kv(made: Made, fused: Path) -> None:
@@ -253,9 +249,7 @@ def test_greedy_with_a_cache_is_greedy_without(blocks: Blocks, tmp_path: Path) -
     cached = model.generate(ids, **options)
     assert torch.equal(cached, want)
     assert torch.equal(model.generate(ids, use_cache=False, **options), want)
-    assert torch.equal(
-        model.generate(ids, cache_implementation="static", disable_compile=True, **options), want
-    )
+    assert torch.equal(model.generate(ids, cache_implementation="static", disable_compile=True, **options), want)
     beams = model.generate(ids, num_beams=2, **options)
     assert torch.equal(beams, model.generate(ids, num_beams=2, use_cache=False, **options))
 
@@ -300,9 +294,7 @@ def test_eager_and_sdpa_agree(made: Made, fused: Path) -> None:
     ids = random_ids(made.config, 2, 11)
     with torch.inference_mode():
         eager, sdpa = (load(fused, attn_implementation=kind) for kind in ("eager", "sdpa"))
-        assert {m.config._attn_implementation for m in eager.modules() if isinstance(m, DeciLMAttention)} == {
-            "eager"
-        }
+        assert {m.config._attn_implementation for m in eager.modules() if isinstance(m, DeciLMAttention)} == {"eager"}
         assert close(eager(ids).logits, sdpa(ids).logits, 1e-6)
         sdpa.set_attn_implementation("eager")
         out = sdpa(ids, output_attentions=True, output_hidden_states=True)
@@ -397,9 +389,7 @@ def test_save_pretrained_round_trip(fused: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rope", [None, LLAMA3_ROPE])
 def test_tied_heads_and_rotary_scaling_survive_saving(rope: dict[str, Any] | None, tmp_path: Path) -> None:
-    made = write_model(
-        tmp_path / "m", llama_config(tie_word_embeddings=True, rope_scaling=rope, rope_theta=777.0)
-    )
+    made = write_model(tmp_path / "m", llama_config(tie_word_embeddings=True, rope_scaling=rope, rope_theta=777.0))
     first = load(child(made, tmp_path / "c", drop=[1, 2], runs=[(1, 2)]))
     assert first.lm_head.weight is first.model.embed_tokens.weight
     first.save_pretrained(tmp_path / "again")
@@ -408,9 +398,7 @@ def test_tied_heads_and_rotary_scaling_survive_saving(rope: dict[str, Any] | Non
     with torch.inference_mode():
         assert torch.equal(first(ids).logits, second(ids).logits)
     assert "lm_head.weight" not in open_folder(tmp_path / "again").tensors
-    want = Reference(made.config, made.tensors).logits(
-        ids, [Step(0, (0,)), Step(None, (1, 2)), Step(3, (3,))]
-    )
+    want = Reference(made.config, made.tensors).logits(ids, [Step(0, (0,)), Step(None, (1, 2)), Step(3, (3,))])
     assert close(second(ids).logits.detach(), want)
     assert json.loads((tmp_path / "again" / "config.json").read_text())["rope_theta"] == 777.0
 

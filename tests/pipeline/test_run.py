@@ -228,9 +228,7 @@ def test_killed_and_resumed(tmp_path: Path, place: str, redone: list[str]) -> No
     }:  # these name the parent's folder, or times
         assert resumed[name] == uninterrupted[name], name
     assert set(resumed) == set(uninterrupted)
-    manifests = [
-        json.loads((tmp_path / k / "child" / "manifest.json").read_text()) for k in ("killed", "whole")
-    ]
+    manifests = [json.loads((tmp_path / k / "child" / "manifest.json").read_text()) for k in ("killed", "whole")]
     weights = [{n: f for n, f in m["files"].items() if n.endswith(".safetensors")} for m in manifests]
     assert weights[0] == weights[1]
     assert not list((tmp_path / "killed").glob("*.partial"))

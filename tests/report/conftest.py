@@ -46,9 +46,7 @@ class MadeUp:
                 "kv_bytes_per_token": (23_040, 16_896),
                 "sequential_steps": (60, 48),
             },
-            "samples": [
-                ("The capital of France is", " Paris. It lies on the Seine.", " Paris, which is a city.")
-            ],
+            "samples": [("The capital of France is", " Paris. It lies on the Seine.", " Paris, which is a city.")],
             "notes": ["No weight was trained: this is what surgery alone gives."],
         }
         return ReportData(**(about | changes))  # type: ignore[arg-type]
@@ -73,9 +71,7 @@ def nemotron_49b() -> Parent:
     return Parent(name="maker/large-model", blocks=blocks)
 
 
-def make(
-    of: Parent, drop: Iterable[int], runs: Iterable[tuple[int, int]], max_width: int | None = None
-) -> MadeUp:
+def make(of: Parent, drop: Iterable[int], runs: Iterable[tuple[int, int]], max_width: int | None = None) -> MadeUp:
     blueprint = apply(Blueprint.identity(of), drop, list(runs), max_width=max_width)
     random = np.random.default_rng(7)
     return MadeUp(blueprint, _evidence(of, blueprint, random), _quality(), _latency())
@@ -92,13 +88,9 @@ def _evidence(of: Parent, blueprint: Blueprint, random: np.random.Generator) -> 
     alone = alone * np.exp(random.normal(0, 0.4, L))
     alone[list(blueprint.dropped_attentions)] *= 0.25
     stretches = []
-    for first, last in parse_runs(
-        format_blocks(blueprint.dropped_attentions) if blueprint.dropped_attentions else ""
-    ):
+    for first, last in parse_runs(format_blocks(blueprint.dropped_attentions) if blueprint.dropped_attentions else ""):
         damage = _damage(float(alone[first : last + 1].sum()) * 1.9)
-        stretches.append(
-            Stretch(first=first, last=last, fused_last=last - 1, keeps_attention=False, damage=damage)
-        )
+        stretches.append(Stretch(first=first, last=last, fused_last=last - 1, keeps_attention=False, damage=damage))
     for length in (2, 3, 6):
         for first in range(1, L - length, 1 + L // 30):
             kl = float(alone[first : first + length].sum() * (1 + 0.15 * length))
@@ -121,17 +113,14 @@ def _evidence(of: Parent, blueprint: Blueprint, random: np.random.Generator) -> 
         ),
         stretches=tuple(stretches),
         matrices={
-            part: _matrix(L, shift, random).tolist()
-            for part, shift in (("block", 0), ("attention", 1), ("ffn", 2))
+            part: _matrix(L, shift, random).tolist() for part, shift in (("block", 0), ("attention", 1), ("ffn", 2))
         },
     )
 
 
 def _matrix(L: int, shift: int, random: np.random.Generator) -> np.ndarray:
     i, j = np.meshgrid(np.arange(L), np.arange(L), indexing="ij")
-    low = 2.0 ** (
-        -4.5 - 0.4 * shift + 3 * np.exp(-i / 1.5) - 6 * (j - i) / L * (i > 2) + random.normal(0, 0.5, (L, L))
-    )
+    low = 2.0 ** (-4.5 - 0.4 * shift + 3 * np.exp(-i / 1.5) - 6 * (j - i) / L * (i > 2) + random.normal(0, 0.5, (L, L)))
     return np.where(j > i, low, np.nan)
 
 
@@ -161,9 +150,7 @@ def _quality() -> Quality:
             dropped="2-5, 11-14",
             runs="2-4, 11-13",
         ),
-        Control(
-            name="last blocks", meaning="as many attentions, at the end", dropped="22-29", runs="22-24, 26-28"
-        ),
+        Control(name="last blocks", meaning="as many attentions, at the end", dropped="22-29", runs="22-24, 26-28"),
     )
     return Quality(texts=(text("a novel", 2.84), text("an encyclopedia", 2.61)), controls=controls)
 

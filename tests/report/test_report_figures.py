@@ -78,9 +78,7 @@ def test_blocks_diagram_draws_every_sub_block(thirty: Any) -> None:
 
 
 @pytest.mark.parametrize("fixture", ["small", "thirty", "nemotron", "large"])
-def test_blocks_diagram_stays_inside_and_labels_do_not_overlap(
-    fixture: str, request: pytest.FixtureRequest
-) -> None:
+def test_blocks_diagram_stays_inside_and_labels_do_not_overlap(fixture: str, request: pytest.FixtureRequest) -> None:
     blueprint = request.getfixturevalue(fixture).blueprint
     root = ElementTree.fromstring(figures.blocks_diagram(blueprint))
     _, _, width, height = map(float, root.attrib["viewBox"].split())
@@ -90,9 +88,7 @@ def test_blocks_diagram_stays_inside_and_labels_do_not_overlap(
         assert y >= 0
         assert x + w <= width
         assert y + h <= height
-    texts = [
-        text for text in root.iter("{http://www.w3.org/2000/svg}text") if (text.text or "").endswith(" wide")
-    ]
+    texts = [text for text in root.iter("{http://www.w3.org/2000/svg}text") if (text.text or "").endswith(" wide")]
     assert len(texts) == len(blueprint.runs)
     xs = [float(text.attrib["x"]) for text in texts]
     assert all(right - left >= 80 for left, right in pairwise(xs))

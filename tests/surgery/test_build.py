@@ -88,9 +88,7 @@ def test_what_travels_and_what_doesnt(made: Made, tmp_path: Path) -> None:
 
 def test_two_builds_are_the_same_bytes(made: Made, tmp_path: Path) -> None:
     parent = open_folder(made.folder)
-    one, two = (
-        build(parent, plan(parent), tmp_path / name, max_shard_bytes=50_000) for name in ("one", "two")
-    )
+    one, two = (build(parent, plan(parent), tmp_path / name, max_shard_bytes=50_000) for name in ("one", "two"))
     assert tree_sha256(one) == tree_sha256(two)
 
 
@@ -102,14 +100,10 @@ def test_a_child_can_be_a_parent(made: Made, tmp_path: Path) -> None:
     middle = open_folder(build(parent, dropped, tmp_path / "middle"))
     again = apply(Blueprint.identity(middle.spec.parent("m")), runs=[(1, 3)])
     twice = open_folder(build(middle, again, tmp_path / "twice"))
-    total = sum(
-        math.prod(twice.tensors[name].shape) - math.prod(once.tensors[name].shape) for name in once.tensors
-    )
+    total = sum(math.prod(twice.tensors[name].shape) - math.prod(once.tensors[name].shape) for name in once.tensors)
     assert total > 0  # each of the three was padded on its own
     wide = twice.read("model.layers.1.mlp.gate_proj.weight")
-    assert torch.equal(
-        wide[wide.abs().sum(1) > 0], once.read("model.layers.1.mlp.gate_proj.weight")[: 3 * 48]
-    )
+    assert torch.equal(wide[wide.abs().sum(1) > 0], once.read("model.layers.1.mlp.gate_proj.weight")[: 3 * 48])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -156,6 +150,13 @@ def test_a_blueprint_of_another_model_is_refused(made: Made, tmp_path: Path) -> 
     with pytest.raises(BlueprintError, match="whose blocks differ"):
         build(open_folder(made.folder), plan(other), tmp_path / "child")
     assert not (tmp_path / "child").exists()
+
+
+def test_a_blueprint_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
+    blocks: Blocks = [(2, None), (4, None)]
+    parent = open_folder(write_model(tmp_path / "m", nas_config(blocks), blocks).folder)
+    with pytest.raises(BlueprintError, match="no block at all"):
+        build(parent, apply(Blueprint.identity(parent.spec.parent("p")), drop=[0, 1]), tmp_path / "child")
 
 
 @pytest.mark.parametrize("place", ["parent", "parent/child", ".", "there"])

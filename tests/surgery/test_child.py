@@ -53,9 +53,7 @@ def outputs(made: Made, child: Child, dtype: torch.dtype = torch.float64) -> tup
     """Last states: the parallel form on the parent's tensors, and the child's tensors run in sequence."""
     ids = random_ids(made.config, 2, 7)
     want = Reference(made.config, made.tensors, dtype).states(ids, steps_of(child.blueprint))
-    have = Reference(made.config, tensors_of(child), dtype).states(
-        ids, identity_steps(len(child.spec.blocks))
-    )
+    have = Reference(made.config, tensors_of(child), dtype).states(ids, identity_steps(len(child.spec.blocks)))
     return want, have
 
 
@@ -170,9 +168,7 @@ def test_padding_is_zeros_and_adds_exactly_nothing(bias: bool, tmp_path: Path) -
     assert torch.equal(*outputs(made, exact))
 
 
-@given(
-    blocks=BLOCKS, dtype=st.sampled_from(["F64", "F32", "F16", "BF16"]), multiple=st.sampled_from([1, 256])
-)
+@given(blocks=BLOCKS, dtype=st.sampled_from(["F64", "F32", "F16", "BF16"]), multiple=st.sampled_from([1, 256]))
 def test_the_empty_blueprint_reproduces_every_bit(blocks: Blocks, dtype: str, multiple: int) -> None:
     if multiple == 256:
         blocks = [(attention, ffn and 256) for attention, ffn in blocks]
@@ -183,9 +179,7 @@ def test_the_empty_blueprint_reproduces_every_bit(blocks: Blocks, dtype: str, mu
         child = Child(parent, Blueprint.identity(parent.spec.parent("p")), multiple)
         kept = [i for i, (attention, ffn) in enumerate(blocks) if attention is not None or ffn is not None]
         renamed = {
-            name.replace(f".layers.{i}.", f".layers.{kept.index(i)}.")
-            if f".layers.{i}." in name
-            else name: tensor
+            name.replace(f".layers.{i}.", f".layers.{kept.index(i)}.") if f".layers.{i}." in name else name: tensor
             for name, tensor in made.tensors.items()
             for i in [int(name.split(".")[2]) if ".layers." in name else -1]
         }
@@ -199,12 +193,8 @@ def test_the_empty_blueprint_reproduces_every_bit(blocks: Blocks, dtype: str, mu
 def test_a_dropped_attention_is_a_zeroed_one(tmp_path: Path) -> None:
     made = write_model(tmp_path, llama_config(), dtype="F64")
     parent = open_folder(tmp_path)
-    child = Child(
-        parent, drop_attention(Blueprint.identity(parent.spec.parent("p")), [0, 2]), width_multiple=1
-    )
-    assert not [
-        name for name in child.tensors if ".layers.0.self_attn" in name or ".layers.2.input_lay" in name
-    ]
+    child = Child(parent, drop_attention(Blueprint.identity(parent.spec.parent("p")), [0, 2]), width_multiple=1)
+    assert not [name for name in child.tensors if ".layers.0.self_attn" in name or ".layers.2.input_lay" in name]
     zeroed = made.tensors | {
         f"model.layers.{i}.self_attn.o_proj.weight": torch.zeros(32, 32, dtype=torch.float64) for i in (0, 2)
     }
@@ -219,9 +209,7 @@ def test_any_slice_of_rows_is_that_slice_of_the_whole(data: st.DataObject) -> No
     blocks: Blocks = [(2, 5), (None, 3), (2, None), (2, 9), (2, "linear")]
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), nas_config(blocks, hidden_size=8, mlp_bias=True), blocks)
-        child = fused(
-            open_folder(Path(folder)), 0, 3, data.draw(st.sampled_from(["own", "last"])), width_multiple=32
-        )
+        child = fused(open_folder(Path(folder)), 0, 3, data.draw(st.sampled_from(["own", "last"])), width_multiple=32)
         for name, tensor in child.tensors.items():
             start = data.draw(st.integers(0, tensor.shape[0]), label=name)
             stop = data.draw(st.integers(start, tensor.shape[0]))

@@ -43,8 +43,7 @@ def counted_speedup_of(spec: ModelSpec, dropped: tuple[int, ...], steps_saved: i
     """The same from what is saved: attentions dropped, and sequential steps in all (dropped and fused)."""
     head = spec.vocab_size * spec.hidden_size  # read whole for every token; of the embedding one row is
     weights = head + sum(
-        sub_block_parameters(spec, block.attention) + sub_block_parameters(spec, block.ffn)
-        for block in spec.blocks
+        sub_block_parameters(spec, block.attention) + sub_block_parameters(spec, block.ffn) for block in spec.blocks
     )
     saved = sum(sub_block_parameters(spec, spec.blocks[i].attention) for i in dropped)
     all_steps = sum((block.attention is not None) + (block.ffn is not None) for block in spec.blocks)

@@ -90,7 +90,7 @@ class Evidence(_Frozen):
         return np.asarray(self.matrices[part], dtype=np.float64)
 
     def save(self, folder: Path) -> None:
-        """Write evidence.json (everything but the matrices) and evidence.safetensors (``block``, ``attention``, ``ffn``)."""
+        """Write evidence.json (all but the matrices) and evidence.safetensors (``block``, ``attention``, ``ffn``)."""
         folder.mkdir(parents=True, exist_ok=True)
         matrices = {str(part): np.ascontiguousarray(self.dependency(part)) for part in self.matrices}
         part_file = folder / "evidence.safetensors.part"

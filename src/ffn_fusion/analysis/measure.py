@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ffn_fusion.analysis.candidates import StretchShape, candidate_stretches
+from ffn_fusion.analysis.cost_count import sub_block_parameters
 from ffn_fusion.analysis.evidence import (
     PARTS,
     AttentionImportance,
@@ -37,6 +38,7 @@ from ffn_fusion.blockwise import (
     compare,
     sweep,
 )
+from ffn_fusion.blockwise.sweep import Observer, evaluations
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.families import ModelSpec
@@ -79,9 +81,7 @@ def analyze(
     ids_NT = torch.from_numpy(np.concatenate([text.ids_NT for text in texts]))
     blocks = checkpoint.spec.blocks
     dependency, alone, parent_loss = _dependency_and_importance(stack, ids_NT, progress)
-    importance = tuple(
-        AttentionImportance(block=i, damage=alone[i]) for i in range(len(blocks)) if i in alone
-    )
+    importance = tuple(AttentionImportance(block=i, damage=alone[i]) for i in range(len(blocks)) if i in alone)
     shapes = candidate_stretches(checkpoint.spec, importance, max_stretch, candidate_share, leave_last)
     return Evidence(
         parent=checkpoint.spec.parent(checkpoint.name, checkpoint.revision),
@@ -111,18 +111,9 @@ def _dependency_and_importance(
         if block.ffn:
             edits[f"ffn {i}"] = RemoveFfn(i)
     observed = _Dependency(stack.spec, len(ids_NT))
-    damages = _Damages()
-    for start, chunk in _chunks(ids_NT, len(edits), stack):
-        observed.start = start
-        parent, states = sweep(
-            stack,
-            chunk,
-            edits,
-            observe=observed,
-            keep=lambda name: name.startswith("attention"),
-            on_block=_scaled(progress, "dependency and importance", start, len(chunk), len(ids_NT)),
-        )
-        damages.add(stack, parent, states, chunk)
+    wanted = [name for name in edits if name.startswith("attention")]
+    what = "dependency and importance"
+    damages = _measure(stack, ids_NT, lambda: edits, wanted, what, progress, observed)
     alone = {int(name.split()[1]): damage for name, damage in damages.result().items()}
     return observed.matrices(), alone, damages.parent_loss
 
@@ -133,17 +124,48 @@ def measure_stretches(
     """The damage of each candidate stretch, alone in the parent."""
     if not shapes:
         return ()
-    damages = _Damages()
-    for start, chunk in _chunks(ids_NT, len(shapes), stack):
-        edits: dict[str, Edit] = {
-            str(k): FusedStretch(s.first, s.last, s.fused_last, s.keeps_attention)
-            for k, s in enumerate(shapes)
-        }
-        on_block = _scaled(progress, "candidate runs", start, len(chunk), len(ids_NT))
-        parent, states = sweep(stack, chunk, edits, on_block=on_block)
-        damages.add(stack, parent, states, chunk)
-    result = damages.result()
+
+    def edits() -> dict[str, Edit]:
+        return {str(k): FusedStretch(s.first, s.last, s.fused_last, s.keeps_attention) for k, s in enumerate(shapes)}
+
+    wanted = [str(k) for k in range(len(shapes))]
+    result = _measure(stack, ids_NT, edits, wanted, "candidate runs", progress).result()
     return tuple(Stretch(**vars(shape), damage=result[str(k)]) for k, shape in enumerate(shapes))
+
+
+def _measure(
+    stack: Stack,
+    ids_NT: Tensor,
+    edits: Callable[[], dict[str, Edit]],
+    wanted: Sequence[str],
+    what: str,
+    progress: Progress,
+    observe: Observer | None = None,
+) -> _Damages:
+    """Sweeps over all windows, a chunk at a time; the damage of the ``wanted`` edits.
+
+    Progress counts block evaluations of one window; a head is as many as it has parameters of a block.
+    """
+    damages = _Damages()
+    fresh = edits()
+    blocks = evaluations(len(stack), fresh.values())
+    body = sum(sub_block_parameters(stack.spec, p) for b in stack.spec.blocks for p in (b.attention, b.ffn))
+    heads = (len(wanted) + 1) * stack.spec.vocab_size * stack.spec.hidden_size * len(stack) // body
+    total = len(ids_NT) * (blocks + heads)
+    for start, chunk in _chunks(ids_NT, len(fresh), stack):
+        before = start * (blocks + heads)
+        size = len(chunk)
+
+        def on_block(done: int, _: int, before: int = before, size: int = size) -> None:
+            progress(what, before + done * size, total)
+
+        def on_window(done: int, before: int = before, size: int = size) -> None:
+            progress(what, before + size * blocks + done * heads, total)
+
+        keep = set(wanted).__contains__
+        parent, states = sweep(stack, chunk, edits(), observe=observe, keep=keep, on_block=on_block)
+        damages.add(stack, parent, states, chunk, on_window)
+    return damages
 
 
 def _chunks(ids_NT: Tensor, variants: int, stack: Stack) -> list[tuple[int, Tensor]]:
@@ -153,16 +175,11 @@ def _chunks(ids_NT: Tensor, variants: int, stack: Stack) -> list[tuple[int, Tens
     return [(start, ids_NT[start : start + size]) for start in range(0, len(ids_NT), size)]
 
 
-def _scaled(progress: Progress, what: str, start: int, size: int, windows: int) -> Callable[[int, int], None]:
-    return lambda done, total: progress(what, start * total + done * size, windows * total)
-
-
 class _Dependency:
     """Observer of a sweep: mean cosine distance per window between contributions, for each pair and part."""
 
     def __init__(self, spec: ModelSpec, windows: int) -> None:
         blocks = len(spec.blocks)
-        self.start = 0
         self._spec = spec
         self._sums: dict[Part, npt.NDArray[np.float64]] = {p: np.zeros((blocks, blocks)) for p in PARTS}
         self._seen: dict[Part, npt.NDArray[np.bool_]] = {p: np.zeros((blocks, blocks), bool) for p in PARTS}
@@ -181,9 +198,7 @@ class _Dependency:
 
     def matrices(self) -> dict[Part, Matrix]:
         """M for every part; cosine distance can't be negative, rounding can make it so."""
-        return {
-            p: np.where(self._seen[p], np.maximum(self._sums[p] / self._windows, 0.0), np.nan) for p in PARTS
-        }
+        return {p: np.where(self._seen[p], np.maximum(self._sums[p] / self._windows, 0.0), np.nan) for p in PARTS}
 
 
 @dataclass
@@ -194,9 +209,17 @@ class _Damages:
         self._parts: dict[str, list[Divergence]] = {}
         self._parent: list[Tensor] = []
 
-    def add(self, stack: Stack, parent: Tensor, states: dict[str, Tensor], ids_NT: Tensor) -> None:
+    def add(
+        self,
+        stack: Stack,
+        parent: Tensor,
+        states: dict[str, Tensor],
+        ids_NT: Tensor,
+        on_window: Callable[[int], None],
+    ) -> None:
         named = {name: (stack, state) for name, state in states.items()}
-        for name, divergence in compare(stack, parent, {"": (stack, parent), **named}, ids_NT).items():
+        found = compare(stack, parent, {"": (stack, parent), **named}, ids_NT, on_window)
+        for name, divergence in found.items():
             if name:
                 self._parts.setdefault(name, []).append(divergence)
             else:

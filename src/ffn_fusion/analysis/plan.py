@@ -15,6 +15,8 @@ from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families import ModelSpec
 
+_MORE = "allow more damage (--max-damage), or measure longer stretches (analyze --max-stretch)"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -32,21 +34,15 @@ def plan(spec: ModelSpec, evidence: Evidence, budget: Budget) -> Plan:
         BlueprintError: the evidence is of another model, or no plan reaches the budget.
     """
     if evidence.parent.blocks != spec.parent("").blocks:
-        raise BlueprintError(
-            f"the evidence is of {evidence.parent.name}, another model", "run `ffn-fusion analyze`"
-        )
+        raise BlueprintError(f"the evidence is of {evidence.parent.name}, another model", "run `ffn-fusion analyze`")
     moves = possible_moves(evidence, budget.max_damage, budget.max_width)
     attentions = len(evidence.importance)
     frontier = Frontier(len(spec.blocks), moves, attentions)
     if budget.speedup is not None:
         selection = _for_speedup(spec, frontier, budget.speedup)
     else:
-        selection = _for_count(
-            evidence, frontier, _drop_count(budget.drop_attention, attentions), budget.fuse
-        )
-    blueprint = apply(
-        Blueprint.identity(evidence.parent), selection.dropped, selection.runs, norm=budget.norm
-    )
+        selection = _for_count(evidence, frontier, _drop_count(budget.drop_attention, attentions), budget.fuse)
+    blueprint = apply(Blueprint.identity(evidence.parent), selection.dropped, selection.runs, norm=budget.norm)
     return Plan(blueprint, selection, _speedup(spec, selection))
 
 
@@ -71,8 +67,8 @@ def _for_count(evidence: Evidence, frontier: Frontier, drop: int, fuse: int | Li
     if fuse >= len(damage) or not np.isfinite(damage[fuse]):
         most = int(np.flatnonzero(np.isfinite(damage)).max())
         raise BlueprintError(
-            f"{fuse} FFN steps can't be fused away with {drop} attentions dropped; at most {most} within what was measured",
-            "drop more attentions, allow more damage (--max-damage), or measure longer stretches (analyze --max-stretch)",
+            f"{fuse} FFN steps can't be fused away with {drop} attentions dropped; {most} at most",
+            f"drop more attentions, {_MORE}",
         )
     return frontier.selection(drop, fuse)
 
@@ -93,7 +89,7 @@ def _for_speedup(spec: ModelSpec, frontier: Frontier, target: float) -> Selectio
     if found is None:
         raise BlueprintError(
             f"a speed-up of {target:g} is out of reach: by the cost count the most is {best:.2f}",
-            "ask for less, allow more damage (--max-damage), or measure longer stretches (analyze --max-stretch)",
+            f"ask for less, {_MORE}",
         )
     return found
 

@@ -83,9 +83,7 @@ class Frontier:
     def __init__(self, blocks: int, moves: Sequence[Move], max_drop: int) -> None:
         steps = blocks  # more can't be fused away
         self._moves = moves
-        best: list[npt.NDArray[np.float64]] = [
-            np.full((max_drop + 1, steps + 1), np.inf) for _ in range(blocks + 1)
-        ]
+        best: list[npt.NDArray[np.float64]] = [np.full((max_drop + 1, steps + 1), np.inf) for _ in range(blocks + 1)]
         self._via = [np.full((max_drop + 1, steps + 1), -1, dtype=np.int32) for _ in range(blocks + 1)]
         best[0][0, 0] = 0.0
         by_end: list[list[int]] = [[] for _ in range(blocks)]

@@ -5,6 +5,7 @@ Shapes: N windows, T tokens, D hidden. Token t predicts token t + 1, so T - 1 pr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ffn_fusion.blockwise.stack import Stack
 
-_LOGIT_BYTES = 128 << 20
+_LOGIT_BYTES = 48 << 20  # a slice of logits that stays in the last-level cache between its few passes
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,11 @@ class Divergence:
 
 @torch.inference_mode()
 def compare(
-    parent: Stack, parent_NTD: Tensor, states: dict[str, tuple[Stack, Tensor]], ids_NT: Tensor
+    parent: Stack,
+    parent_NTD: Tensor,
+    states: dict[str, tuple[Stack, Tensor]],
+    ids_NT: Tensor,
+    on_window: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Divergence]:
     """Compare last states with the parent's, slice by slice of the tokens.
 
@@ -34,6 +39,7 @@ def compare(
         parent: whose head reads ``parent_NTD``.
         states: name -> (the stack whose head reads it, last hidden state [N, T, D]).
         ids_NT: the windows.
+        on_window: called with the number of windows done.
 
     Returns:
         A divergence for every name; the parent's own can be had by naming it.
@@ -50,7 +56,8 @@ def compare(
             for name, (stack, state_NTD) in states.items():
                 log_q = stack.logits(state_NTD[n, part]).float().log_softmax(-1)
                 loss = -log_q.gather(1, targets).double().sum()
-                kl = (p * (log_p - log_q)).sum(-1).double().sum()
+                kl = torch.linalg.vecdot(p, log_p - log_q).double().sum()
                 same = (log_q.argmax(-1) == top).double().sum()
                 sums[name][:, n] += torch.stack([loss, kl, same]).cpu()
+        on_window(n + 1)
     return {name: Divergence(*(sums[name] / (T - 1)).unbind(0)) for name in sums}

@@ -1,4 +1,4 @@
-"""A model as a stack of blocks that are loaded when they're needed. Shapes: N windows, T tokens, D hidden, V vocabulary.
+"""A model as a stack of blocks, loaded when they're needed. Shapes: N windows, T tokens, D hidden, V vocabulary.
 
 The blocks are the very modules a child is served with (``modeling``), filled from a checkpoint on disk or from a child
 that exists only as a blueprint; so what's measured here is what transformers will compute.
@@ -129,9 +129,7 @@ class Block:
             layer = DeciLMDecoderLayer(stack.config, i, cache_layer=0)
         prefix = block_prefix(i)
         weights = {
-            name.removeprefix(prefix): stack.load(name)
-            for name in stack.source.tensors
-            if name.startswith(prefix)
+            name.removeprefix(prefix): stack.load(name) for name in stack.source.tensors if name.startswith(prefix)
         }
         layer.load_state_dict(weights, assign=True)
         self._layer = layer.eval().requires_grad_(False)

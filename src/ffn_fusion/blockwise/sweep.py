@@ -13,9 +13,7 @@ from torch import Tensor
 from ffn_fusion.blockwise.edits import Edit
 from ffn_fusion.blockwise.stack import Block, Stack
 
-_ROWS_AT_ONCE = (
-    4096  # tokens in one matmul: enough to be compute-bound, small enough for the FFN's activations
-)
+_ROWS_AT_ONCE = 4096  # tokens in one matmul: enough to be compute-bound, small enough for the FFN's activations
 
 
 @dataclass(frozen=True)

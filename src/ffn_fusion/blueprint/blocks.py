@@ -129,9 +129,7 @@ class Blueprint(_Frozen):
             first, last = block.parent_blocks
             for part, sources in (("attention", block.attention.sources), ("ffn", block.ffn.sources)):
                 if list(sources) != sorted(set(sources)) or not all(first <= s <= last for s in sources):
-                    raise ValueError(
-                        f"block {i}: {part} sources {list(sources)} don't lie in order in {first}-{last}"
-                    )
+                    raise ValueError(f"block {i}: {part} sources {list(sources)} don't lie in order in {first}-{last}")
                 for source in sources:
                     if getattr(parent[source], part) is None:
                         raise ValueError(f"block {i}: parent block {source} has no {part}")

@@ -22,9 +22,7 @@ def drop_attention(blueprint: Blueprint, blocks: Iterable[int]) -> Blueprint:
     return _with_blocks(
         blueprint,
         [
-            block.model_copy(update={"attention": NoSubBlock()})
-            if dropped & set(block.attention.sources)
-            else block
+            block.model_copy(update={"attention": NoSubBlock()}) if dropped & set(block.attention.sources) else block
             for block in blueprint.blocks
         ],
     )
@@ -44,9 +42,7 @@ def fuse_run(blueprint: Blueprint, first: int, last: int, norm: FusionNorm = "ow
     _check_inside(blueprint, (first, last))
     inside = [b for b in blueprint.blocks if b.parent_blocks[1] >= first and b.parent_blocks[0] <= last]
     if last <= first:
-        raise BlueprintError(
-            f"{name}: a run has at least two blocks", "give its first and last block, like 5-9"
-        )
+        raise BlueprintError(f"{name}: a run has at least two blocks", "give its first and last block, like 5-9")
     for block in inside:
         if block.parent_blocks[0] < first or block.parent_blocks[1] > last:
             raise BlueprintError(
@@ -63,20 +59,12 @@ def fuse_run(blueprint: Blueprint, first: int, last: int, norm: FusionNorm = "ow
     sources = tuple(source for ffn in ffns for source in ffn.sources)
     linear = [s for s in sources if blueprint.parent.blocks[s].ffn == "linear"]
     if linear:
-        raise BlueprintError(
-            f"{name}: the FFN of block {linear[0]} is linear, not gated", "end the run before it"
-        )
+        raise BlueprintError(f"{name}: the FFN of block {linear[0]} is linear, not gated", "end the run before it")
     if len(sources) < 2:
-        raise BlueprintError(
-            f"{name} holds {len(sources)} FFN, so there is nothing to fuse", "choose a longer run"
-        )
+        raise BlueprintError(f"{name} holds {len(sources)} FFN, so there is nothing to fuse", "choose a longer run")
     if any(isinstance(ffn, FusedFfn) and ffn.norm != norm for ffn in ffns):
-        raise BlueprintError(
-            f"{name} holds a run fused with another norm convention", "fuse with one convention"
-        )
-    fused = Block(
-        parent_blocks=(first, last), attention=inside[0].attention, ffn=FusedFfn(sources=sources, norm=norm)
-    )
+        raise BlueprintError(f"{name} holds a run fused with another norm convention", "fuse with one convention")
+    fused = Block(parent_blocks=(first, last), attention=inside[0].attention, ffn=FusedFfn(sources=sources, norm=norm))
     at = blueprint.blocks.index(inside[0])
     return _with_blocks(blueprint, [*blueprint.blocks[:at], fused, *blueprint.blocks[at + len(inside) :]])
 
@@ -123,9 +111,7 @@ def apply(
     """
     for (a_first, a_last), (b_first, b_last) in zip(sorted(runs), sorted(runs)[1:], strict=False):
         if b_first <= a_last:
-            raise BlueprintError(
-                f"runs {a_first}-{a_last} and {b_first}-{b_last} overlap", "make the runs disjoint"
-            )
+            raise BlueprintError(f"runs {a_first}-{a_last} and {b_first}-{b_last} overlap", "make the runs disjoint")
     result = drop_attention(blueprint, drop)
     for first, last in runs:
         _check_inside(result, (first, last))

@@ -19,9 +19,7 @@ def parse_runs(text: str) -> tuple[tuple[int, int], ...]:
         match = re.fullmatch(r"(\d{1,6})(?:\s*-\s*(\d{1,6}))?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first:
-            raise UsageError(
-                f"{part!r} is not a range of blocks", "write ranges like 5-10,17 (ends inclusive, from 0)"
-            )
+            raise UsageError(f"{part!r} is not a range of blocks", "write ranges like 5-10,17 (ends inclusive, from 0)")
         runs.append((first, last))
     return tuple(runs)
 

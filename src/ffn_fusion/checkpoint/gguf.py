@@ -94,9 +94,7 @@ def _key(path: Path) -> str:
     try:
         about = path.stat()
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: {error.strerror}", "check that the file exists and can be read"
-        ) from error
+        raise CheckpointError(f"{path}: {error.strerror}", "check that the file exists and can be read") from error
     identity = f"{path.resolve()}\0{about.st_size}\0{about.st_mtime_ns}\0{CONVERTER}"
     return hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()
 
@@ -118,9 +116,7 @@ def _convert(path: Path, target: Path, key: str, on_progress: Callable[[str, flo
         on_progress(f"converting {path.name}", done / total)
 
     def refuse(name: str) -> None:
-        raise CheckpointError(
-            f"{path}: tensor {sources[name].name} holds NaN or infinity", "get the file again"
-        )
+        raise CheckpointError(f"{path}: tensor {sources[name].name} holds NaN or infinity", "get the file again")
 
     with staged(target, key) as staging:
         _write_small(staging, config, extras)

@@ -54,9 +54,7 @@ def llama_config(gguf: GgufFile) -> dict[str, Any]:
     heads, hidden = _whole(gguf, "attention.head_count"), _whole(gguf, "embedding_length")
     head_dim = _whole(gguf, "attention.key_length", hidden // heads)
     if head_dim % 2:
-        raise CheckpointError(
-            f"{gguf.path}: heads of {head_dim} channels, which can't rotate in pairs", _AGAIN
-        )
+        raise CheckpointError(f"{gguf.path}: heads of {head_dim} channels, which can't rotate in pairs", _AGAIN)
     _same_size(gguf, head_dim)
     theta = _short(_number(gguf, "rope.freq_base", 10000.0))
     scaling = _rope_scaling(gguf, theta, head_dim)
@@ -94,9 +92,7 @@ def _whole(gguf: GgufFile, key: str, default: int | None = None) -> int:
     if isinstance(value, np.ndarray) and len(set(value.tolist())) == 1:  # a number per block, all alike
         value = value[0].item()
     if isinstance(value, np.ndarray):
-        raise FamilyError(
-            f"{gguf.path}: llama.{key} differs from block to block", "start from the model's safetensors"
-        )
+        raise FamilyError(f"{gguf.path}: llama.{key} differs from block to block", "start from the model's safetensors")
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
         found = "missing" if value is None else repr(value)
         raise CheckpointError(f"{gguf.path}: llama.{key} is {found}, not a positive whole number", _AGAIN)
@@ -162,17 +158,11 @@ def _rope_scaling(gguf: GgufFile, theta: float, head_dim: int) -> dict[str, Any]
     if kind == "linear":
         return {"rope_type": "linear", "factor": _short(_number(gguf, "rope.scaling.factor"))}
     if kind != "yarn":
-        raise CheckpointError(
-            f"{gguf.path}: rope scaling {kind!r} can't be carried over", "start from the safetensors"
-        )
-    simple = {
-        f"llama.rope.scaling.{key}" for key in ("type", "factor", "original_context_length", "finetuned")
-    }
+        raise CheckpointError(f"{gguf.path}: rope scaling {kind!r} can't be carried over", "start from the safetensors")
+    simple = {f"llama.rope.scaling.{key}" for key in ("type", "factor", "original_context_length", "finetuned")}
     extra = [key for key in gguf.metadata if key.startswith("llama.rope.scaling.") and key not in simple]
     if extra:
-        raise CheckpointError(
-            f"{gguf.path}: {extra[0]} can't be carried over", "start from the model's safetensors"
-        )
+        raise CheckpointError(f"{gguf.path}: {extra[0]} can't be carried over", "start from the model's safetensors")
     return {
         "rope_type": "yarn",
         "factor": _short(_number(gguf, "rope.scaling.factor")),
@@ -185,9 +175,7 @@ def _llama3_scaling(gguf: GgufFile, theta: float, head_dim: int) -> dict[str, An
     tensor = gguf.tensors[ROPE_FREQUENCIES]
     if tensor.kind_name != "F32" or tensor.shape != (head_dim // 2,):
         found = f"{tensor.kind_name} {list(tensor.shape)}"
-        raise CheckpointError(
-            f"{gguf.path}: {ROPE_FREQUENCIES} is {found}, not F32 [{head_dim // 2}]", _AGAIN
-        )
+        raise CheckpointError(f"{gguf.path}: {ROPE_FREQUENCIES} is {found}, not F32 [{head_dim // 2}]", _AGAIN)
     stored = tensor.rows(0, head_dim // 2).view("<f4").reshape(-1)
     factor = _short(float(stored.max()))
     if np.all(stored == 1.0):

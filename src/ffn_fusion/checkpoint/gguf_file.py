@@ -142,15 +142,11 @@ def read_gguf(path: Path) -> GgufFile:
                 raise ValueError("a key stands twice")
             tensors = [_tensor(path, cursor) for _ in range(tensor_count)]
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: {error.strerror}", "check that the file exists and can be read"
-        ) from error
+        raise CheckpointError(f"{path}: {error.strerror}", "check that the file exists and can be read") from error
     except (ValueError, struct.error) as error:
         raise CheckpointError(f"{path}: not a whole GGUF file ({error})", damaged) from error
     if metadata.get("split.count", 0) not in (0, 1):
-        raise CheckpointError(
-            f"{path}: one part of a split GGUF", "merge the parts first: llama-gguf-split --merge"
-        )
+        raise CheckpointError(f"{path}: one part of a split GGUF", "merge the parts first: llama-gguf-split --merge")
     return GgufFile(path, metadata, _place(path, tensors, _aligned(path, metadata, cursor.at), size, damaged))
 
 
@@ -160,9 +156,7 @@ def _preamble(path: Path, cursor: _Cursor) -> tuple[int, int]:
     version = cursor.number("<u4")
     if version not in (2, 3):
         swapped = " (a big-endian file)" if version & 0xFFFF == 0 else ""
-        raise CheckpointError(
-            f"{path}: GGUF version {version}{swapped}; known are 2 and 3", "convert the model again"
-        )
+        raise CheckpointError(f"{path}: GGUF version {version}{swapped}; known are 2 and 3", "convert the model again")
     return cursor.count(24), cursor.count(12)  # bytes that one entry takes at the least
 
 

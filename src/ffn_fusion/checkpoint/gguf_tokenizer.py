@@ -43,9 +43,7 @@ def tokenizer_files(gguf: GgufFile) -> dict[str, bytes]:
         raise
     except Exception as error:  # the tokenizers library raises bare Exception for a broken vocabulary
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{gguf.path}: its tokenizer can't be built ({line})", "get the file again"
-        ) from error
+        raise CheckpointError(f"{gguf.path}: its tokenizer can't be built ({line})", "get the file again") from error
 
 
 def _beside(gguf: GgufFile, reason: str) -> dict[str, bytes]:
@@ -84,9 +82,7 @@ def _sentencepiece(gguf: GgufFile) -> Any:
     tokens, kinds = _vocabulary(gguf)
     scores = [float(score) for score in gguf.metadata.get("tokenizer.ggml.scores", ())]
     if len(scores) != len(tokens):
-        raise CheckpointError(
-            f"{gguf.path}: {len(scores):,} scores for {len(tokens):,} tokens", "get the file again"
-        )
+        raise CheckpointError(f"{gguf.path}: {len(scores):,} scores for {len(tokens):,} tokens", "get the file again")
     vocabulary = {token: i for i, token in enumerate(tokens)}
     unknown = next((token for token, kind in zip(tokens, kinds, strict=True) if kind == _UNKNOWN), None)
     merges = _merges(vocabulary, {token: scores[i] for token, i in vocabulary.items() if kinds[i] == _NORMAL})

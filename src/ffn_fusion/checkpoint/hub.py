@@ -58,9 +58,7 @@ class HubModel:
         """Bytes of the weights, where that's known."""
         sizes = self.sizes or {}
         pattern = "*-of-*.safetensors" if INDEX in sizes else SINGLE
-        return (
-            sum(n for name, n in sizes.items() if fnmatch.fnmatch(name, pattern) and "/" not in name) or None
-        )
+        return sum(n for name, n in sizes.items() if fnmatch.fnmatch(name, pattern) and "/" not in name) or None
 
 
 def is_hub_id(ref: str) -> bool:
@@ -97,14 +95,10 @@ def find(repo: str, revision: str | None = None) -> HubModel:
                 if not _unreachable(error):
                     raise
             # By its branch and not by its commit: so the cache learns which commit the branch stood for.
-            config = Path(
-                hf_hub_download(repo, "config.json", revision=revision, local_files_only=sizes is None)
-            )
+            config = Path(hf_hub_download(repo, "config.json", revision=revision, local_files_only=sizes is None))
             if commit in (None, config.parent.name):
                 return HubModel(repo, config.parent.name, config.parent, _spec(repo, config.parent), sizes)
-    raise CheckpointError(
-        f"{repo}: it's being changed on the hub right now", "name a commit: --revision <commit>"
-    )
+    raise CheckpointError(f"{repo}: it's being changed on the hub right now", "name a commit: --revision <commit>")
 
 
 def fetch(
@@ -150,9 +144,7 @@ def _spec(repo: str, folder: Path) -> ModelSpec:
 def _check_formats(repo: str, sizes: Mapping[str, int]) -> None:
     if INDEX not in sizes and SINGLE not in sizes:
         if any(name.endswith(".gguf") for name in sizes):
-            name = min(
-                (name for name in sizes if name.endswith(".gguf")), key=lambda name: (sizes[name], name)
-            )
+            name = min((name for name in sizes if name.endswith(".gguf")), key=lambda name: (sizes[name], name))
             raise CheckpointError(
                 f"{repo}: holds GGUF files and no safetensors",
                 f"hf download {repo} {name}, then give that file",
@@ -230,9 +222,7 @@ def _explain(error: Exception, repo: str, revision: str | None) -> CheckpointErr
 
     at = f"{repo} at {revision}" if revision else repo
     if isinstance(error, errors.LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
-        return CheckpointError(
-            f"{at}: not in the local cache, and HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE once"
-        )
+        return CheckpointError(f"{at}: not in the local cache, and HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE once")
     cause: BaseException = error
     while isinstance(cause, errors.LocalEntryNotFoundError) and cause.__cause__ is not None:
         cause = cause.__cause__
@@ -248,13 +238,9 @@ def _explain(error: Exception, repo: str, revision: str | None) -> CheckpointErr
             "check the name; for a private or gated model log in first: hf auth login",
         )
     if isinstance(cause, errors.RevisionNotFoundError):
-        return CheckpointError(
-            f"{repo}: no revision {revision!r}", f"see {constants.ENDPOINT}/{repo}/commits/main"
-        )
+        return CheckpointError(f"{repo}: no revision {revision!r}", f"see {constants.ENDPOINT}/{repo}/commits/main")
     if isinstance(cause, errors.HFValidationError):
-        return CheckpointError(
-            f"{repo!r}: neither a folder or file here nor a hub id", "hub ids are org/name"
-        )
+        return CheckpointError(f"{repo!r}: neither a folder or file here nor a hub id", "hub ids are org/name")
     if isinstance(cause, errors.LocalEntryNotFoundError) or _unreachable(cause):
         return CheckpointError(
             f"{at}: not in the local cache, and the hub can't be reached",

@@ -83,9 +83,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         CheckpointError: missing, unreadable or not a JSON object.
     """
     if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: no such folder", "give a checkpoint folder, a GGUF file or a hub id"
-        )
+        raise CheckpointError(f"{folder}: no such folder", "give a checkpoint folder, a GGUF file or a hub id")
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no config.json", "give the folder of a Hugging Face checkpoint")
     return _json(folder, "config.json")
@@ -115,14 +113,10 @@ def open_folder(folder: Path, name: str | None = None, revision: str | None = No
         digest.update(raw)
         for tensor in tensors:
             if tensor in found:
-                raise CheckpointError(
-                    f"{path}: tensor {tensor} stands in {found[tensor].file.name} too", "remove one"
-                )
+                raise CheckpointError(f"{path}: tensor {tensor} stands in {found[tensor].file.name} too", "remove one")
         found |= tensors
     _check_index(folder, found)
-    return Checkpoint(
-        folder, spec, _expected(folder, spec, found), digest.hexdigest(), name or str(folder), revision
-    )
+    return Checkpoint(folder, spec, _expected(folder, spec, found), digest.hexdigest(), name or str(folder), revision)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -139,9 +133,7 @@ def _weight_files(folder: Path) -> list[Path]:
             "convert them to safetensors first (save_pretrained does)",
         )
     else:
-        raise CheckpointError(
-            f"{folder}: no {SINGLE} and no {INDEX}", "give a folder with safetensors weights"
-        )
+        raise CheckpointError(f"{folder}: no {SINGLE} and no {INDEX}", "give a folder with safetensors weights")
     return [inside(folder, name) for name in names]
 
 
@@ -153,9 +145,7 @@ def inside(folder: Path, name: str) -> Path:
     """
     path = folder / name
     if Path(name).name != name or name in ("", ".", ".."):
-        raise CheckpointError(
-            f"{folder}: the index names {name!r}, a path and not a file of this folder", "mend it"
-        )
+        raise CheckpointError(f"{folder}: the index names {name!r}, a path and not a file of this folder", "mend it")
     try:
         root, real = folder.resolve(), path.resolve()
         found = path.is_file()
@@ -174,9 +164,7 @@ def _check_index(folder: Path, found: Mapping[str, TensorInfo]) -> None:
         return
     for name, file in _json(folder, INDEX)["weight_map"].items():
         if name not in found or found[name].file.name != file:
-            raise CheckpointError(
-                f"{folder / INDEX}: tensor {name} isn't in {file}", "get the checkpoint again, whole"
-            )
+            raise CheckpointError(f"{folder / INDEX}: tensor {name} isn't in {file}", "get the checkpoint again, whole")
 
 
 def _expected(folder: Path, spec: ModelSpec, found: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
@@ -190,16 +178,12 @@ def _expected(folder: Path, spec: ModelSpec, found: Mapping[str, TensorInfo]) ->
         if info.shape != shape:
             raise CheckpointError(f"{folder}: tensor {name} is {list(info.shape)}, not {list(shape)}", whole)
         if info.dtype not in _FLOATS:
-            raise CheckpointError(
-                f"{folder}: tensor {name} is {info.dtype}", f"known are {', '.join(_FLOATS)}"
-            )
+            raise CheckpointError(f"{folder}: tensor {name} is {info.dtype}", f"known are {', '.join(_FLOATS)}")
         result[name] = info
     extra = [name for name in found if name not in result and not ignorable(spec, name)]
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-        raise CheckpointError(
-            f"{folder}: tensor {sorted(extra)[0]}{more} isn't part of a {spec.family} model", whole
-        )
+        raise CheckpointError(f"{folder}: tensor {sorted(extra)[0]}{more} isn't part of a {spec.family} model", whole)
     return result
 
 
@@ -207,9 +191,7 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
     path = inside(folder, name)
     try:
         if path.stat().st_size > _JSON_LIMIT:
-            raise CheckpointError(
-                f"{path}: {path.stat().st_size:,} bytes of JSON", "this can't be right; get it again"
-            )
+            raise CheckpointError(f"{path}: {path.stat().st_size:,} bytes of JSON", "this can't be right; get it again")
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}", "check that it can be read") from error

@@ -68,9 +68,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], bytes]:
                 raise CheckpointError(f"{path}: not a safetensors file", damaged)
             raw = file.read(length)
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: {error.strerror}", "check that the file exists and can be read"
-        ) from error
+        raise CheckpointError(f"{path}: {error.strerror}", "check that the file exists and can be read") from error
     try:
         header = json.loads(raw, object_pairs_hook=_no_duplicates)
         assert isinstance(header, dict)
@@ -91,9 +89,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], bytes]:
 def _entry(path: Path, name: str, entry: Mapping[str, Any], base: int) -> TensorInfo:
     dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if dtype not in ITEM_SIZES:
-        raise CheckpointError(
-            f"{path}: tensor {name} has dtype {dtype}", f"known are {', '.join(ITEM_SIZES)}"
-        )
+        raise CheckpointError(f"{path}: tensor {name} has dtype {dtype}", f"known are {', '.join(ITEM_SIZES)}")
     numbers = (*shape, start, stop)
     if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
         raise ValueError(name)
@@ -135,7 +131,7 @@ def chunks(info: TensorInfo) -> Iterator[memoryview]:
 
 
 def make_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
-    """Length and header for tensors (name, dtype, shape) stored in this order, padded to 8 bytes as the library does."""
+    """Length and header for tensors (name, dtype, shape) stored in this order, padded to 8 bytes as by the library."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, dtype, shape in tensors:

@@ -46,9 +46,7 @@ class OutputTensor:
         return prod(self.shape) * ITEM_SIZES[self.dtype]
 
 
-def plan_shards(
-    tensors: Sequence[OutputTensor], limit: int = MAX_SHARD_BYTES
-) -> dict[str, list[OutputTensor]]:
+def plan_shards(tensors: Sequence[OutputTensor], limit: int = MAX_SHARD_BYTES) -> dict[str, list[OutputTensor]]:
     """File name -> its tensors: filled in order up to ``limit`` bytes, a larger tensor has a file to itself."""
     groups: list[list[OutputTensor]] = []
     room = 0

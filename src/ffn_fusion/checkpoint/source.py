@@ -81,9 +81,7 @@ def summarise(ref: str | Path, *, revision: str | None = None) -> ModelSummary:
     if path is None:
         model = hub.find(str(ref), revision)
         dtype = model.spec.config.get("dtype") or model.spec.config.get("torch_dtype")
-        return ModelSummary(
-            model.repo, model.revision, model.spec, _DTYPES.get(str(dtype), "F32"), model.weight_bytes
-        )
+        return ModelSummary(model.repo, model.revision, model.spec, _DTYPES.get(str(dtype), "F32"), model.weight_bytes)
     if path.is_dir():
         checkpoint = open_folder(path)
         return ModelSummary(checkpoint.name, None, checkpoint.spec, checkpoint.dtype, checkpoint.nbytes)
@@ -108,13 +106,9 @@ def _local(ref: str | Path, revision: str | None) -> Path | None:
             f"{ref}: no such folder or file", "give a checkpoint folder, a GGUF file or a hub id (org/name)"
         )
     if revision is not None:
-        raise UsageError(
-            f"revision {revision!r}, but {ref} is on this disk", "revisions are for hub ids; leave it out"
-        )
+        raise UsageError(f"revision {revision!r}, but {ref} is on this disk", "revisions are for hub ids; leave it out")
     if path.is_file() and not is_gguf(path):
         if path.suffix == ".gguf":
             raise CheckpointError(f"{path}: not a GGUF file", "get the file again; this one is damaged")
-        raise CheckpointError(
-            f"{path}: a file, but not GGUF", "give the folder of the checkpoint, or a GGUF file"
-        )
+        raise CheckpointError(f"{path}: a file, but not GGUF", "give the folder of the checkpoint, or a GGUF file")
     return path

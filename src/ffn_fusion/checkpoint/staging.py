@@ -35,9 +35,7 @@ def check_target(target: Path, source: Path | None, *, force: bool = False) -> N
     if source is not None:
         root = source.resolve()
         if real == root or real.is_relative_to(root) or root.is_relative_to(real):
-            raise OutputError(
-                f"{target}: the output and the input {source} lie in one another", "choose another place"
-            )
+            raise OutputError(f"{target}: the output and the input {source} lie in one another", "choose another place")
     if target.exists() and not force:
         raise OutputError(f"{target}: exists already", "choose another output, or remove it first")
 
@@ -142,9 +140,7 @@ def staged(target: Path, key: str) -> Iterator[Staging]:
             yield staging
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise OutputError(
-                f"{target}: {error.strerror or error}", "nothing was left behind; try again"
-            ) from error
+            raise OutputError(f"{target}: {error.strerror or error}", "nothing was left behind; try again") from error
         except Exception:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -163,9 +159,7 @@ def exclusive(lock: Path, busy: str) -> Iterator[None]:
         except OSError as error:
             raise OutputError(busy, "wait for it, or choose another output") from error
         if not lock.exists() or not os.path.samestat(os.fstat(handle.fileno()), lock.stat()):
-            raise OutputError(
-                busy, "it ended just now; try again"
-            )  # the lock that we hold was removed meanwhile
+            raise OutputError(busy, "it ended just now; try again")  # the lock that we hold was removed meanwhile
         yield
 
 

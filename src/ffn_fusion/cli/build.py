@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 WidthMultiple = Annotated[
     int,
-    typer.Option(
-        help="Pad FFN widths to a multiple of this; 1 keeps them (not every engine loads that).", min=1
-    ),
+    typer.Option(help="Pad FFN widths to a multiple of this; 1 keeps them (not every engine loads that).", min=1),
 ]
 ShardSize = Annotated[int, typer.Option("--max-shard-bytes", help="Largest file of weights.", min=1 << 20)]
 
@@ -68,9 +66,7 @@ def fuse(
     from ffn_fusion.pipeline.stages import make_plan
 
     if not drop_attention and not runs:
-        raise UsageError(
-            "nothing to do: neither --drop-attention nor --runs", "say what to change, like --runs 5-9"
-        )
+        raise UsageError("nothing to do: neither --drop-attention nor --runs", "say what to change, like --runs 5-9")
     section = section_from_options(drop=drop_attention, runs=runs, max_width=max_width, norm=norm)
     checkpoint = open_model(model, revision=revision)
     plan = make_plan(checkpoint, None, section)

@@ -48,6 +48,5 @@ def unique_names(models: list[str], *taken: str) -> list[str]:
     """Short names for the tables: the last part of each, or all of it where that isn't unique."""
     short = [Path(model).name for model in models]
     return [
-        model if short.count(name) > 1 or name in taken else name
-        for name, model in zip(short, models, strict=True)
+        model if short.count(name) > 1 or name in taken else name for name, model in zip(short, models, strict=True)
     ]

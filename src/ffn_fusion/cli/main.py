@@ -30,9 +30,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
-    show_version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version."
-    ),
+    show_version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     pass
 
@@ -60,22 +58,23 @@ def main() -> None:
 def _guarded() -> int:
     try:
         result = app(standalone_mode=False)
-        return int(result) if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
     except FfnFusionError as error:
         return _complain(error)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; run the same command again and it resumes\n")
-        return INTERRUPTED
+        code = INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if type(error).__name__ == "Abort":
-            sys.stderr.write("interrupted; run the same command again and it resumes\n")
-            return INTERRUPTED
         if hasattr(error, "format_message"):  # the command line's own complaints
             return _complain(UsageError(error.format_message(), "see ffn-fusion --help"))
-        raise
+        if type(error).__name__ != "Abort":
+            raise
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        sys.stderr.write("interrupted; run the same command again and it resumes\n")
+    return code
 
 
 def _complain(error: FfnFusionError) -> int:

@@ -21,18 +21,14 @@ Drop = Annotated[
     float,
     typer.Option("--drop-attention", help="Attentions to drop: a number, or a fraction below 1.", min=0),
 ]
-DropBlocks = Annotated[
-    str, typer.Option("--drop-attention", help="Blocks whose attention goes, like 5-10,17.")
-]
+DropBlocks = Annotated[str, typer.Option("--drop-attention", help="Blocks whose attention goes, like 5-10,17.")]
 Runs = Annotated[str, typer.Option("--runs", help="Runs whose FFNs are fused, like 5-9,17-19.")]
 Speedup = Annotated[
     float | None,
     typer.Option(help="Instead of --drop-attention: a speed-up by the simple cost count.", min=1),
 ]
 Fuse = Annotated[str, typer.Option(help="FFN steps to fuse away: a number, or auto.")]
-MaxDamage = Annotated[
-    float, typer.Option(help="Fuse no run with a measured KL above this (nats a token).", min=0)
-]
+MaxDamage = Annotated[float, typer.Option(help="Fuse no run with a measured KL above this (nats a token).", min=0)]
 MaxWidth = Annotated[int | None, typer.Option(help="Widest fused FFN; wider runs are split.", min=1)]
 Norm = Annotated[str, typer.Option(help="Norm of a fused FFN: own (exact) or last (as the paper).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Stop with the plan, before anything is built.")]

@@ -11,9 +11,7 @@ from ffn_fusion.cli.console import JsonFlag, emit, say
 
 
 def report(
-    workspace: Annotated[
-        Path, typer.Argument(help="A run's folder, OUT.run, or its child OUT.", metavar="RUN")
-    ],
+    workspace: Annotated[Path, typer.Argument(help="A run's folder, OUT.run, or its child OUT.", metavar="RUN")],
     as_json: JsonFlag = False,
 ) -> None:
     """Write report.html and the model card again from a finished run."""

@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 
 
 def run_recipe(
-    recipe: Annotated[
-        Path, typer.Argument(help="YAML file; see recipes/ and docs/recipe.md.", metavar="RECIPE")
-    ],
+    recipe: Annotated[Path, typer.Argument(help="YAML file; see recipes/ and docs/recipe.md.", metavar="RECIPE")],
     dry_run: DryRun = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -47,9 +45,7 @@ def optimize(
     model: Model,
     output: Output,
     text: Texts = None,
-    eval_text: Annotated[
-        list[Path] | None, typer.Option(help="Held-out text to score on; may be repeated.")
-    ] = None,
+    eval_text: Annotated[list[Path] | None, typer.Option(help="Held-out text to score on; may be repeated.")] = None,
     drop_attention: Drop = DEFAULT_DROP,
     speedup: Speedup = None,
     fuse: Fuse = "auto",
@@ -110,9 +106,7 @@ def _show(result: Result) -> None:
     if result.latency:
         say(latency_table(result.latency), err=False)
     for sample in result.samples:
-        say(
-            f"\nprompt  {sample.prompt}", f"parent  {sample.parent!r}", f"child   {sample.child!r}", err=False
-        )
+        say(f"\nprompt  {sample.prompt}", f"parent  {sample.parent!r}", f"child   {sample.child!r}", err=False)
     say(
         "",
         f"checkpoint: {result.workspace.output}",

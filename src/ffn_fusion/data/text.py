@@ -49,7 +49,5 @@ def _read(path: Path) -> list[str]:
         try:
             documents.append(str(json.loads(line)["text"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}:{number}: no JSON object with a text field", "write one object a line"
-            ) from error
+            raise DataError(f"{path}:{number}: no JSON object with a text field", "write one object a line") from error
     return documents

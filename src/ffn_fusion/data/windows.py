@@ -14,9 +14,7 @@ import numpy.typing as npt
 from ffn_fusion.data.text import read_documents
 from ffn_fusion.errors import CheckpointError, DataError
 
-_CHARACTERS_PER_TOKEN = (
-    6  # a piece of a long document holds a window or two, so that few tokens come from many places
-)
+_CHARACTERS_PER_TOKEN = 6  # a piece of a long document holds a window or two, so that few tokens come from many places
 MIN_WINDOWS = 2  # a standard error needs two
 
 

@@ -36,10 +36,11 @@ def evaluate(
     Raises:
         CheckpointError: a model with another vocabulary than the parent's.
     """
+    vocabulary = models[PARENT].spec.vocab_size
     for name, source in models.items():
-        if source.spec.vocab_size != models[PARENT].spec.vocab_size:
+        if source.spec.vocab_size != vocabulary:
             raise CheckpointError(
-                f"{name}: vocabulary of {source.spec.vocab_size:,}, the parent's has {models[PARENT].spec.vocab_size:,}",
+                f"{name}: vocabulary of {source.spec.vocab_size:,}, the parent's has {vocabulary:,}",
                 "compare a child with the parent it was made of",
             )
     stacks = {name: Stack(source, dtype=dtype, device=device) for name, source in models.items()}
@@ -60,9 +61,7 @@ def evaluate(
         found = compare(stacks[PARENT], states[PARENT][1], states, ids_NT)
         scores = {name: _score(divergence) for name, divergence in found.items()}
         windows, context = text.ids_NT.shape
-        results.append(
-            TextScores(text=text.label, windows=windows, tokens=text.tokens, context=context, scores=scores)
-        )
+        results.append(TextScores(text=text.label, windows=windows, tokens=text.tokens, context=context, scores=scores))
     return tuple(results)
 
 

@@ -10,7 +10,7 @@ class _Frozen(BaseModel):
 
 
 class Score(_Frozen):
-    """One model on one text; errors are standard errors over windows. KL in nats a token, agreement a share of tokens."""
+    """One model on one text; errors are standard errors over windows; KL in nats a token, agreement a share."""
 
     perplexity: float
     perplexity_error: float

@@ -26,9 +26,7 @@ def whole(
     if value is None:
         value = default
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < limit:
-        raise CheckpointError(
-            f"{place}: {key} is {value!r}, not a positive whole number in range", "mend the config"
-        )
+        raise CheckpointError(f"{place}: {key} is {value!r}, not a positive whole number in range", "mend the config")
     return value
 
 
@@ -93,7 +91,5 @@ def common(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-ELEMENTWISE = frozenset(
-    {"silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2", "sigmoid", "tanh"}
-)
+ELEMENTWISE = frozenset({"silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2", "sigmoid", "tanh"})
 """Activations that act on every channel alone and map 0 to a finite number, so that zero channels add nothing."""

@@ -59,9 +59,7 @@ def model_tensors(spec: ModelSpec) -> dict[str, Shape]:
     tensors: dict[str, Shape] = {EMBEDDING: (spec.vocab_size, spec.hidden_size)}
     for i, block in enumerate(spec.blocks):
         if block.attention:
-            tensors |= {
-                block_prefix(i) + name: shape for name, shape in attention_tensors(spec, block.attention)
-            }
+            tensors |= {block_prefix(i) + name: shape for name, shape in attention_tensors(spec, block.attention)}
         if block.ffn:
             tensors |= {block_prefix(i) + name: shape for name, shape in ffn_tensors(spec, block.ffn)}
     tensors[FINAL_NORM] = (spec.hidden_size,)

@@ -52,27 +52,21 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         raise CheckpointError(f"config.json: block_configs has {found} for {count} blocks", "mend the config")
     return ModelSpec(
         family="nemotron-nas",
-        blocks=tuple(
-            _block(i, block, fields["heads"], fields["hidden_size"]) for i, block in enumerate(blocks)
-        ),
+        blocks=tuple(_block(i, block, fields["heads"], fields["hidden_size"]) for i, block in enumerate(blocks)),
         **fields,
     )
 
 
 def _block(i: int, block: Any, heads: int, hidden: int) -> BlockSpec:
     place = f"config.json: block_configs[{i}]"
-    if not isinstance(block, Mapping) or not all(
-        isinstance(block.get(p), Mapping) for p in ("attention", "ffn")
-    ):
+    if not isinstance(block, Mapping) or not all(isinstance(block.get(p), Mapping) for p in ("attention", "ffn")):
         raise CheckpointError(f"{place} doesn't say what attention and ffn are", "mend the config")
     if block.get("parallel_blocks"):
         raise FamilyError(f"{place} has parallel_blocks, which aren't supported", "choose another parent")
     for part, keys in _UNSUPPORTED.items():
         for key in keys:
             if block[part].get(key):
-                raise FamilyError(
-                    f"{place}.{part}.{key} is set, which isn't supported", "choose another parent"
-                )
+                raise FamilyError(f"{place}.{part}.{key} is set, which isn't supported", "choose another parent")
     return BlockSpec(_attention(place, block["attention"], heads), _ffn(place, block["ffn"], hidden))
 
 
@@ -83,9 +77,7 @@ def _attention(place: str, attention: Mapping[str, Any], heads: int) -> Attentio
         return AttentionSpec("linear", 0)
     group = attention.get("n_heads_in_group")
     if isinstance(group, bool) or not isinstance(group, int) or not 0 < group <= heads or heads % group:
-        raise CheckpointError(
-            f"{place}.attention.n_heads_in_group is {group!r} for {heads} heads", "mend the config"
-        )
+        raise CheckpointError(f"{place}.attention.n_heads_in_group is {group!r} for {heads} heads", "mend the config")
     return AttentionSpec("attention", heads // group)
 
 

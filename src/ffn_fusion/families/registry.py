@@ -13,12 +13,8 @@ _READERS: dict[str, Callable[[Mapping[str, Any]], ModelSpec]] = {
     model_type: family.read for family in (llama, nemotron_nas) for model_type in family.MODEL_TYPES
 }
 
-_NORM_BEHIND = (
-    "it normalises each FFN's output before adding it, so the sum of several FFNs isn't one wide FFN"
-)
-_EXPERTS = (
-    "its FFN is a mixture of experts; a router per block picks other experts, so they can't be concatenated"
-)
+_NORM_BEHIND = "it normalises each FFN's output before adding it, so the sum of several FFNs isn't one wide FFN"
+_EXPERTS = "its FFN is a mixture of experts; a router per block picks other experts, so they can't be concatenated"
 _UNFUSABLE = {
     "gemma2": _NORM_BEHIND,
     "gemma3": _NORM_BEHIND,
@@ -48,9 +44,7 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
             "config.json has no model_type", f"this isn't a Hugging Face model; known are {supported}"
         )
     if model_type in _UNFUSABLE:
-        raise FamilyError(
-            f"family {model_type!r} can't be fused: {_UNFUSABLE[model_type]}", f"supported: {supported}"
-        )
+        raise FamilyError(f"family {model_type!r} can't be fused: {_UNFUSABLE[model_type]}", f"supported: {supported}")
     if model_type not in _READERS:
         raise FamilyError(f"family {model_type!r} isn't known", f"supported: {supported}")
     if isinstance(config.get("quantization_config"), Mapping):

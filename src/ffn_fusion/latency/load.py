@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ffn_fusion.modeling.register import register
+from ffn_fusion.registration import register
 from ffn_fusion.surgery.child import Child
 from ffn_fusion.surgery.child_config import child_config
 
@@ -17,9 +17,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: str = "cpu") -> Any:
     from transformers import AutoModelForCausalLM
 
     register()
-    return (
-        AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False).to(device).eval()
-    )
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False).to(device).eval()
 
 
 def realise(child: Child, dtype: torch.dtype, device: str = "cpu") -> Any:

@@ -32,7 +32,7 @@ def bench(
     """Time every model at every batch size.
 
     Args:
-        models: name -> a transformers causal LM in evaluation mode, in the order to show them; the first is compared with.
+        models: name -> a transformers causal LM in evaluation mode, in the order they are shown.
         context: tokens of the prompt (random ids). new_tokens: decode steps, each with one token a sequence.
         rounds: timed rounds, after one that isn't counted.
 

@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 WIDTH_MULTIPLE = 256
 
 
-class _Entry(dict):
+class _Entry(dict[str, Any]):
     """A JSON object whose keys read as attributes too: transformers serialises it, vLLM reads its attributes."""
 
     def __getattr__(self, name: str) -> Any:

@@ -73,9 +73,7 @@ def section_from_options(**options: Any) -> PlanSection:
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise UsageError(
-            f"{option}: {first['msg']} (found {first['input']!r})", "see ffn-fusion --help"
-        ) from error
+        raise UsageError(f"{option}: {first['msg']} (found {first['input']!r})", "see ffn-fusion --help") from error
 
 
 class BuildSection(_Section):
@@ -135,9 +133,7 @@ class Recipe(_Section):
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise RecipeError(
-                f"{path}: {error.strerror}", "give a recipe file; recipes/ has examples"
-            ) from error
+            raise RecipeError(f"{path}: {error.strerror}", "give a recipe file; recipes/ has examples") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             where = getattr(error, "problem_mark", None)
             line = f":{where.line + 1}" if where else ""
@@ -174,9 +170,7 @@ SectionT = TypeVar("SectionT", bound=Text)
 
 
 def _resolve(section: SectionT, folder: Path) -> SectionT:
-    return section.model_copy(
-        update={"texts": tuple((folder / text.expanduser()).resolve() for text in section.texts)}
-    )
+    return section.model_copy(update={"texts": tuple((folder / text.expanduser()).resolve() for text in section.texts)})
 
 
 def _explain(error: ValidationError, place: str) -> RecipeError:

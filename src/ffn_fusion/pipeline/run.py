@@ -93,9 +93,7 @@ def republish(folder: Path) -> Result:
     needed = (workspace.recipe, workspace.blueprint, workspace.quality, workspace.samples)
     missing = [path.name for path in needed if not path.is_file()]
     if missing:
-        raise DataError(
-            f"{workspace.folder}: no finished run there ({missing[0]} is missing)", "run its recipe first"
-        )
+        raise DataError(f"{workspace.folder}: no finished run there ({missing[0]} is missing)", "run its recipe first")
     recipe = Recipe.load(workspace.recipe)
     carried = _Run(recipe, workspace, open_parent(recipe, Silent()), Silent())
     evidence = Evidence.load(workspace.evidence)
@@ -125,9 +123,7 @@ class _Run:
 
     STAGES = ("analyze", "plan", "build", "evaluate", "bench", "samples", "report")
 
-    def __init__(
-        self, recipe: Recipe, workspace: Workspace, checkpoint: Checkpoint, listener: Listener
-    ) -> None:
+    def __init__(self, recipe: Recipe, workspace: Workspace, checkpoint: Checkpoint, listener: Listener) -> None:
         self.recipe = recipe
         self.workspace = workspace
         self.checkpoint = checkpoint
@@ -157,13 +153,9 @@ class _Run:
         key = stage_key(key, recipe.build)
         self._stage("build", key, [recipe.output / "config.json"], lambda: self._build(plan.blueprint))
         quality_key = stage_key(key, recipe.evaluation, stages.state(recipe.evaluation))
-        self._stage(
-            "evaluate", quality_key, [space.quality], lambda: self._evaluate(plan.blueprint, evidence)
-        )
+        self._stage("evaluate", quality_key, [space.quality], lambda: self._evaluate(plan.blueprint, evidence))
         if recipe.bench.enabled:
-            self._stage(
-                "bench", stage_key(key, recipe.bench), [space.latency], lambda: self._bench(plan.blueprint)
-            )
+            self._stage("bench", stage_key(key, recipe.bench), [space.latency], lambda: self._bench(plan.blueprint))
         samples_key = stage_key(key, recipe.samples)
         self._stage("samples", samples_key, [space.samples], lambda: self._samples())
         result = self.result(plan)
@@ -193,9 +185,7 @@ class _Run:
             manifest = read_manifest(output) or {}
             if manifest.get("build") == build_id(child, section.max_shard_bytes):
                 return
-            raise OutputError(
-                f"{output}: holds a child of another plan", "choose another output, or remove it first"
-            )
+            raise OutputError(f"{output}: holds a child of another plan", "choose another output, or remove it first")
         stages.build_child(child, section, output, self.listener.progress)
 
     def _evaluate(self, blueprint: Blueprint, evidence: Evidence) -> None:
@@ -208,9 +198,7 @@ class _Run:
 
     def _samples(self) -> None:
         samples = stages.continue_prompts(self.checkpoint, self.recipe, self.listener.progress)
-        write_atomic(
-            self.workspace.samples, (json.dumps([vars(s) for s in samples], indent=1) + "\n").encode()
-        )
+        write_atomic(self.workspace.samples, (json.dumps([vars(s) for s in samples], indent=1) + "\n").encode())
 
     def result(self, plan: Plan) -> Result:
         """What the stages left in the workspace."""

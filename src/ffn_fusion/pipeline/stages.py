@@ -99,9 +99,7 @@ def build_child(child: Child, section: BuildSection, output: Path, progress: Pro
         done += count
         progress("bytes", done, total)
 
-    card = model_card(
-        output.name, child.blueprint, version("ffn-fusion"), licence=read_licence(child.parent.folder)
-    )
+    card = model_card(output.name, child.blueprint, version("ffn-fusion"), licence=read_licence(child.parent.folder))
     build(
         child.parent,
         child.blueprint,
@@ -169,8 +167,6 @@ def _generate(folder: Path, prompts: Sequence[str], new_tokens: int, device: str
     found = []
     for prompt in prompts:
         inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-        ids = model.generate(
-            **inputs, max_new_tokens=new_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id
-        )
+        ids = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id)
         found.append(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
     return found

@@ -78,9 +78,7 @@ def _parent_boxes(i: int, block: ParentBlock, x: float, scale: Scale, dropped: b
     width = _ATTENTION_STEP * scale.unit
     if block.attention:
         kind = "dropped" if dropped else "attention" if block.attention == "attention" else "linear"
-        yield Box(
-            x, width, scale.plain, kind, f"block {i}: {block.attention}{', dropped' if dropped else ''}"
-        )
+        yield Box(x, width, scale.plain, kind, f"block {i}: {block.attention}{', dropped' if dropped else ''}")
         x += width
     if block.ffn:
         kind = "ffn" if block.ffn == "gated" else "linear"

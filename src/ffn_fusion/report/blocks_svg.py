@@ -87,9 +87,7 @@ def _draw(box: Box, y: float) -> str:
         f"<title>{escape(box.says)}</title></rect>"
     )
     path = "".join(f"M{left:.2f},{y + seam:.2f}H{right:.2f}" for seam in box.seams)
-    return rect + (
-        f'<path d="{path}" stroke="#fff" stroke-width="0.9" stroke-opacity="0.75"/>' if path else ""
-    )
+    return rect + (f'<path d="{path}" stroke="#fff" stroke-width="0.9" stroke-opacity="0.75"/>' if path else "")
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", style: str = "", size: float = 12) -> str:
@@ -106,9 +104,7 @@ def _title(x: float, y: float, what: str, steps: int) -> str:
     return _text(x, y, f"{what}, {steps} sub-blocks one after the other", style=_BOLD)
 
 
-def _shorter(
-    blueprint: Blueprint, parent: Sequence[Place], child: Sequence[Place | None], y: float
-) -> Iterator[str]:
+def _shorter(blueprint: Blueprint, parent: Sequence[Place], child: Sequence[Place | None], y: float) -> Iterator[str]:
     """In the room that the child leaves free: how many sub-blocks fewer it has."""
     before, after = sequential_steps(blueprint)
     start = max((place.right for place in child if place), default=MARGIN) + 10
@@ -168,9 +164,7 @@ def _bands(
         yield f'<polygon points="{path}" fill="{colour}" fill-opacity="{opacity:g}"/>'
 
 
-def _run_labels(
-    fused: Sequence[tuple[str, int, Box]], xs: Sequence[float], ceiling: float, y: float
-) -> Iterator[str]:
+def _run_labels(fused: Sequence[tuple[str, int, Box]], xs: Sequence[float], ceiling: float, y: float) -> Iterator[str]:
     """Below every fused FFN its blocks and width, with a line to it where it doesn't stand right under it."""
     for x, (blocks, width, box) in zip(xs, fused, strict=True):
         foot, at = ceiling + box.height + 2, box.x + box.width / 2
@@ -187,10 +181,7 @@ def _spread(wanted: Sequence[float]) -> list[float]:
     groups: list[list[float]] = []  # labels that touch move together, around the mean of what they want
     for place in wanted:
         groups.append([place])
-        while (
-            len(groups) > 1
-            and _start(groups[-1], least) < _start(groups[-2], least) + len(groups[-2]) * least
-        ):
+        while len(groups) > 1 and _start(groups[-1], least) < _start(groups[-2], least) + len(groups[-2]) * least:
             groups[-2:] = [[*groups[-2], *groups[-1]]]
     places: list[float] = []
     for group in groups:

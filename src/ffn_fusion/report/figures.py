@@ -59,9 +59,7 @@ def dependency_heatmap(
         # the triangle below the diagonal is empty: the scale stands there
         inset = axes.inset_axes((0.07, 0.12, 0.42, 0.035))
         bar = figure.colorbar(image, cax=inset, orientation="horizontal")
-        bar.set_ticks(
-            [2.0**e for e in range(low, high + 1, 2)], labels=[_power(e) for e in range(low, high + 1, 2)]
-        )
+        bar.set_ticks([2.0**e for e in range(low, high + 1, 2)], labels=[_power(e) for e in range(low, high + 1, 2)])
         bar.ax.xaxis.set_minor_formatter(NullFormatter())
         bar.ax.minorticks_off()
         bar.outline.set_visible(False)
@@ -120,9 +118,7 @@ def stretch_chart(evidence: Evidence, blueprint: Blueprint) -> str:
         for s in chosen:
             place = ((s.dropped[0] + s.dropped[-1]) / 2, s.damage.kl)
             style = {"color": palette.DROPPED, "fontweight": "bold"}
-            axes.annotate(
-                format_blocks(s.dropped), place, (0, 5), textcoords="offset points", ha="center", **style
-            )
+            axes.annotate(format_blocks(s.dropped), place, (0, 5), textcoords="offset points", ha="center", **style)
         _block_axis(axes, len(evidence.parent.blocks))
         axes.set_ylabel("KL from parent\n(nats a token, log)")
         axes.grid(True, axis="y")
@@ -133,9 +129,7 @@ def stretch_chart(evidence: Evidence, blueprint: Blueprint) -> str:
         ]
         axes.legend(handles=handles, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
 
-    return render(
-        draw, 10.6, 3.0, "chart: damage of every measured stretch of dropped attentions, over its blocks"
-    )
+    return render(draw, 10.6, 3.0, "chart: damage of every measured stretch of dropped attentions, over its blocks")
 
 
 def _block_axis(axes: Any, blocks: int) -> None:
@@ -195,14 +189,9 @@ def quality_speed_plot(quality: Quality, latency: Latency) -> str:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))  # noqa: RUF001
         axes.margins(0.12, 0.18)
         axes.grid(True, axis="both")
-        axes.annotate(
-            "better ↘", (1, 0), (-6, 6), "axes fraction", "offset points", ha="right", color=palette.FAINT
-        )
+        axes.annotate("better ↘", (1, 0), (-6, 6), "axes fraction", "offset points", ha="right", color=palette.FAINT)
         dots = [Line2D([], [], marker="o", ls="", ms=8, color=colours[m], label=printable(m)) for m in models]
-        shapes = [
-            Line2D([], [], ls="", color=palette.INK, label=f"batch {batch}", **looks[batch])
-            for batch in batches
-        ]
+        shapes = [Line2D([], [], ls="", color=palette.INK, label=f"batch {batch}", **looks[batch]) for batch in batches]
         axes.legend(handles=dots + shapes, ncols=len(dots + shapes), loc="lower left", bbox_to_anchor=(0, 1),
                     handletextpad=0.2, columnspacing=1.2, borderaxespad=0.2)  # fmt: skip
 

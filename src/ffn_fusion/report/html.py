@@ -69,9 +69,7 @@ def write_report(path: Path, report: ReportData) -> None:
     try:
         write_atomic(path, content)
     except OSError as error:
-        raise OutputError(
-            f"{path}: {error.strerror or error}", "choose a place that can be written"
-        ) from error
+        raise OutputError(f"{path}: {error.strerror or error}", "choose a place that can be written") from error
 
 
 def render_report(report: ReportData) -> str:
@@ -81,9 +79,7 @@ def render_report(report: ReportData) -> str:
     except ImportError as error:
         message = "reports need jinja2, which isn't installed"
         raise MissingExtraError(message, "pip install 'ffn-fusion[report]'") from error
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = resources.files("ffn_fusion.report").joinpath("template.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source).render(**_context(report)) + "\n"
 

@@ -36,9 +36,7 @@ def sentence(blueprint: Blueprint) -> str:
         done.append(f"{len(dropped)} of {attentions(blueprint)} attentions {were} dropped ({which})")
     if runs:
         wide = "one wide FFN" if len(runs) == 1 else f"{len(runs)} wide FFNs"
-        done.append(
-            f"{fused_ffns(blueprint)} FFNs were fused into {wide} ({_named('run', format_runs(runs))})"
-        )
+        done.append(f"{fused_ffns(blueprint)} FFNs were fused into {wide} ({_named('run', format_runs(runs))})")
     return f"{' and '.join(done)}: {blocks} blocks became {len(blueprint.kept_blocks)}."
 
 
@@ -65,9 +63,7 @@ def key_figures(blueprint: Blueprint, quality: Quality | None, latency: Latency 
         figures.append(_dropped(blueprint))
     if runs:
         figures.append(
-            KeyFigure(
-                f"{fused_ffns(blueprint)} → {len(runs)}", "FFNs fused", _named("run", format_runs(runs))
-            )
+            KeyFigure(f"{fused_ffns(blueprint)} → {len(runs)}", "FFNs fused", _named("run", format_runs(runs)))
         )
     fewer = f"{100 * (before - after) / max(before, 1):.0f} % fewer"
     figures.append(KeyFigure(f"{before} → {after}", "sub-blocks in sequence", fewer))
@@ -87,9 +83,7 @@ def _dropped(blueprint: Blueprint) -> KeyFigure:
 def _decode(latency: Latency) -> Timing | None:
     """The child's decoding at the smallest batch: what one user feels."""
     child = next((model for model in reversed(MODELS) if model in latency.models), None)
-    timings = [
-        t for t in latency.timings if t.model == child and t.phase == "decode" and "parent" in t.speedup
-    ]
+    timings = [t for t in latency.timings if t.model == child and t.phase == "decode" and "parent" in t.speedup]
     return min(timings, key=lambda timing: timing.batch, default=None)
 
 

@@ -61,9 +61,7 @@ def render(draw: Callable[[Any], None], width: float, height: float, label: str)
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure)
         buffer = io.StringIO()
-        figure.savefig(
-            buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _standalone(buffer.getvalue(), label)
 
 

@@ -161,19 +161,13 @@ def quality_grid(scores: TextScores) -> Grid:
             plus_minus(score.perplexity, score.perplexity_error, 2),
             _loss_increase(score, parent),
             NOTHING if score is parent else small_pm(score.kl, score.kl_error),
-            NOTHING
-            if score is parent
-            else plus_minus(100 * score.agreement, 100 * score.agreement_error, 1) + " %",
+            NOTHING if score is parent else plus_minus(100 * score.agreement, 100 * score.agreement_error, 1) + " %",
         )
         for model, score in scores.scores.items()
     ]
     columns = ("model", "perplexity", "loss increase", "KL from parent", "same next token")
-    controls = next(
-        (i for i, model in enumerate(scores.scores) if model not in ("parent", "pruned", "fused")), None
-    )
-    return Grid(
-        columns, tuple(rows), sections=frozenset() if controls in (None, 0) else frozenset({controls})
-    )
+    controls = next((i for i, model in enumerate(scores.scores) if model not in ("parent", "pruned", "fused")), None)
+    return Grid(columns, tuple(rows), sections=frozenset() if controls in (None, 0) else frozenset({controls}))
 
 
 def _loss_increase(score: Score, parent: Score | None) -> str:
@@ -184,16 +178,12 @@ def latency_grid(latency: Latency) -> Grid:
     """Every setting and model: median and spread of single runs, and how many times as fast as the others."""
     others = [model for model in latency.models if any(model in timing.speedup for timing in latency.timings)]
     one_context = len({timing.context for timing in latency.timings}) == 1
-    settings = sorted(
-        {_setting(timing) for timing in latency.timings}, key=lambda s: (s[0] != "prefill", *s[1:])
-    )
+    settings = sorted({_setting(timing) for timing in latency.timings}, key=lambda s: (s[0] != "prefill", *s[1:]))
     rows: list[tuple[str, ...]] = []
     sections = set()
     for setting in settings:
         timings = [timing for timing in latency.timings if _setting(timing) == setting]
-        timings.sort(
-            key=lambda timing: latency.models.index(timing.model) if timing.model in latency.models else 99
-        )
+        timings.sort(key=lambda timing: latency.models.index(timing.model) if timing.model in latency.models else 99)
         sections |= {len(rows)} if rows else set()
         for place, timing in enumerate(timings):
             name = "" if place else f"{timing.phase}, batch {timing.batch}"
@@ -226,9 +216,7 @@ def _latency_row(timing: Timing, others: list[str]) -> tuple[str, ...]:
         printable(timing.model),
         seconds(mid),
         seconds(low, high),
-        f"{timing.tokens_per_second:,.1f}"
-        if timing.tokens_per_second < 1000
-        else f"{timing.tokens_per_second:,.0f}",
+        f"{timing.tokens_per_second:,.1f}" if timing.tokens_per_second < 1000 else f"{timing.tokens_per_second:,.0f}",
         *(ratio(timing.speedup[o]) if o in timing.speedup and o != timing.model else NOTHING for o in others),
     )
 
@@ -256,9 +244,7 @@ def chosen_stretches(stretches: Sequence[Stretch], blueprint: Blueprint) -> tupl
 
     def carried_out(stretch: Stretch) -> bool:
         inside = set(range(stretch.first, stretch.last + 1))
-        meant = (
-            set(range(stretch.first, stretch.fused_last + 1)) if stretch.fused_last > stretch.first else set()
-        )
+        meant = set(range(stretch.first, stretch.fused_last + 1)) if stretch.fused_last > stretch.first else set()
         return bool(stretch.dropped) and set(stretch.dropped) <= dropped and inside & fused == meant
 
     done = [stretch for stretch in stretches if carried_out(stretch)]

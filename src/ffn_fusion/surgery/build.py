@@ -58,9 +58,7 @@ def build(
     staging.check_space(target, sum(tensor.nbytes for tensor in tensors) + _MARGIN)
 
     def refuse(name: str) -> None:
-        raise CheckpointError(
-            f"{_guilty(child, name)} holds NaN or infinity", "get the weights again, or mend them"
-        )
+        raise CheckpointError(f"{_guilty(child, name)} holds NaN or infinity", "get the weights again, or mend them")
 
     with staging.staged(target, _staging_key(child, max_shard_bytes)) as stage:
         write_shards(stage, plan_shards(tensors, max_shard_bytes), on_bytes, refuse)
@@ -88,12 +86,14 @@ def build(
 
 
 def check_blueprint(parent: Checkpoint, blueprint: Blueprint) -> None:
-    """Raises: BlueprintError: the blueprint is of a model with other blocks."""
+    """Raises: BlueprintError: the blueprint is of a model with other blocks, or leaves none."""
     if blueprint.parent.blocks != parent.spec.parent("").blocks:
         raise BlueprintError(
             f"the blueprint is of {blueprint.parent.name}, whose blocks differ from those of {parent.name}",
             "plan again for this model",
         )
+    if not blueprint.kept_blocks:
+        raise BlueprintError("the blueprint leaves no block at all", "keep at least one attention or FFN")
 
 
 def output_tensors(child: Child) -> list[OutputTensor]:

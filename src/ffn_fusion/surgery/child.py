@@ -60,9 +60,7 @@ class Child:
         width_multiple: FFN widths are padded with zero channels to this; 256 is what engines can load.
     """
 
-    def __init__(
-        self, parent: Checkpoint, blueprint: Blueprint, width_multiple: int = WIDTH_MULTIPLE
-    ) -> None:
+    def __init__(self, parent: Checkpoint, blueprint: Blueprint, width_multiple: int = WIDTH_MULTIPLE) -> None:
         assert blueprint.parent.blocks == parent.spec.parent("").blocks, "a blueprint of another model"
         self.parent = parent
         self.blueprint = blueprint
@@ -132,7 +130,7 @@ class Child:
                 yield self._ffn_tensor(i, block, name, shape)
 
     def _ffn_tensor(self, i: int, block: Block, name: str, shape: Shape) -> ChildTensor:
-        """One tensor of a kept or fused FFN. A fused FFN's own norms are folded; with the last one's they're dropped."""
+        """One tensor of a kept or fused FFN. Own norms are folded; with the last one's, the others are dropped."""
         own = block.ffn.kind == "fused" and block.ffn.norm == "own"
         sources = tuple(block_prefix(source) + name for source in block.ffn.sources)
         padding = self._width(block) - self.blueprint.width(block)
