@@ -21,8 +21,13 @@ class FfnFusionError(Exception):
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = printable(message)
+        self.hint = printable(hint)
+
+
+def printable(text: str) -> str:
+    """On one line and without control characters: names out of a hostile file stand in messages."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class UsageError(FfnFusionError):

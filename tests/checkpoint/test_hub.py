@@ -73,7 +73,7 @@ def test_opens_a_hub_model_pinned(hub: FakeHub, tmp_path: Path, shards: int) -> 
     assert (checkpoint.name, checkpoint.revision) == (REPO, sha)
     assert checkpoint.read("model.norm.weight").shape == (32,)
     weights = {name for name in content if name.startswith("model") and name.endswith((".safetensors", ".json"))}
-    assert hub.downloaded() == {"config.json", "tokenizer.json", "LICENSE"} | weights
+    assert hub.downloaded() == {"config.json", "tokenizer.json", "LICENSE", "README.md"} | weights
     assert not any("original" in line for line in hub.asked if "/resolve/" in line)
     assert seen == sorted(seen)
     assert seen[-1] == 1.0

@@ -294,3 +294,16 @@ def test_any_value_in_a_config_is_read_or_refused(data: st.DataObject) -> None:
     with contextlib.suppress(FfnFusionError):
         spec = read_spec(config)
         assert all(size > 0 for shape in model_tensors(spec).values() for size in shape)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"rope_type": "longrope"}, "lacks short_factor"),
+        ({"rope_type": "llama3", "factor": 8.0}, "lacks low_freq"),
+        ({"type": "su"}, "'su'"),
+    ],
+)
+def test_incomplete_rotary_settings(settings: dict[str, object], says: str) -> None:
+    with pytest.raises(CheckpointError, match=says):
+        read_spec(llama_config(rope_scaling=settings))

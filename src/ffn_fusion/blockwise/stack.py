@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.layout import EMBEDDING, FINAL_NORM, LM_HEAD, block_prefix
+from ffn_fusion.processes import neighbours
 from ffn_fusion.surgery.child_config import child_config
 
 _RESIDENT_SHARE = 0.4  # of the memory that's free: below it, weights stay loaded between uses
@@ -116,7 +117,8 @@ class Stack:
     def _fits(self) -> bool:
         sizes = (tensor.shape for tensor in self.source.tensors.values())
         needed = sum(torch.Size(shape).numel() for shape in sizes) * self.dtype.itemsize
-        return needed <= _RESIDENT_SHARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return needed <= _RESIDENT_SHARE * free / neighbours()
 
 
 class Block:

@@ -25,12 +25,12 @@ from ffn_fusion.checkpoint.gguf_tokenizer import tokenizer_files
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES
 from ffn_fusion.checkpoint.shards import OutputTensor, plan_shards, write_shards
-from ffn_fusion.checkpoint.staging import Staging, check_space, staged
+from ffn_fusion.checkpoint.staging import MODEL_CARD, Staging, check_space, staged
 from ffn_fusion.errors import CheckpointError, MissingExtraError
 from ffn_fusion.families import ModelSpec, read_spec
 from ffn_fusion.families.layout import EMBEDDING, FINAL_NORM, LM_HEAD, model_tensors
 
-CONVERTER = 1
+CONVERTER = 2
 """Raise it whenever a conversion would come out different: cached ones are then left alone and made anew."""
 
 _PIECE_BYTES = 8 << 20  # of float32
@@ -119,15 +119,23 @@ def _convert(path: Path, target: Path, key: str, on_progress: Callable[[str, flo
         raise CheckpointError(f"{path}: tensor {sources[name].name} holds NaN or infinity", "get the file again")
 
     with staged(target, key) as staging:
-        _write_small(staging, config, extras)
+        _write_small(staging, config, extras, _licence(gguf))
         write_shards(staging, plan_shards(outputs), on_bytes=count, on_nonfinite=refuse)
         staging.commit({"kind": "converted GGUF", "source": str(path), "converter": CONVERTER})
 
 
-def _write_small(staging: Staging, config: dict[str, Any], extras: dict[str, bytes]) -> None:
+def _write_small(staging: Staging, config: dict[str, Any], extras: dict[str, bytes], licence: str | None) -> None:
     staging.write("config.json", (json.dumps(config, indent=2) + "\n").encode())
     for name, content in extras.items():
         staging.write(name, content)
+    if licence:
+        staging.write(MODEL_CARD, f"---\nlicense: {json.dumps(licence)}\n---\n".encode())
+
+
+def _licence(gguf: GgufFile) -> str | None:
+    """The licence that the file names, for the child's card to carry on."""
+    licence = gguf.metadata.get("general.license")
+    return licence if isinstance(licence, str) and licence else None
 
 
 def _sources(gguf: GgufFile, spec: ModelSpec) -> dict[str, GgufTensor]:

@@ -16,28 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ffn_fusion.checkpoint.reader import INDEX, SINGLE, read_config
-from ffn_fusion.checkpoint.sidecars import LICENCES
-from ffn_fusion.checkpoint.staging import check_space
-from ffn_fusion.errors import CheckpointError, FamilyError
-from ffn_fusion.families import ModelSpec, read_spec
+from ffn_fusion.checkpoint.reader import INDEX, SINGLE, read_folder_spec
+from ffn_fusion.checkpoint.sidecars import LICENCES, SIDECARS
+from ffn_fusion.checkpoint.staging import MODEL_CARD, check_space
+from ffn_fusion.errors import CheckpointError
+from ffn_fusion.families import ModelSpec
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _ID_LIMIT = 96  # as the hub
 _FILE_SUFFIXES = (".gguf", ".safetensors", ".json", ".bin", ".pt", ".pth")
-_BESIDE = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    *LICENCES,
-)
+_BESIDE = (*SIDECARS, *LICENCES, MODEL_CARD)  # the card names the licence
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _NEVER = (".py", *_PICKLES)
 _ATTEMPTS = 3
@@ -97,7 +85,7 @@ def find(repo: str, revision: str | None = None) -> HubModel:
             # By its branch and not by its commit: so the cache learns which commit the branch stood for.
             config = Path(hf_hub_download(repo, "config.json", revision=revision, local_files_only=sizes is None))
             if commit in (None, config.parent.name):
-                return HubModel(repo, config.parent.name, config.parent, _spec(repo, config.parent), sizes)
+                return HubModel(repo, config.parent.name, config.parent, read_folder_spec(config.parent, repo), sizes)
     raise CheckpointError(f"{repo}: it's being changed on the hub right now", "name a commit: --revision <commit>")
 
 
@@ -128,17 +116,6 @@ def fetch(
             tqdm_class=_progress_class(needed, lambda done: on_progress(f"downloading {repo}", done)),
         )
     return model
-
-
-def _spec(repo: str, folder: Path) -> ModelSpec:
-    """The same refusals as opening the folder would give, before its weights are fetched."""
-    config = read_config(folder)
-    if "auto_map" in config and config.get("model_type") != "nemotron-nas":
-        raise FamilyError(
-            f"{repo}: config.json asks for code of its own (auto_map), which is never run",
-            "if the model is a plain Llama, download it and remove auto_map from its config.json",
-        )
-    return read_spec(config)
 
 
 def _check_formats(repo: str, sizes: Mapping[str, int]) -> None:

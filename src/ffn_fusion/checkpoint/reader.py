@@ -89,6 +89,21 @@ def read_config(folder: Path) -> dict[str, Any]:
     return _json(folder, "config.json")
 
 
+def read_folder_spec(folder: Path, name: str | None = None) -> ModelSpec:
+    """What config.json alone says of a model; ``name`` is what a message calls it.
+
+    Raises:
+        CheckpointError: no usable config. FamilyError: a family that can't be fused, or code of its own is needed.
+    """
+    config = read_config(folder)
+    if "auto_map" in config and config.get("model_type") != "nemotron-nas":
+        raise FamilyError(
+            f"{name or folder}: config.json asks for code of its own (auto_map), which is never run",
+            "if the model is a plain Llama, remove auto_map from its config.json",
+        )
+    return read_spec(config)
+
+
 def open_folder(folder: Path, name: str | None = None, revision: str | None = None) -> Checkpoint:
     """Open a checkpoint folder: reads config and the headers of the weights, not the weights.
 
@@ -99,13 +114,7 @@ def open_folder(folder: Path, name: str | None = None, revision: str | None = No
     Raises:
         CheckpointError: damaged, incomplete or unsafe. FamilyError: a family that can't be fused.
     """
-    config = read_config(folder)
-    if "auto_map" in config and config.get("model_type") != "nemotron-nas":
-        raise FamilyError(
-            f"{folder}: config.json asks for code of its own (auto_map), which is never run",
-            "if the model is a plain Llama, remove auto_map from its config.json",
-        )
-    spec = read_spec(config)
+    spec = read_folder_spec(folder, name)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     found: dict[str, TensorInfo] = {}
     for path in _weight_files(folder):

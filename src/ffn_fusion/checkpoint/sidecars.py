@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ffn_fusion.checkpoint.reader import inside
 
-_NAMES = (
+SIDECARS = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -28,7 +28,7 @@ def sidecar_files(folder: Path) -> Iterator[tuple[str, bytes]]:
     Raises:
         CheckpointError: one of them leads out of the folder.
     """
-    names = {name for name in _NAMES if (folder / name).is_file()}
+    names = {name for name in SIDECARS if (folder / name).is_file()}
     names |= {path.name for pattern in LICENCES for path in folder.glob(pattern) if path.is_file()}
     for name in sorted(names):
         yield name, inside(folder, name).read_bytes()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,8 +101,15 @@ class TerminalListener:
     def progress(self, what: str, done: int, total: int) -> None:
         self._bars(what, done, total)
 
-    def planned(self, checkpoint: Checkpoint, plan: Plan) -> None:
+    def planned(self, checkpoint: Checkpoint, plan: Plan, remaining: Mapping[str, float]) -> None:
         show_plan(checkpoint, plan)
+        if remaining:
+            each = ", ".join(f"{name} {_minutes(seconds)}" for name, seconds in remaining.items())
+            say(f"time to come, estimated from this machine's pace: {_minutes(sum(remaining.values()))} ({each})")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
 
 
 def show_plan(checkpoint: Checkpoint, plan: Plan) -> None:

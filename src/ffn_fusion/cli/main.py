@@ -10,6 +10,7 @@ import typer
 
 from ffn_fusion.cli import analyze, bench, build, evaluate, inspect, plan, report, run
 from ffn_fusion.errors import INTERRUPTED, FfnFusionError, UsageError
+from ffn_fusion.processes import lead
 
 app = typer.Typer(
     name="ffn-fusion",
@@ -48,11 +49,11 @@ app.command("report")(report.report)
 
 
 def main() -> None:
-    """Entry point: exits with a documented code (``errors.EXIT_CODES``)."""
+    """Entry point: exits with a documented code (``errors.EXIT_CODES``). Under torchrun, the first process does."""
     # Loading a model prints bars of its own, once a model; ours tell what matters.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    sys.exit(_guarded())
+    sys.exit(lead(_guarded))
 
 
 def _guarded() -> int:

@@ -50,12 +50,32 @@ def flag(config: Mapping[str, Any], key: str, place: str = "config.json") -> boo
     return value
 
 
+_ROTARY = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+"""Kinds of rotary scaling, with what each one needs."""
+
+
 def _check_rotary(config: Mapping[str, Any]) -> None:
-    """Rotary settings are passed on unread; only their form is checked."""
+    """Rotary settings are passed on as they are; that they can be used is checked here and not by a late KeyError."""
     number(config, "rope_theta", 10000.0)
     for key in ("rope_scaling", "rope_parameters"):
-        if not isinstance(config.get(key), Mapping | None):
-            raise CheckpointError(f"config.json: {key} is {config[key]!r}, not an object", "mend the config")
+        settings = config.get(key)
+        if not isinstance(settings, Mapping | None):
+            raise CheckpointError(f"config.json: {key} is {settings!r}, not an object", "mend the config")
+        if settings is None:
+            continue
+        kind = settings.get("rope_type", settings.get("type", "default"))
+        if not isinstance(kind, str) or kind not in _ROTARY:
+            raise CheckpointError(f"config.json: {key} has rope_type {kind!r}", f"known are {', '.join(_ROTARY)}")
+        missing = [name for name in _ROTARY[kind] if settings.get(name) is None]
+        if missing:
+            raise CheckpointError(f"config.json: {key} of type {kind} lacks {missing[0]}", "mend the config")
 
 
 def common(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -18,10 +19,11 @@ from ffn_fusion.errors import DataError, OutputError
 from ffn_fusion.evaluation.quality import Quality
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.pipeline import publish, stages
+from ffn_fusion.pipeline.estimate import Pace, remaining_seconds
 from ffn_fusion.pipeline.preflight import preflight
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.workspace import Workspace, stage_key
-from ffn_fusion.surgery.build import build_id, files_state
+from ffn_fusion.surgery.build import build_id, child_bytes, files_state
 from ffn_fusion.surgery.child import Child
 
 
@@ -34,7 +36,8 @@ class Listener(Protocol):
 
     def progress(self, what: str, done: int, total: int) -> None: ...
 
-    def planned(self, checkpoint: Checkpoint, plan: Plan) -> None: ...
+    def planned(self, checkpoint: Checkpoint, plan: Plan, remaining: Mapping[str, float]) -> None:
+        """The plan, before anything is built; ``remaining``: estimated seconds of each stage to come."""
 
 
 class Silent:
@@ -44,7 +47,7 @@ class Silent:
 
     def progress(self, what: str, done: int, total: int) -> None: ...
 
-    def planned(self, checkpoint: Checkpoint, plan: Plan) -> None: ...
+    def planned(self, checkpoint: Checkpoint, plan: Plan, remaining: Mapping[str, float]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class _Run:
         plan = stages.make_plan(self.checkpoint, evidence, recipe.plan)
         key = stage_key(key, recipe.plan)
         self._stage("plan", key, [space.blueprint, space.plan], lambda: self._write_plan(plan))
-        self.listener.planned(self.checkpoint, plan)
+        self.listener.planned(self.checkpoint, plan, self._remaining(plan))
         if dry_run:
             return Result(self.checkpoint, plan, space)
         key = stage_key(key, recipe.build)
@@ -171,7 +174,25 @@ class _Run:
         self.workspace.stage(name, key, results, work)
 
     def _analyze(self) -> Evidence:
-        return stages.measure(self.checkpoint, self.recipe, self.listener.progress)
+        work: dict[str, int] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            work[what] = total
+            self.listener.progress(what, done, total)
+
+        start = time.perf_counter()
+        evidence = stages.measure(self.checkpoint, self.recipe, progress)
+        tokens = sum(work.values()) * self.recipe.calibration.context
+        Pace(tokens / (time.perf_counter() - start)).save(self.workspace.pace)
+        return evidence
+
+    def _remaining(self, plan: Plan) -> dict[str, float]:
+        pace = Pace.load(self.workspace.pace)
+        if pace is None:
+            return {}
+        return remaining_seconds(
+            self.recipe, self.checkpoint, child_bytes(Child(self.checkpoint, plan.blueprint)), pace
+        )
 
     def _write_plan(self, plan: Plan) -> None:
         plan.blueprint.save(self.workspace.blueprint)
