@@ -151,8 +151,9 @@ def main() -> None:
         "largest_inputs_gib": inputs / 2**30,
         "rss_gib_above_base_and_inputs": max(peaks) - base - inputs / 2**30,
     }
-    met = all(figures[name] <= bound for name, bound in GOALS.items())
-    finish("build", figures, GOALS, met, {"rounds": str(rounds), "order": "build and cp in turn, caches dropped"})
+    goals = {} if options.quick else GOALS  # a second of work says nothing about disks
+    met = all(figures[name] <= bound for name, bound in goals.items())
+    finish("build", figures, goals, met, {"rounds": str(rounds), "order": "build and cp in turn, caches dropped"})
 
 
 if __name__ == "__main__":

@@ -88,8 +88,47 @@ def api_table() -> str:
     return "\n".join(rows)
 
 
+def demo_table() -> str:
+    """Quality and decode speed of the demo, from what its run left in docs/results/demo.json."""
+    import json
+
+    result = json.loads((ROOT / "docs" / "results" / "demo.json").read_text(encoding="utf-8"))
+    texts = result["quality"]["texts"]
+    names = [text["text"] for text in texts]
+    head = [*(f"perplexity: {name}" for name in names), "KL (mean)", "decode, batch 1", "batch 8"]
+    rows = ["| model | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]
+    for model in texts[0]["scores"]:
+        scores = [text["scores"][model] for text in texts]
+        cells = [f"{score['perplexity']:.1f} ± {score['perplexity_error']:.1f}" for score in scores]
+        cells.append(f"{sum(score['kl'] for score in scores) / len(scores):.3f}")
+        cells += [_decode_speed(result["latency"], model, batch) for batch in (1, 8)]
+        rows.append(f"| {model} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _decode_speed(latency: dict[str, Any], model: str, batch: int) -> str:
+    for timing in latency["timings"]:
+        if (timing["model"], timing["phase"], timing["batch"]) == (model, "decode", batch):
+            return f"{timing['speedup']['parent']:.2f}x" if model != "parent" else "1"
+    return ""
+
+
+def benchmark_table(name: str) -> str:
+    """The kept result of a benchmark, docs/results/NAME.json."""
+    import json
+
+    result = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    rows = [f"Machine: {result['machine']}.", "", "| figure | measured | goal |", "|---|---|---|"]
+    for key, value in result["figures"].items():
+        rows.append(
+            f"| {key} | {value:.4g} | {'≤ ' + format(result['goals'][key], 'g') if key in result['goals'] else ''} |"
+        )
+    return "\n".join(rows)
+
+
 def main() -> int:
-    pages = sorted(str(path) for path in (ROOT / "docs").glob("*.md") if "[[[cog" in path.read_text(encoding="utf-8"))
+    candidates = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    pages = sorted(str(path) for path in candidates if "[[[cog" in path.read_text(encoding="utf-8"))
     check = ["--check", "--diff"] if "--check" in sys.argv[1:] else ["-r"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, "-m", "cogapp", *check, *pages], env=environment, check=False).returncode

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from ffn_fusion.latency.measure import bench
     from ffn_fusion.latency.timing import Latency
     from ffn_fusion.pipeline.recipe import Recipe
-    from ffn_fusion.pipeline.run import Result, run
+    from ffn_fusion.pipeline.result import Result
+    from ffn_fusion.pipeline.run import run
     from ffn_fusion.report.html import ReportData, write_report
     from ffn_fusion.surgery.build import build
     from ffn_fusion.surgery.child import Child
@@ -59,7 +60,8 @@ _HOMES = {
     "latency.measure": ("bench",),
     "latency.timing": ("Latency",),
     "pipeline.recipe": ("Recipe",),
-    "pipeline.run": ("Result", "run"),
+    "pipeline.result": ("Result",),
+    "pipeline.run": ("run",),
     "report.html": ("ReportData", "write_report"),
     "surgery.build": ("build",),
     "surgery.child": ("Child",),

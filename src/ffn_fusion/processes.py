@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from ffn_fusion.errors import FfnFusionError, UsageError
@@ -72,7 +72,7 @@ class Processes:
         found = self._link.exchange((mine, None))
         for _, error in found:
             if error is not None:
-                raise _Heard(error)
+                raise _FailedElsewhereError(error)
         return [row for part, _ in found for row in part]
 
     def carry_out(self, work: Callable[[], R]) -> R:
@@ -86,7 +86,7 @@ class Processes:
         try:
             result = work()
             self.gather([])
-        except _Heard as heard:
+        except _FailedElsewhereError as heard:
             raise heard.error from None
         except BaseException as error:
             self._link.alarm(self._calls)
@@ -121,7 +121,7 @@ class Processes:
                 return 0
             work, args, kwargs = call
             with suppress(Exception, KeyboardInterrupt):  # the first process raises it
-                self.carry_out(lambda: work(*args, progress=self.watched(silent), **kwargs))  # noqa: B023
+                self.carry_out(partial(work.__wrapped__, *args, progress=self.watched(silent), **kwargs))
 
     def device(self, name: str) -> str:
         """Where this process computes: with ``cuda``, each takes a GPU of its own.
@@ -145,7 +145,7 @@ class Processes:
         return RuntimeError(f"process {self.rank} failed:\n{''.join(traceback.format_exception(error))}")
 
 
-class _Heard(Exception):
+class _FailedElsewhereError(Exception):
     """Another process has failed."""
 
     def __init__(self, error: BaseException) -> None:
@@ -177,23 +177,11 @@ def together(work: Callable[P, R]) -> Callable[P, R]:
         here = current()
         progress = kwargs.get("progress", silent)
         assert callable(progress)
-        here.announce((_Named(work), args, {name: value for name, value in kwargs.items() if name != "progress"}))
+        here.announce((everywhere, args, {name: value for name, value in kwargs.items() if name != "progress"}))
         kwargs["progress"] = here.watched(progress)
-        return here.carry_out(lambda: work(*args, **kwargs))
+        return here.carry_out(partial(work, *args, **kwargs))
 
     return everywhere
-
-
-class _Named:
-    """A function behind ``@together``, sent by its name: the name leads to the decorated one."""
-
-    def __init__(self, work: Callable[..., Any]) -> None:
-        self._module, self._name = work.__module__, work.__qualname__
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from importlib import import_module
-
-        return getattr(import_module(self._module), self._name).__wrapped__(*args, **kwargs)
 
 
 def lead(program: Callable[[], int]) -> int:
@@ -225,11 +213,10 @@ class _Torchrun:
 
     def __init__(self) -> None:
         import torch.distributed as dist
+        from torch.distributed.rendezvous import rendezvous
 
-        self._store, self.rank, self.world = next(dist.rendezvous("env://", timeout=_PATIENCE))
-        dist.init_process_group(
-            "gloo", store=self._store, rank=self.rank, world_size=self.world, timeout=_PATIENCE
-        )
+        self._store, self.rank, self.world = next(rendezvous("env://", timeout=_PATIENCE))
+        dist.init_process_group("gloo", store=self._store, rank=self.rank, world_size=self.world, timeout=_PATIENCE)
 
     def announce(self, call: Any) -> Any:
         import torch.distributed as dist
@@ -252,6 +239,11 @@ class _Torchrun:
         return bool(self._store.check([f"failed {call}"]))
 
     def leave(self) -> None:
+        """The first process closes last: what it said at the end has been heard by then."""
         import torch.distributed as dist
 
+        self._store.set(f"left {self.rank}", "1")
+        if not self.rank:
+            with suppress(RuntimeError):  # one of the others is gone, or stuck
+                self._store.wait([f"left {rank}" for rank in range(self.world)], timedelta(seconds=10))
         dist.destroy_process_group()

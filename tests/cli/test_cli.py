@@ -214,3 +214,17 @@ def test_help_and_inspect_need_no_torch(parent: Path) -> None:
     for words in (["--help"], ["--version"], ["fuse", "--help"], ["inspect", str(parent)]):
         done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_optimize_with_defaults(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
+    """No text given, no recipe: the built-in speeches, and a recipe beside the result that says the same."""
+    child = tmp_path / "child"
+    code, out, err = ffn_fusion("optimize", parent, "--output", child, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["quality"]["texts"][0]["text"] == "held_out"
+    assert (child / "config.json").is_file()
+    code, _, err = ffn_fusion("run", tmp_path / "child.run" / "recipe.yaml")
+    assert code == 0
+    assert err.count("done already") == 7

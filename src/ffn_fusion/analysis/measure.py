@@ -2,6 +2,7 @@
 
 All of it is sweeps of the blockwise engine over the calibration windows, a chunk of windows at a time; every figure is
 kept per window, so that means, standard errors and any split of the windows over processes give the same numbers.
+Shapes: N windows, L blocks, D hidden.
 """
 
 from __future__ import annotations
@@ -36,24 +37,30 @@ from ffn_fusion.blockwise import (
     RemoveFfn,
     Stack,
     compare,
+    joined,
     sweep,
 )
-from ffn_fusion.blockwise.sweep import Observer, evaluations
+from ffn_fusion.blockwise.sweep import evaluations
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.families import ModelSpec
+from ffn_fusion.processes import Progress, current, silent, together
 
 _STATE_BYTES = 1 << 30
 """Memory for the variants' hidden states: as many windows go through together as fit."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with (what, done, total); the unit is a block evaluation of one window."""
+
+@dataclass(frozen=True)
+class _Found:
+    """What one sweep found on a few neighbouring windows."""
+
+    divergences: dict[str, Divergence]
+    """What every wanted edit does to the output, and under "" the parent's own."""
+    distances: dict[Part, npt.NDArray[np.float64]]
+    """Cosine distances [N, L, L] between contributions; NaN where there is none."""
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    pass
-
-
+@together
 def analyze(
     checkpoint: Checkpoint,
     texts: Sequence[TokenWindows],
@@ -64,7 +71,7 @@ def analyze(
     leave_last: bool = True,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Evidence:
     """Everything that planning needs to know about a model.
 
@@ -73,11 +80,13 @@ def analyze(
         max_stretch: longest stretch of attention-free blocks that is measured as one.
         candidate_share: stretches are measured among this share of the attentions, the least important.
         leave_last: measure stretches with their last FFN left out of the fusion, as the paper fuses.
+        device: with "cuda" and several processes, each takes a GPU of its own.
+        progress: counts block evaluations of one window.
 
     Returns:
         Evidence; KL and loss in nats a token, errors are standard errors over windows.
     """
-    stack = Stack(checkpoint, dtype=dtype, device=device)
+    stack = Stack(checkpoint, dtype=dtype, device=current().device(device))
     ids_NT = torch.from_numpy(np.concatenate([text.ids_NT for text in texts]))
     blocks = checkpoint.spec.blocks
     dependency, alone, parent_loss = _dependency_and_importance(stack, ids_NT, progress)
@@ -110,16 +119,14 @@ def _dependency_and_importance(
             edits[f"attention {i}"] = RemoveAttention(i)
         if block.ffn:
             edits[f"ffn {i}"] = RemoveFfn(i)
-    observed = _Dependency(stack.spec, len(ids_NT))
     wanted = [name for name in edits if name.startswith("attention")]
-    what = "dependency and importance"
-    damages = _measure(stack, ids_NT, lambda: edits, wanted, what, progress, observed)
-    alone = {int(name.split()[1]): damage for name, damage in damages.result().items()}
-    return observed.matrices(), alone, damages.parent_loss
+    found = _measure(stack, ids_NT, lambda: edits, wanted, "dependency and importance", progress, dependency=True)
+    alone = {int(name.split()[1]): damage for name, damage in _damages(found).items()}
+    return _matrices(found), alone, _parent_loss(found)
 
 
 def measure_stretches(
-    stack: Stack, ids_NT: Tensor, shapes: Sequence[StretchShape], progress: Progress = _silent
+    stack: Stack, ids_NT: Tensor, shapes: Sequence[StretchShape], progress: Progress = silent
 ) -> tuple[Stretch, ...]:
     """The damage of each candidate stretch, alone in the parent."""
     if not shapes:
@@ -129,7 +136,7 @@ def measure_stretches(
         return {str(k): FusedStretch(s.first, s.last, s.fused_last, s.keeps_attention) for k, s in enumerate(shapes)}
 
     wanted = [str(k) for k in range(len(shapes))]
-    result = _measure(stack, ids_NT, edits, wanted, "candidate runs", progress).result()
+    result = _damages(_measure(stack, ids_NT, edits, wanted, "candidate runs", progress))
     return tuple(Stretch(**vars(shape), damage=result[str(k)]) for k, shape in enumerate(shapes))
 
 
@@ -140,106 +147,93 @@ def _measure(
     wanted: Sequence[str],
     what: str,
     progress: Progress,
-    observe: Observer | None = None,
-) -> _Damages:
-    """Sweeps over all windows, a chunk at a time; the damage of the ``wanted`` edits.
+    *,
+    dependency: bool = False,
+) -> list[_Found]:
+    """Sweeps over this process's share of the windows, a chunk at a time; what all processes found, in window order.
 
-    Progress counts block evaluations of one window; a head is as many as it has parameters of a block.
+    Progress counts block evaluations of one window, for all processes as this one goes; a head is as many as it has
+    parameters of a block.
     """
-    damages = _Damages()
+    mine_NT = ids_NT[current().share(len(ids_NT))]
     fresh = edits()
     blocks = evaluations(len(stack), fresh.values())
     body = sum(sub_block_parameters(stack.spec, p) for b in stack.spec.blocks for p in (b.attention, b.ffn))
     heads = (len(wanted) + 1) * stack.spec.vocab_size * stack.spec.hidden_size * len(stack) // body
-    total = len(ids_NT) * (blocks + heads)
-    for start, chunk in _chunks(ids_NT, len(fresh), stack):
-        before = start * (blocks + heads)
-        size = len(chunk)
+    found = []
+    for start, chunk in _chunks(mine_NT, len(fresh), stack):
 
-        def on_block(done: int, _: int, before: int = before, size: int = size) -> None:
-            progress(what, before + done * size, total)
+        def tell(evaluated: int, before: int = start * (blocks + heads)) -> None:
+            progress(what, (before + evaluated) * len(ids_NT) // len(mine_NT), len(ids_NT) * (blocks + heads))
 
-        def on_window(done: int, before: int = before, size: int = size) -> None:
-            progress(what, before + size * blocks + done * heads, total)
+        def on_block(done: int, _: int, size: int = len(chunk), tell: Callable[[int], None] = tell) -> None:
+            tell(done * size)
 
+        def on_window(done: int, size: int = len(chunk), tell: Callable[[int], None] = tell) -> None:
+            tell(size * blocks + done * heads)
+
+        observed = _Dependency(stack.spec, len(chunk)) if dependency else None
         keep = set(wanted).__contains__
-        parent, states = sweep(stack, chunk, edits(), observe=observe, keep=keep, on_block=on_block)
-        damages.add(stack, parent, states, chunk, on_window)
-    return damages
+        parent, states = sweep(stack, chunk, edits(), observe=observed, keep=keep, on_block=on_block)
+        models = {"": (stack, parent)} | {name: (stack, state) for name, state in states.items()}
+        divergences = compare(stack, parent, models, chunk, on_window)
+        found.append(_Found(divergences, observed.distances if observed else {}))
+    return current().gather(found)
 
 
 def _chunks(ids_NT: Tensor, variants: int, stack: Stack) -> list[tuple[int, Tensor]]:
     """(first window, windows) of every chunk whose variants fit the memory; one chunk when weights are streamed."""
     window = (variants + 1) * ids_NT.shape[1] * stack.spec.hidden_size * stack.dtype.itemsize
-    size = max(1, _STATE_BYTES // window) if stack.resident else len(ids_NT)
+    size = max(1, _STATE_BYTES // window if stack.resident else len(ids_NT))
     return [(start, ids_NT[start : start + size]) for start in range(0, len(ids_NT), size)]
 
 
 class _Dependency:
-    """Observer of a sweep: mean cosine distance per window between contributions, for each pair and part."""
+    """Observer of a sweep: cosine distance between contributions, a window's mean, for each pair and part."""
 
     def __init__(self, spec: ModelSpec, windows: int) -> None:
-        blocks = len(spec.blocks)
-        self._spec = spec
-        self._sums: dict[Part, npt.NDArray[np.float64]] = {p: np.zeros((blocks, blocks)) for p in PARTS}
-        self._seen: dict[Part, npt.NDArray[np.bool_]] = {p: np.zeros((blocks, blocks), bool) for p in PARTS}
-        self._windows = windows
+        self._blocks = spec.blocks
+        shape = (windows, len(spec.blocks), len(spec.blocks))
+        self.distances: dict[Part, npt.NDArray[np.float64]] = {part: np.full(shape, np.nan) for part in PARTS}
 
     def __call__(self, j: int, parent: Contributions, name: str, variant: Contributions) -> None:
         kind, number = name.split()
         part: Part = next(p for p in PARTS if p == kind)
-        block = self._spec.blocks[j]
+        block = self._blocks[j]
         exists = {"block": block.attention or block.ffn, "attention": block.attention, "ffn": block.ffn}[part]
         if not exists:
             return
         distance = 1 - torch.cosine_similarity(getattr(parent, part), getattr(variant, part), dim=-1)
-        self._sums[part][int(number), j] += float(distance.double().mean(1).sum())
-        self._seen[part][int(number), j] = True
-
-    def matrices(self) -> dict[Part, Matrix]:
-        """M for every part; cosine distance can't be negative, rounding can make it so."""
-        return {p: np.where(self._seen[p], np.maximum(self._sums[p] / self._windows, 0.0), np.nan) for p in PARTS}
+        self.distances[part][:, int(number), j] = distance.double().mean(1).cpu().numpy()
 
 
-@dataclass
-class _Damages:
-    """Collects what changes do to the output, window by window."""
+def _matrices(found: Sequence[_Found]) -> dict[Part, Matrix]:
+    """M for every part; cosine distance can't be negative, rounding can make it so."""
+    return {p: np.maximum(np.concatenate([f.distances[p] for f in found]).mean(0), 0.0) for p in PARTS}
 
-    def __post_init__(self) -> None:
-        self._parts: dict[str, list[Divergence]] = {}
-        self._parent: list[Tensor] = []
 
-    def add(
-        self,
-        stack: Stack,
-        parent: Tensor,
-        states: dict[str, Tensor],
-        ids_NT: Tensor,
-        on_window: Callable[[int], None],
-    ) -> None:
-        named = {name: (stack, state) for name, state in states.items()}
-        found = compare(stack, parent, {"": (stack, parent), **named}, ids_NT, on_window)
-        for name, divergence in found.items():
-            if name:
-                self._parts.setdefault(name, []).append(divergence)
-            else:
-                self._parent.append(divergence.loss_N)
+def _values(found: Sequence[_Found], name: str) -> Divergence:
+    """What one edit does, on all windows."""
+    return joined([f.divergences[name] for f in found])
 
-    @property
-    def parent_loss(self) -> float:
-        return float(torch.cat(self._parent).mean())
 
-    def result(self) -> dict[str, Damage]:
-        found = {}
-        for name, parts in self._parts.items():
-            kl_N = torch.cat([part.kl_N for part in parts])
-            found[name] = Damage(
-                kl=float(kl_N.mean()),
-                kl_error=standard_error(kl_N),
-                loss_increase=float(torch.cat([part.loss_N for part in parts]).mean()) - self.parent_loss,
-                agreement=float(torch.cat([part.agreement_N for part in parts]).mean()),
-            )
-        return found
+def _parent_loss(found: Sequence[_Found]) -> float:
+    return float(_values(found, "").loss_N.mean())
+
+
+def _damages(found: Sequence[_Found]) -> dict[str, Damage]:
+    damages = {}
+    for name in found[0].divergences:
+        if not name:
+            continue
+        values = _values(found, name)
+        damages[name] = Damage(
+            kl=float(values.kl_N.mean()),
+            kl_error=standard_error(values.kl_N),
+            loss_increase=float(values.loss_N.mean()) - _parent_loss(found),
+            agreement=float(values.agreement_N.mean()),
+        )
+    return damages
 
 
 def standard_error(values_N: Tensor) -> float:

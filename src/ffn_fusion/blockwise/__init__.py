@@ -1,7 +1,7 @@
 """Runs a checkpoint one block at a time, many variants of the hidden state at once."""
 
 from ffn_fusion.blockwise.edits import Edit, FusedStretch, RemoveAttention, RemoveBlock, RemoveFfn
-from ffn_fusion.blockwise.head import Divergence, compare
+from ffn_fusion.blockwise.head import Divergence, compare, joined
 from ffn_fusion.blockwise.stack import Stack, TensorSource
 from ffn_fusion.blockwise.sweep import Contributions, final_states, sweep
 
@@ -17,5 +17,6 @@ __all__ = [
     "TensorSource",
     "compare",
     "final_states",
+    "joined",
     "sweep",
 ]

@@ -5,8 +5,8 @@ Shapes: N windows, T tokens, D hidden. Token t predicts token t + 1, so T - 1 pr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -23,6 +23,11 @@ class Divergence:
     loss_N: Tensor
     kl_N: Tensor
     agreement_N: Tensor
+
+
+def joined(parts: Sequence[Divergence]) -> Divergence:
+    """The divergences of neighbouring windows as one."""
+    return Divergence(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Divergence)))
 
 
 @torch.inference_mode()

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ffn_fusion.checkpoint.direct_file import DirectFile
 from ffn_fusion.checkpoint.reader import INDEX, SINGLE
 from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES, make_header
 from ffn_fusion.checkpoint.staging import Staging
@@ -29,7 +30,7 @@ _EXPONENT: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
     "F16": (np.uint16, 0xF800),
     "BF16": (np.uint16, 0xFF00),
 }
-_LIVE_PIECES = 4
+_LIVE_PIECES = 64  # a stall of the disk on one side shouldn't reach the other
 
 
 @dataclass(frozen=True)
@@ -91,40 +92,49 @@ def _write_shard(
     on_bytes: Callable[[int], None],
     on_nonfinite: Callable[[str], None],
 ) -> str:
-    digest = hashlib.sha256()
-    live: list[Future[object]] = []
-    with (
-        path.open("wb", buffering=0) as file,
-        ThreadPoolExecutor(1) as hasher,
-        ThreadPoolExecutor(1) as writer,
-    ):
-
-        def submit(piece: bytes | memoryview) -> None:
-            while len(live) >= 2 * _LIVE_PIECES:
-                live.pop(0).result()
-            live.append(hasher.submit(digest.update, piece))
-            live.append(writer.submit(_write_all, file.fileno(), piece))
-
-        submit(make_header((tensor.name, tensor.dtype, tensor.shape) for tensor in tensors))
+    with closing(DirectFile(path)) as file, _Sink(file) as sink:
+        sink.take(make_header((tensor.name, tensor.dtype, tensor.shape) for tensor in tensors))
         for tensor in tensors:
             written = 0
             for piece in tensor.pieces():
                 if not finite(piece, tensor.dtype):
                     on_nonfinite(tensor.name)
-                submit(piece)
+                sink.take(piece)
                 written += len(piece)
                 on_bytes(len(piece))
             assert written == tensor.nbytes, (tensor.name, written, tensor.nbytes)
-        for future in live:
+        return sink.finish()
+
+
+class _Sink:
+    """Hashes and writes pieces, each in a thread of its own, while the caller makes the next."""
+
+    def __init__(self, file: DirectFile) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._live: list[Future[object]] = []
+        self._hasher, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+
+    def __enter__(self) -> _Sink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self._hasher, self._writer):
+            pool.shutdown(cancel_futures=True)
+
+    def take(self, piece: bytes | memoryview) -> None:
+        """Hash and write a piece; waits while too many are on their way."""
+        while len(self._live) >= 2 * _LIVE_PIECES:
+            self._live.pop(0).result()
+        self._live.append(self._hasher.submit(self._digest.update, piece))
+        self._live.append(self._writer.submit(self._file.write, piece))
+
+    def finish(self) -> str:
+        """Wait until all of it is hashed and on the disk; the sha256."""
+        self._live.append(self._writer.submit(self._file.finish))
+        for future in self._live:
             future.result()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
-
-
-def _write_all(handle: int, piece: bytes | memoryview) -> None:
-    view = memoryview(piece)
-    while view:
-        view = view[os.write(handle, view) :]
+        return self._digest.hexdigest()
 
 
 def finite(piece: memoryview | bytes, dtype: str) -> bool:

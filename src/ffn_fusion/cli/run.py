@@ -27,7 +27,7 @@ from ffn_fusion.cli.options import (
 
 if TYPE_CHECKING:
     from ffn_fusion.pipeline.recipe import Recipe
-    from ffn_fusion.pipeline.run import Result
+    from ffn_fusion.pipeline.result import Result
 
 
 def run_recipe(

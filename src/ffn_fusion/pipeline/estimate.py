@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.pipeline.recipe import Recipe
+from ffn_fusion.processes import current
 
 _DISK_BYTES_PER_SECOND = 300e6  # read, hashed, written and synced: what a modest disk manages
 _MODELS_SCORED = 5  # parent, pruned, fused and two controls
@@ -15,7 +16,7 @@ _MODELS_SCORED = 5  # parent, pruned, fused and two controls
 
 @dataclass(frozen=True)
 class Pace:
-    """Block evaluations of one token a second, as the analysis ran."""
+    """Block evaluations of one token a second, as one process of the analysis ran."""
 
     tokens_per_second: float
 
@@ -33,14 +34,15 @@ class Pace:
 def remaining_seconds(recipe: Recipe, checkpoint: Checkpoint, child_bytes: int, pace: Pace) -> dict[str, float]:
     """Seconds of the stages behind the plan. Evaluation and timing follow from the pace; the build from its bytes.
 
-    A decode step counts as a forward pass of 16 tokens: it reads the weights once, whatever the batch.
+    Only the evaluation is shared by several processes. A decode step counts as a forward pass of 16 tokens: it reads
+    the weights once, whatever the batch.
     """
     blocks = len(checkpoint.spec.blocks) + _head_blocks(checkpoint)
     texts = max(1, len(recipe.evaluation.texts))
     scored = _MODELS_SCORED if recipe.evaluation.controls else _MODELS_SCORED - 2
     found = {
         "build": child_bytes / _DISK_BYTES_PER_SECOND,
-        "evaluate": scored * texts * recipe.evaluation.tokens * blocks / pace.tokens_per_second,
+        "evaluate": scored * texts * recipe.evaluation.tokens * blocks / (pace.tokens_per_second * current().world),
     }
     if recipe.bench.enabled:
         bench = recipe.bench

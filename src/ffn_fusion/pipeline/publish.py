@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
 
 from ffn_fusion.analysis.cost_count import steps
 from ffn_fusion.analysis.evidence import Evidence
@@ -13,11 +12,9 @@ from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES
 from ffn_fusion.checkpoint.staging import MODEL_CARD, write_atomic
 from ffn_fusion.pipeline.recipe import Recipe
+from ffn_fusion.pipeline.result import Result
 from ffn_fusion.report.html import ReportData, write_report
 from ffn_fusion.report.model_card import model_card, read_licence
-
-if TYPE_CHECKING:
-    from ffn_fusion.pipeline.run import Result
 
 
 def publish(recipe: Recipe, result: Result, evidence: Evidence) -> None:

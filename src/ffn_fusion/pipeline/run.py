@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +22,9 @@ from ffn_fusion.pipeline import publish, stages
 from ffn_fusion.pipeline.estimate import Pace, remaining_seconds
 from ffn_fusion.pipeline.preflight import preflight
 from ffn_fusion.pipeline.recipe import Recipe
+from ffn_fusion.pipeline.result import Result
 from ffn_fusion.pipeline.workspace import Workspace, stage_key
+from ffn_fusion.processes import current
 from ffn_fusion.surgery.build import build_id, child_bytes, files_state
 from ffn_fusion.surgery.child import Child
 
@@ -48,18 +50,6 @@ class Silent:
     def progress(self, what: str, done: int, total: int) -> None: ...
 
     def planned(self, checkpoint: Checkpoint, plan: Plan, remaining: Mapping[str, float]) -> None: ...
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run made. ``quality`` and what follows is None after a dry run."""
-
-    checkpoint: Checkpoint
-    plan: Plan
-    workspace: Workspace
-    quality: Quality | None = None
-    latency: Latency | None = None
-    samples: tuple[stages.Sample, ...] = ()
 
 
 def run(recipe: Recipe, *, dry_run: bool = False, listener: Listener | None = None) -> Result:
@@ -182,7 +172,7 @@ class _Run:
 
         start = time.perf_counter()
         evidence = stages.measure(self.checkpoint, self.recipe, progress)
-        tokens = sum(work.values()) * self.recipe.calibration.context
+        tokens = sum(work.values()) * self.recipe.calibration.context / current().world
         Pace(tokens / (time.perf_counter() - start)).save(self.workspace.pace)
         return evidence
 

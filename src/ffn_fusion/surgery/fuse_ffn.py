@@ -18,8 +18,9 @@ from torch import Tensor
 
 def fuse_rows(parts: Sequence[Tensor], padding: int = 0) -> Tensor:
     """[F_j, D] -> [sum F_j + padding, D] (or biases [F_j] -> [sum F_j + padding])."""
-    zeros = parts[0].new_zeros(padding, *parts[0].shape[1:])
-    return torch.cat([*parts, zeros] if padding else list(parts), dim=0)
+    if padding:
+        parts = [*parts, parts[0].new_zeros(padding, *parts[0].shape[1:])]
+    return torch.cat(list(parts), dim=0) if len(parts) > 1 else parts[0]
 
 
 def fuse_columns(parts: Sequence[Tensor], padding: int = 0) -> Tensor:

@@ -1,0 +1,287 @@
+"""Several processes give what one gives, and fail as one does. Some are started by torchrun, some are threads."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from makers import tree_sha256
+from tiny import tiny_model, tiny_text
+
+from ffn_fusion.analysis.evidence import PARTS, Evidence
+from ffn_fusion.analysis.measure import _chunks
+from ffn_fusion.blockwise import Stack
+from ffn_fusion.checkpoint.reader import open_folder
+from ffn_fusion.errors import DataError
+from ffn_fusion.processes import Processes, lead
+
+FFN_FUSION = str(Path(sys.executable).with_name("ffn-fusion"))
+
+
+@given(count=st.integers(0, 40), world=st.integers(1, 9))
+def test_shares_are_all_windows_in_order(count: int, world: int) -> None:
+    shares = [list(range(count))[Processes(rank, world).share(count)] for rank in range(world)]
+    assert [window for share in shares for window in share] == list(range(count))
+    sizes = [len(share) for share in shares]
+    assert sizes == sorted(sizes, reverse=True)  # the first tells the progress: it's never idle while others work
+    assert max(sizes) - min(sizes) <= 1
+
+
+class Threads:
+    """What threads that stand for processes talk through. ``announce`` and ``exchange`` keep step or time out."""
+
+    def __init__(self, world: int) -> None:
+        self.step = threading.Barrier(world, timeout=20)
+        self.values: list[Any] = [None] * world
+        self.failed: set[int] = set()
+
+
+class ThreadLink:
+    def __init__(self, threads: Threads, rank: int) -> None:
+        self._threads, self._rank = threads, rank
+
+    def announce(self, call: Any) -> Any:
+        return self.exchange(call)[0]
+
+    def exchange(self, value: Any) -> list[Any]:
+        self._threads.values[self._rank] = value
+        self._threads.step.wait()
+        values = list(self._threads.values)
+        self._threads.step.wait()
+        return values
+
+    def alarm(self, call: int) -> None:
+        self._threads.failed.add(call)
+
+    def alarmed(self, call: int) -> bool:
+        return call in self._threads.failed
+
+
+def everywhere(world: int, program: Callable[[Processes], Any]) -> list[Any]:
+    """``program`` on threads that stand for processes; what each returned or raised."""
+    threads, found = Threads(world), [None] * world
+
+    def process(rank: int) -> None:
+        try:
+            found[rank] = program(Processes(rank, world, ThreadLink(threads, rank)))
+        except Exception as error:
+            found[rank] = error
+
+    running = [threading.Thread(target=process, args=(rank,)) for rank in range(world)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join(30)
+    return found
+
+
+@given(count=st.integers(0, 12), world=st.integers(1, 4))
+def test_gathered_is_in_the_order_of_the_windows(count: int, world: int) -> None:
+    def program(here: Processes) -> list[int]:
+        here.announce("go")
+        return here.carry_out(lambda: here.gather(list(range(count))[here.share(count)]))
+
+    assert everywhere(world, program) == [list(range(count))] * world
+
+
+@given(data=st.data(), world=st.integers(2, 4), gathers=st.integers(0, 3))
+def test_whoever_fails_all_stop_and_the_next_call_works(data: st.DataObject, world: int, gathers: int) -> None:
+    failing = data.draw(st.dictionaries(st.integers(0, world - 1), st.integers(0, gathers), min_size=1))
+
+    def program(here: Processes) -> Any:
+        def work() -> None:
+            progress = here.watched(lambda what, done, total: None)
+            for step in range(gathers + 1):
+                progress("", step, gathers)
+                if failing.get(here.rank) == step:
+                    raise DataError(f"{here.rank}", "a hint")
+                if step < gathers:
+                    here.gather([step])
+
+        here.announce("a call that fails")
+        with pytest.raises(DataError) as caught:
+            here.carry_out(work)
+        here.announce("another")
+        assert here.carry_out(lambda: here.gather([here.rank])) == list(range(world))
+        return int(caught.value.message), caught.value.hint
+
+    for rank, (culprit, hint) in enumerate(everywhere(world, program)):
+        first = min(failing.values())
+        assert culprit in failing
+        assert hint == "a hint"
+        assert culprit == rank or failing[culprit] == first  # a process that failed itself says so itself
+
+
+def test_an_empty_share_is_no_work(folder: Path) -> None:
+    streamed = Stack(open_folder(folder / "parent"), resident=False)
+    assert _chunks(torch.zeros(0, 32, dtype=torch.int64), 9, streamed) == []
+
+
+def test_alone_is_no_more_than_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as some job managers set it for programs of one process
+    assert lead(lambda: 7) == 7
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A parent and two texts."""
+    folder = tmp_path_factory.mktemp("processes")
+    tiny_model(folder / "parent")
+    tiny_text(folder / "c.txt")
+    tiny_text(folder / "e.txt", start=3)
+    return folder
+
+
+def start(processes: int, folder: Path, *words: object) -> tuple[str, str]:
+    """A command under torchrun: standard output and standard error."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run(
+        [*launch, "--no-python", *map(str, words)] if processes > 1 else [*map(str, words)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    return done.stdout, done.stderr
+
+
+def figures(value: Any) -> tuple[list[float], str]:
+    """The numbers in a JSON value, and everything else about it."""
+    found: list[float] = []
+
+    def rest(v: Any) -> Any:
+        if isinstance(v, dict):
+            return {key: rest(part) for key, part in v.items()}
+        if isinstance(v, list):
+            return [rest(part) for part in v]
+        if isinstance(v, float):
+            found.append(v)
+            return "a number"
+        return v
+
+    return found, json.dumps(rest(value))
+
+
+def assert_same(one: Any, several: Any) -> None:
+    assert figures(one)[1] == figures(several)[1]
+    np.testing.assert_allclose(figures(several)[0], figures(one)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_analysis_of_an_odd_number_of_windows(folder: Path) -> None:
+    words = ("parent", "--text", "c.txt", "--tokens", 160, "--context", 32, "--candidate-share", 1, "--json")
+    found = [start(n, folder, FFN_FUSION, "analyze", *words, "-o", f"evidence-{n}")[0] for n in (1, 2)]
+    assert_same(*map(json.loads, found))
+    one, two = (Evidence.load(folder / f"evidence-{n}") for n in (1, 2))
+    assert one.calibration.tokens == 5 * 32
+    for part in PARTS:
+        np.testing.assert_allclose(two.dependency(part), one.dependency(part), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_evaluation_of_fewer_windows_than_processes(folder: Path) -> None:
+    words = ("parent", "--parent", "parent", "--text", "c.txt", "--text", "e.txt", "--tokens", 64, "--context", 32)
+    found = [start(n, folder, FFN_FUSION, "eval", *words, "--json")[0] for n in (1, 3)]
+    assert_same(*map(json.loads, found))
+    assert [text["windows"] for text in json.loads(found[0])["texts"]] == [2, 2]
+
+
+@pytest.mark.slow
+def test_the_whole_job(folder: Path) -> None:
+    recipe = {
+        "model": "parent",
+        "calibration": {"texts": ["c.txt"], "tokens": 96, "context": 32},
+        "plan": {"drop_attention": 3, "fuse": 1, "max_damage": 100},
+        "evaluation": {"texts": ["e.txt"], "tokens": 96, "context": 32},
+        "bench": {"batches": [1], "context": 8, "new_tokens": 2, "rounds": 1},
+        "samples": {"prompts": ["word1 word2"], "new_tokens": 4},
+    }
+    for n in (1, 2):
+        (folder / f"{n}.yaml").write_text(yaml.safe_dump(recipe | {"output": f"child-{n}"}))
+        _, said = start(n, folder, FFN_FUSION, "run", f"{n}.yaml")
+        assert re.findall(r"^\[\d/\d\] (\w+)$", said, flags=re.M) == [
+            "analyze", "plan", "build", "evaluate", "bench", "samples", "report",
+        ]  # fmt: skip
+    one, two = (tree_sha256(folder / f"child-{n}") for n in (1, 2))
+    assert {k: v for k, v in one.items() if k.endswith(".safetensors")} == {
+        k: v for k, v in two.items() if k.endswith(".safetensors")
+    }
+    assert_same(*(json.loads((folder / f"child-{n}.run" / "quality.json").read_bytes()) for n in (1, 2)))
+    out, said = start(2, folder, FFN_FUSION, "run", "2.yaml")
+    assert said.count("done already") == 7, said
+    assert out.count("checkpoint: ") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("--text", "nowhere.txt"), 7, "nowhere.txt: no such file"),  # before anything is shared
+        (("--text", "c.txt", "--context", "32", "--device", "cuda"), 2, "more processes than GPUs"),  # on every process
+    ],
+)
+def test_a_mistake_is_said_once(folder: Path, words: tuple[str, ...], code: int, says: str) -> None:
+    began = time.monotonic()
+    out, said = start(2, folder, FFN_FUSION, "analyze", "parent", "-o", "none", *words)
+    assert time.monotonic() - began < 60
+    assert out == ""
+    (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert says in error
+    assert said.count("hint: ") == 1
+    assert re.findall(r"rank *: 0 .*\n *exitcode *: (\d+)", said) == [str(code)]  # torchrun itself always ends with 1
+    assert not (folder / "none").exists()
+
+
+FAILS_ELSEWHERE = """
+import sys, time
+from ffn_fusion.errors import DataError, FfnFusionError
+from ffn_fusion.processes import current, lead, together
+
+@together
+def work(progress):
+    for i in range(600):
+        if current().rank == 1 and i == 3:
+            raise eval(sys.argv[1])
+        progress("waiting", i, 600)
+        time.sleep(0.1)
+
+def program():
+    try:
+        work()
+    except FfnFusionError as error:
+        print("heard:", error.message, "/", error.hint)
+        return error.exit_code
+    return 0
+
+if __name__ == "__main__":
+    sys.exit(lead(program))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("raised", "says"),
+    [("DataError('bad', 'mend it')", "heard: bad / mend it"), ("ValueError('odd')", "process 1 failed:")],
+)
+def test_an_error_of_one_process_stops_all_at_once(folder: Path, raised: str, says: str) -> None:
+    (folder / "fails.py").write_text(FAILS_ELSEWHERE)
+    began = time.monotonic()
+    out, said = start(2, folder, sys.executable, "fails.py", raised)
+    assert time.monotonic() - began < 45
+    assert (out + said).count(says) == 1

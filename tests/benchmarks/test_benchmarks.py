@@ -1,0 +1,25 @@
+"""Every benchmark runs with --quick and ends with the JSON line that the docs are made of."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(p for p in BENCHMARKS.glob("*.py") if p.stem != "common"), ids=lambda p: p.stem)
+def test_quick(path: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(path), "--quick", "--folder", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["benchmark"] == path.stem
+    assert set(result) >= {"machine", "figures", "goals", "met"}
+    assert not list(tmp_path.iterdir())
