@@ -36,6 +36,7 @@ unit: $(STAMP)
 	$(BIN)/pytest -m "not slow"
 
 test: lint
+	$(BIN)/python demo/fetch.py
 	$(BIN)/pytest
 
 demo: $(STAMP)

