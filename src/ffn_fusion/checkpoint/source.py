@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ffn_fusion.checkpoint import hub
-from ffn_fusion.checkpoint.gguf import open_gguf, read_gguf_spec
-from ffn_fusion.checkpoint.gguf_file import is_gguf
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.errors import CheckpointError, UsageError
 from ffn_fusion.families import ModelSpec
@@ -68,6 +66,8 @@ def open_model(
         return open_folder(model.folder, name=model.repo, revision=model.revision)
     if path.is_dir():
         return open_folder(path)
+    from ffn_fusion.checkpoint.gguf import open_gguf  # with numpy: only for those who need it
+
     return open_gguf(path, cache or default_cache(), on_progress)
 
 
@@ -85,6 +85,8 @@ def summarise(ref: str | Path, *, revision: str | None = None) -> ModelSummary:
     if path.is_dir():
         checkpoint = open_folder(path)
         return ModelSummary(checkpoint.name, None, checkpoint.spec, checkpoint.dtype, checkpoint.nbytes)
+    from ffn_fusion.checkpoint.gguf import read_gguf_spec
+
     spec, dtype, nbytes, note = read_gguf_spec(path)
     return ModelSummary(str(path), None, spec, dtype, nbytes, note)
 
@@ -107,8 +109,16 @@ def _local(ref: str | Path, revision: str | None) -> Path | None:
         )
     if revision is not None:
         raise UsageError(f"revision {revision!r}, but {ref} is on this disk", "revisions are for hub ids; leave it out")
-    if path.is_file() and not is_gguf(path):
-        if path.suffix == ".gguf":
-            raise CheckpointError(f"{path}: not a GGUF file", "get the file again; this one is damaged")
-        raise CheckpointError(f"{path}: a file, but not GGUF", "give the folder of the checkpoint, or a GGUF file")
+    if path.is_file():
+        _check_gguf(path)
     return path
+
+
+def _check_gguf(path: Path) -> None:
+    from ffn_fusion.checkpoint.gguf_file import is_gguf
+
+    if is_gguf(path):
+        return
+    if path.suffix == ".gguf":
+        raise CheckpointError(f"{path}: not a GGUF file", "get the file again; this one is damaged")
+    raise CheckpointError(f"{path}: a file, but not GGUF", "give the folder of the checkpoint, or a GGUF file")
