@@ -8,8 +8,6 @@ Memory is the peak of the process above that of the same interpreter with everyt
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import resource
 import shutil
 import statistics
@@ -17,18 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from common import finish
+from random_llama import forget, llama_config, write_random_llama
 
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import open_folder
-from ffn_fusion.checkpoint.shards import OutputTensor, plan_shards, write_shards
-from ffn_fusion.checkpoint.staging import staged
-from ffn_fusion.families import read_spec
-from ffn_fusion.families.layout import model_tensors
 from ffn_fusion.surgery.build import build, child_bytes
 from ffn_fusion.surgery.child import Child
 
@@ -40,31 +33,7 @@ def config(quick: bool) -> dict[str, object]:
     size = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 24, "vocab_size": 8192}
     if not quick:
         size = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "vocab_size": 32768}
-    heads = {"num_attention_heads": 16, "num_key_value_heads": 4}
-    return {"model_type": "llama", **size, **heads, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}
-
-
-def make_parent(folder: Path, quick: bool) -> None:
-    """Random weights, written with the project's own sharded writer, a few rows at a time."""
-    about = config(quick)
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(1 << 22, generator=generator).mul_(0.02).bfloat16().view(torch.uint8).numpy().tobytes()
-
-    def output(name: str, shape: tuple[int, ...]) -> OutputTensor:
-        tensor = OutputTensor(name, "BF16", shape, lambda: iter(()))
-        count = tensor.nbytes
-
-        def pieces() -> Iterator[memoryview]:
-            for start in range(0, count, len(noise)):
-                yield memoryview(noise)[: min(len(noise), count - start)]
-
-        return OutputTensor(name, "BF16", shape, pieces)
-
-    tensors = [output(name, shape) for name, shape in model_tensors(read_spec(about)).items()]
-    with staged(folder, "random") as stage:
-        write_shards(stage, plan_shards(tensors, 1 << (24 if quick else 30)))
-        stage.write("config.json", json.dumps(about).encode())
-        stage.commit({})
+    return llama_config(**size, num_attention_heads=16, num_key_value_heads=4)
 
 
 def blueprint(folder: Path) -> Blueprint:
@@ -100,14 +69,6 @@ def copy_once(parent: Path, target: Path, count: int) -> float:
     return (time.perf_counter() - start) * count / size
 
 
-def forget(folder: Path) -> None:
-    """Drop a folder's pages from the cache, so that both read from the disk."""
-    os.sync()
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a 60 MB model, to see that it works")
@@ -122,7 +83,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         work = Path(place)
         parent = work / "parent"
-        make_parent(parent, options.quick)
+        write_random_llama(parent, config(options.quick), shard_bytes=1 << (24 if options.quick else 30))
         child = Child(open_folder(parent), blueprint(parent))
         inputs = max(
             sum(child.parent.tensors[source].nbytes for source in tensor.sources) for tensor in child.tensors.values()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 import ffn_fusion
+from ffn_fusion.cli.main import app
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.slow
@@ -25,11 +29,23 @@ def test_generated_pages_are_up_to_date() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_are_spelt_right(page: Path) -> None:
+    """Every verb and option in the shell examples is one that the command line has."""
+    verbs = get_command(app).commands  # type: ignore[attr-defined]
+    for code in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S):
+        for line in code.splitlines():
+            if line.startswith("ffn-fusion "):
+                _, verb, *words = shlex.split(line, comments=True)
+                known = {name for option in verbs[verb].params for name in (*option.opts, *option.secondary_opts)}
+                assert {word for word in words if word.startswith("-")} <= known, line
 
 
 def test_every_public_name_is_there() -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-VERBS = ("run", "optimize", "inspect", "analyze", "plan", "build", "fuse", "eval", "bench", "report")
+VERBS = (
+    "run", "optimize", "inspect", "analyze", "plan", "explain", "windows", "build", "fuse", "eval", "bench", "report",
+)  # fmt: skip
 
 
 def exit_codes() -> str:

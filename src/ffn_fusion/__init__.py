@@ -25,7 +25,10 @@ from ffn_fusion.registration import register as _register
 if TYPE_CHECKING:
     from ffn_fusion.analysis.budget import Budget
     from ffn_fusion.analysis.evidence import Evidence
+    from ffn_fusion.analysis.explain import explain
+    from ffn_fusion.analysis.explanation import Explanation
     from ffn_fusion.analysis.measure import analyze
+    from ffn_fusion.analysis.parallel_windows import parallel_windows
     from ffn_fusion.analysis.plan import Plan, plan
     from ffn_fusion.blueprint import Blueprint, apply, drop_attention, fuse_run, unfused
     from ffn_fusion.checkpoint.reader import Checkpoint
@@ -49,6 +52,9 @@ _HOMES = {
     "analysis.measure": ("analyze",),
     "analysis.budget": ("Budget",),
     "analysis.plan": ("Plan", "plan"),
+    "analysis.explain": ("explain",),
+    "analysis.explanation": ("Explanation",),
+    "analysis.parallel_windows": ("parallel_windows",),
     "blueprint": ("Blueprint", "apply", "drop_attention", "fuse_run", "unfused"),
     "checkpoint.reader": ("Checkpoint",),
     "checkpoint.source": ("open_model", "summarise"),
@@ -72,7 +78,7 @@ __all__ = [  # noqa: RUF022  (in the order of a run)
     "open_model", "summarise", "Checkpoint",
     "load_tokenizer", "make_windows", "TokenWindows",
     "analyze", "Evidence",
-    "plan", "Budget", "Plan",
+    "plan", "Budget", "Plan", "explain", "Explanation", "parallel_windows",
     "Blueprint", "drop_attention", "fuse_run", "apply", "unfused",
     "build", "Child",
     "evaluate", "Quality",

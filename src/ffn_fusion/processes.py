@@ -27,6 +27,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_FIRST_ONLY = ("progress", "on_plan")
 _PATIENCE = timedelta(days=7)  # the others wait while the first builds, and while it times both models
 
 
@@ -169,7 +170,8 @@ def neighbours() -> int:
 def together(work: Callable[P, R]) -> Callable[P, R]:
     """Decorates a function that all processes carry out when the first one calls it.
 
-    Its arguments travel to the others, all but ``progress`` (a keyword), which only the first process reports.
+    Its arguments travel to the others, all but the keywords ``progress`` and ``on_plan``, which only the first process
+    calls.
     """
 
     @wraps(work)
@@ -177,7 +179,7 @@ def together(work: Callable[P, R]) -> Callable[P, R]:
         here = current()
         progress = kwargs.get("progress", silent)
         assert callable(progress)
-        here.announce((everywhere, args, {name: value for name, value in kwargs.items() if name != "progress"}))
+        here.announce((everywhere, args, {name: value for name, value in kwargs.items() if name not in _FIRST_ONLY}))
         kwargs["progress"] = here.watched(progress)
         return here.carry_out(partial(work, *args, **kwargs))
 

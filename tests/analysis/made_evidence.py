@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ffn_fusion.analysis.evidence import AttentionImportance, Calibration, Damage, Evidence, Stretch
+from ffn_fusion.analysis.evidence import Calibration, Damage, Evidence, Removal, Stretch
 from ffn_fusion.blueprint import Parent, ParentBlock
 
 
 def damage(kl: float) -> Damage:
-    return Damage(kl=kl, kl_error=kl / 10, loss_increase=kl, agreement=1.0)
+    return Damage(kl=kl, kl_error=kl / 10, loss_increase=kl, agreement=1.0, hidden_distance=kl / 5)
 
 
 def make_evidence(
@@ -23,6 +23,6 @@ def make_evidence(
         fingerprint="0",
         calibration=Calibration(texts=("t",), tokens=1, context=1, seed=0),
         parent_loss=3.0,
-        importance=tuple(AttentionImportance(block=i, damage=damage(v)) for i, v in enumerate(values)),
+        removals=tuple(Removal(part="attention", block=i, damage=damage(v)) for i, v in enumerate(values)),
         stretches=tuple(stretches),
     )

@@ -5,7 +5,6 @@ from made_evidence import damage, make_evidence
 from makers import llama_config
 
 from ffn_fusion.analysis.budget import Budget
-from ffn_fusion.analysis.controls import control_plans
 from ffn_fusion.analysis.cost_count import counted_speedup, steps
 from ffn_fusion.analysis.evidence import Evidence, Stretch
 from ffn_fusion.analysis.plan import plan
@@ -56,9 +55,21 @@ def test_speedup_budget_is_reached_with_the_least_damage(evidence: Evidence) -> 
         plan(spec(), evidence, Budget(speedup=5))
 
 
+def test_steps_budget_is_met_with_the_least_damage(evidence: Evidence) -> None:
+    made = plan(spec(), evidence, Budget(steps=13))  # three fewer: 0, 1 and 2 alone, or fusing 4-5 with two dropped
+    assert steps(made.blueprint) == 13
+    assert made.selection.damage == pytest.approx(0.06)
+    assert plan(spec(), evidence, Budget(steps=16)).blueprint.is_identity
+    assert plan(spec(), evidence, Budget(steps=6, max_damage=10)).blueprint.runs == ((2, 3), (5, 6))
+
+
 @pytest.mark.parametrize(
     ("budget", "line"),
-    [(Budget(drop_attention=9), "has 8"), (Budget(drop_attention=2, fuse=5), "1 at most")],
+    [
+        (Budget(drop_attention=9), "has 8"),
+        (Budget(drop_attention=2, fuse=5), "1 at most"),
+        (Budget(steps=6), "6 sequential steps are out of reach: the parent has 16, and 7 is the fewest"),
+    ],
 )
 def test_budgets_out_of_reach(evidence: Evidence, budget: Budget, line: str) -> None:
     with pytest.raises(BlueprintError, match=line):
@@ -77,20 +88,3 @@ def test_cost_count() -> None:
     fused = apply(identity, [3, 4], [(3, 4)])
     assert (steps(identity), steps(dropped), steps(fused)) == (16, 14, 13)
     assert 1 < counted_speedup(spec(), dropped) < counted_speedup(spec(), fused)
-
-
-def test_controls_have_the_same_size(evidence: Evidence) -> None:
-    identity = Blueprint.identity(spec().parent("m"))
-    blueprint = apply(identity, [1, 2, 3, 6], [(1, 2), (5, 6)])
-    controls = control_plans(blueprint, evidence.importance)
-    assert [control.name for control in controls] == ["middle", "least important"]
-    for control in controls:
-        assert len(control.blueprint.dropped_attentions) == 4
-        assert steps(control.blueprint) == steps(blueprint)
-    assert controls[0].blueprint.dropped_attentions == (2, 3, 4, 5)
-    assert controls[1].blueprint.dropped_attentions == (0, 1, 2, 3)
-
-
-def test_no_controls_without_fusing(evidence: Evidence) -> None:
-    identity = Blueprint.identity(spec().parent("m"))
-    assert control_plans(apply(identity, [1]), evidence.importance) == []

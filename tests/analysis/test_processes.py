@@ -15,17 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from makers import tree_sha256
 from tiny import tiny_model, tiny_text
 
-from ffn_fusion.analysis.evidence import PARTS, Evidence
-from ffn_fusion.analysis.measure import _chunks
-from ffn_fusion.blockwise import Stack
-from ffn_fusion.checkpoint.reader import open_folder
+from ffn_fusion.analysis.evidence import Evidence
 from ffn_fusion.errors import DataError
 from ffn_fusion.processes import Processes, lead
 
@@ -126,11 +122,6 @@ def test_whoever_fails_all_stop_and_the_next_call_works(data: st.DataObject, wor
         assert culprit == rank or failing[culprit] == first  # a process that failed itself says so itself
 
 
-def test_an_empty_share_is_no_work(folder: Path) -> None:
-    streamed = Stack(open_folder(folder / "parent"), resident=False)
-    assert _chunks(torch.zeros(0, 32, dtype=torch.int64), 9, streamed) == []
-
-
 def test_alone_is_no_more_than_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")  # as some job managers set it for programs of one process
     assert lead(lambda: 7) == 7
@@ -184,14 +175,21 @@ def assert_same(one: Any, several: Any) -> None:
 
 
 @pytest.mark.slow
-def test_analysis_of_an_odd_number_of_windows(folder: Path) -> None:
-    words = ("parent", "--text", "c.txt", "--tokens", 160, "--context", 32, "--candidate-share", 1, "--json")
-    found = [start(n, folder, FFN_FUSION, "analyze", *words, "-o", f"evidence-{n}")[0] for n in (1, 2)]
+@pytest.mark.parametrize(("windows", "processes"), [(5, 2), (2, 3)])
+def test_analysis_of_windows_that_can_t_be_shared_evenly(windows: int, processes: int, folder: Path) -> None:
+    words = ("parent", "--text", "c.txt", "--tokens", windows * 32, "--context", 32, "--reverse", "1-3", "--json")
+    places = [f"evidence-{windows}-{n}" for n in (1, processes)]
+    found = [
+        start(n, folder, FFN_FUSION, "analyze", *words, "-o", place)[0]
+        for n, place in zip((1, processes), places, strict=True)
+    ]
     assert_same(*map(json.loads, found))
-    one, two = (Evidence.load(folder / f"evidence-{n}") for n in (1, 2))
-    assert one.calibration.tokens == 5 * 32
-    for part in PARTS:
-        np.testing.assert_allclose(two.dependency(part), one.dependency(part), rtol=0, atol=1e-6)
+    one, several = (Evidence.load(folder / place) for place in places)
+    assert one.calibration.tokens == windows * 32
+    assert list(one.matrices) == list(several.matrices)
+    for name in one.matrices:
+        np.testing.assert_allclose(several.matrices[name], one.matrices[name], rtol=0, atol=1e-6)
+    assert not (folder / places[1] / ".analysis").exists()
 
 
 @pytest.mark.slow

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = sorted(path for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", sorted(p for p in BENCHMARKS.glob("*.py") if p.stem != "common"), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda p: p.stem)
 def test_quick(path: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(path), "--quick", "--folder", str(tmp_path)], capture_output=True, text=True, check=False

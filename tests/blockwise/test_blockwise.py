@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,25 +16,30 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from ffn_fusion.blockwise import (
-    Contributions,
+    PARENT,
     Edit,
+    Final,
     FusedStretch,
+    MemoryStates,
+    Observation,
     RemoveAttention,
     RemoveBlock,
     RemoveFfn,
+    ReplaceBlocks,
     Stack,
     compare,
     final_states,
     sweep,
 )
+from ffn_fusion.blockwise.stack import Block
 from ffn_fusion.blockwise.sweep import evaluations
+from ffn_fusion.blockwise.work import count_work
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.surgery.build import build
 from ffn_fusion.surgery.child import Child
 
 head_module = import_module("ffn_fusion.blockwise.head")
-sweep_module = import_module("ffn_fusion.blockwise.sweep")  # the package has a function of this name
 COUNT = 6
 MIXED: Blocks = [(2, 48), (None, 30), ("linear", 48), (4, None), (1, "linear"), (None, None), (2, 20)]
 
@@ -78,6 +84,19 @@ def logits_of(model: Any, ids: Tensor) -> Tensor:
 
 def close(have: Tensor, want: Tensor, tolerance: float = 1e-5) -> bool:
     return float((have - want).abs().max()) <= tolerance * float(want.abs().max())
+
+
+def run(stack: Stack, ids: Tensor, chosen: Mapping[str, Edit], **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """The parent's last state and those of the variants that were kept."""
+    swept = sweep(stack, ids, chosen, **options)
+    return swept.state(), {name: swept.state(name) for name in swept.kept}
+
+
+def final(stack: Stack, state: Tensor) -> Final:
+    states = MemoryStates(len(state))
+    states.write(("s", 0), slice(0, len(state)), state)
+    states.turn()
+    return Final(stack, states, ("s", 0))
 
 
 def edits() -> dict[str, Edit]:
@@ -164,19 +183,18 @@ def test_dtypes(made: Made, ids: Tensor) -> None:
 def test_every_variant_is_its_own_model(made: Made, stack: Stack, ids: Tensor, tmp_path: Path) -> None:
     chosen = edits()
     names = [name for i, name in enumerate(chosen) if name.startswith("Remove") or i % 5 == 0]
-    parent, variants = sweep(stack, ids, {name: chosen[name] for name in names})
-    assert list(variants) == sorted(variants, key=lambda name: (chosen[name].last, names.index(name)))
+    parent, variants = run(stack, ids, {name: chosen[name] for name in names})
+    assert list(variants) == names
     assert torch.equal(parent, final_states(stack, ids))
     for i, name in enumerate(names):
         assert close(stack.logits(variants[name]), wanted(made, chosen[name], ids, tmp_path / str(i))), name
 
 
-def test_residency_and_grouping_dont_matter(made: Made, ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_residency_and_grouping_dont_matter(made: Made, ids: Tensor) -> None:
     results = []
     for resident, rows in ((True, 4096), (False, 4096), (True, 1), (False, 80)):
-        monkeypatch.setattr(sweep_module, "_ROWS_AT_ONCE", rows)
         stack = Stack(open_folder(made.folder), resident=resident)
-        results.append(sweep(stack, ids, edits()))
+        results.append(run(stack, ids, edits(), rows=rows))
         assert (stack.block(2) is stack.block(2)) == resident
     for parent, variants in results[1:]:
         assert torch.equal(parent, results[0][0])
@@ -186,50 +204,82 @@ def test_residency_and_grouping_dont_matter(made: Made, ids: Tensor, monkeypatch
 
 def test_edits_can_be_used_again(stack: Stack, ids: Tensor) -> None:
     chosen = edits()
-    first, second = (sweep(stack, ids, chosen)[1] for _ in range(2))
+    first, second = (run(stack, ids, chosen)[1] for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in chosen)
 
 
-def test_as_many_block_evaluations_as_stated(made: Made, ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_module, "_ROWS_AT_ONCE", 1)  # a variant a call
-    real, calls = sweep_module._contributions, []
-    monkeypatch.setattr(sweep_module, "_contributions", lambda block, x: (calls.append(1), real(block, x))[1])
-    chosen = {f"{i}": RemoveBlock(i) for i in range(COUNT)} | {"f": FusedStretch(1, 3, 2)}
+def test_as_much_work_as_was_counted(made: Made, ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attentions and FFNs evaluated, block by block, and the progress that's told."""
+    calls: dict[tuple[str, int], int] = {}
+    numbers: dict[int, int] = {}
+    for kind in ("attention", "ffn"):
+        real = getattr(Block, kind)
+
+        def counted(self: Block, x: Tensor, kind: str = kind, real: Any = real) -> Tensor:
+            key = (kind, numbers[id(self)])
+            calls[key] = calls.get(key, 0) + len(x)
+            return real(self, x)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(Block, kind, counted)
+    stack = Stack(open_folder(made.folder), resident=True)
+    numbers = {id(stack.block(i)): i for i in range(COUNT)}
+    chosen = edits()
     progress: list[tuple[int, int]] = []
-    sweep(
-        Stack(open_folder(made.folder)),
-        ids,
-        chosen,
-        on_block=lambda done, total: progress.append((done, total)),
-    )
-    stated = COUNT + sum(range(COUNT)) + (COUNT - 1 - 3)
-    assert len(calls) == evaluations(COUNT, chosen.values()) == stated
-    assert progress[-1] == (stated, stated)
+    run(stack, ids, chosen, on_progress=lambda done, total: progress.append((done, total)))
+    work = count_work(stack.spec, list(chosen.values()), scored=0, context=12)
+    assert [calls["attention", i] for i in range(COUNT)] == [len(ids) * n for n in work.attentions]
+    assert [calls["ffn", i] for i in range(COUNT)] == [len(ids) * n for n in work.ffns]
+    assert progress[-1] == (len(ids) * evaluations(COUNT, chosen.values()),) * 2
     assert [done for done, _ in progress] == sorted(done for done, _ in progress)
 
 
+def test_the_ideal_number_of_evaluations() -> None:
+    """A matrix of L blocks takes L + L(L-1)/2 evaluations, and not L(L+1)."""
+    assert evaluations(30, [RemoveBlock(i) for i in range(30)]) == 30 + 30 * 29 // 2
+
+
 def test_what_an_observer_sees(made: Made, stack: Stack, ids: Tensor) -> None:
-    seen: dict[tuple[int, str], tuple[Contributions, Contributions]] = {}
+    seen: dict[tuple[int, str], Observation] = {}
 
-    def observe(i: int, parent: Contributions, name: str, mine: Contributions) -> None:
-        seen[i, name] = (parent, mine)
+    def observe(seen_now: Observation) -> dict[str, Tensor]:
+        seen[seen_now.block, seen_now.variant] = replace(seen_now, x=seen_now.x.clone())
+        return {"first": seen_now.added.block[..., 0]}
 
-    _, variants = sweep(
-        stack,
-        ids,
-        {"one": RemoveBlock(1), "four": RemoveBlock(4)},
-        observe=observe,
-        keep=lambda name: name == "four",
-    )
-    assert list(variants) == ["four"]
-    assert sorted(seen) == [(2, "one"), (3, "one"), (4, "one"), (5, "four"), (5, "one")]
+    chosen = {"one": RemoveBlock(1), "four": RemoveBlock(4)}
+    swept = sweep(stack, ids, chosen, observe=observe, keep=lambda name: name == "four")
+    assert swept.kept == ("four",)
+    variants = [key for key in seen if key[1] != PARENT]
+    assert sorted(variants) == [(2, "one"), (3, "one"), (4, "one"), (5, "four"), (5, "one")]
+    assert sorted(key for key in seen if key[1] == PARENT) == [(i, PARENT) for i in range(COUNT)]
     want = Reference(made.config, made.tensors)
     before = want.states(ids, identity_steps(3))
     removed = want.states(ids, [step for step in identity_steps(3) if step.attention != 1])
-    for state, had in ((before, seen[3, "one"][0]), (removed, seen[3, "one"][1])):
+    for state, had in ((before, seen[3, PARENT]), (removed, seen[3, "one"])):
         attention = want.attention(3, state)
-        assert close(had.attention.double(), attention)
-        assert close(had.block.double(), attention + want.ffns(state + attention, identity_steps(4)[3]))
+        assert close(had.x.double(), state)
+        assert close(had.added.attention.double(), attention)
+        assert close(had.added.block.double(), attention + want.ffns(state + attention, identity_steps(4)[3]))
+        assert had.parent.attention is seen[3, PARENT].added.attention
+    record = swept.record(3)
+    assert sorted(record) == ["/first", "one/first"]
+    assert torch.equal(torch.from_numpy(record["one/first"]), seen[3, "one"].added.block[..., 0])
+
+
+def test_any_child_sub_block_alone_in_the_parent(made: Made, ids: Tensor, tmp_path: Path) -> None:
+    """A child's blocks in the parent's place: the same as the child that is the parent but for them."""
+    parent = open_folder(made.folder)
+    identity = Blueprint.identity(parent.spec.parent("p"))
+    child = Child(parent, apply(identity, [2, 3, 5], [(1, 3)]), 1)
+    assert len(child.spec.blocks) == 4  # 0, 1-3, 4, 5
+    stack = Stack(parent)
+    chosen = {
+        "run": ReplaceBlocks(1, 3, Stack(child, resident=False), (1,)),
+        "last": ReplaceBlocks(5, 5, Stack(child, resident=False), (3,)),
+    }
+    _, variants = run(stack, ids, chosen, rows=1)
+    for name, blueprint in (("run", apply(identity, [2, 3], [(1, 3)])), ("last", apply(identity, [5], []))):
+        want = final_states(Stack(Child(parent, blueprint, 1)), ids)
+        assert close(variants[name], want, 1e-6), name
 
 
 # ---- the head
@@ -247,14 +297,15 @@ def naive(logits: Tensor, other: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, T
 def test_divergences(
     slice_bytes: int, made: Made, stack: Stack, ids: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(head_module, "_LOGIT_BYTES", slice_bytes)
-    parent, variants = sweep(stack, ids, {"no 2": RemoveBlock(2), "no 5": RemoveBlock(5)})
+    monkeypatch.setattr(head_module, "LOGIT_BYTES", slice_bytes)
+    parent, variants = run(stack, ids, {"no 2": RemoveBlock(2), "no 5": RemoveBlock(5)})
     other = Stack(open_folder(write_model(tmp_path, made.config, seed=9).folder))
     states = {name: (stack, state) for name, state in variants.items()} | {
         "parent": (stack, parent),
         "stranger": (other, final_states(other, ids)),
     }
-    found = compare(stack, parent, states, ids)
+    models = {name: final(*its) for name, its in states.items()}
+    found = compare(final(stack, parent), models, ids)
     assert list(found) == list(states)
     want = logits_of(transformers_model(made.folder), ids)
     for name, (its, state) in states.items():
@@ -262,6 +313,8 @@ def test_divergences(
         assert torch.allclose(found[name].loss_N, loss, rtol=1e-5)
         assert torch.allclose(found[name].kl_N, kl, rtol=1e-4, atol=1e-6)
         assert torch.equal(found[name].agreement_N, agreement)
+        cosine = torch.cosine_similarity(parent[:, :-1].double(), state[:, :-1].double(), dim=-1)
+        assert torch.allclose(found[name].hidden_distance_N, (1 - cosine).mean(1), rtol=1e-5, atol=1e-12)
     assert found["parent"].agreement_N.tolist() == [1.0] * 3
     assert found["parent"].kl_N.abs().max() < 1e-9
     assert found["stranger"].kl_N.min() > 0.01

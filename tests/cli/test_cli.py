@@ -11,31 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from makers import llama_config, tree_sha256, write_model
-from tiny import tiny_model, tiny_text
+from tiny import tiny_text
 
-from ffn_fusion.cli import main as cli
 from ffn_fusion.errors import EXIT_CODES
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def ffn_fusion(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call the command line in this process: (exit code, standard output, standard error)."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ffn-fusion", *map(str, words)])
-        capsys.readouterr()
-        code = cli._guarded()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
-@pytest.fixture
-def parent(tmp_path: Path) -> Path:
-    return tiny_model(tmp_path / "parent").folder
 
 
 def test_inspect(ffn_fusion: Run, parent: Path) -> None:
@@ -70,7 +50,7 @@ def test_analyze_plan_build_bench(ffn_fusion: Run, parent: Path, tmp_path: Path)
     words = ("--text", text, "--tokens", 96, "--context", 32, "--candidate-share", 1)
     code, out, _ = ffn_fusion("analyze", parent, "-o", tmp_path / "e", *words, "--json")
     assert code == 0
-    assert len(json.loads(out)["importance"]) == 6
+    assert len(json.loads(out)["removals"]) == 6
     plan = ("plan", parent, "--evidence", tmp_path / "e", "-o", tmp_path / "b.json")
     code, out, _ = ffn_fusion(*plan, "--drop-attention", 4, "--fuse", 1, "--max-damage", 99, "--json")
     assert code == 0

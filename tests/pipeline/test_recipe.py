@@ -44,6 +44,8 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         ("", "no keys", ""),
         ("- a list", "no keys", ""),
         ("model: m\noutput: o\nplan: {speedup: 0.5}", "plan.speedup", ""),
+        ("model: m\noutput: o\nplan: {steps: 0}", "plan.steps", ""),
+        ("model: m\noutput: o\nplan: {speedup: 1.2, steps: 40}", "plan.steps: steps and speedup are two budgets", ""),
     ],
 )
 def test_mistakes_name_the_key(tmp_path: Path, text: str, line: str, hint: str) -> None:

@@ -10,7 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ffn_fusion.analysis.evidence import AttentionImportance, Calibration, Damage, Evidence, Stretch
+from ffn_fusion.analysis.evidence import (
+    PARTS,
+    STATISTICS,
+    Calibration,
+    Damage,
+    Evidence,
+    Geometry,
+    Part,
+    Removal,
+    ReverseOrder,
+    Stretch,
+)
 from ffn_fusion.blueprint import Blueprint, Parent, ParentBlock, apply
 from ffn_fusion.blueprint.ranges import format_blocks, parse_runs
 from ffn_fusion.evaluation.quality import Control, Quality, Score, TextScores
@@ -78,7 +89,8 @@ def make(of: Parent, drop: Iterable[int], runs: Iterable[tuple[int, int]], max_w
 
 
 def _damage(kl: float) -> Damage:
-    return Damage(kl=kl, kl_error=kl * 0.06, loss_increase=kl * 0.9, agreement=float(np.exp(-3 * kl)))
+    agreement = float(np.exp(-3 * kl))
+    return Damage(kl=kl, kl_error=kl * 0.06, loss_increase=kl * 0.9, agreement=agreement, hidden_distance=kl / 5)
 
 
 def _evidence(of: Parent, blueprint: Blueprint, random: np.random.Generator) -> Evidence:
@@ -106,19 +118,60 @@ def _evidence(of: Parent, blueprint: Blueprint, random: np.random.Generator) -> 
         fingerprint="f" * 64,
         calibration=Calibration(texts=("calibration.txt",), tokens=65_536, context=512, seed=0),
         parent_loss=2.81,
-        importance=tuple(
-            AttentionImportance(block=i, damage=_damage(float(alone[i])))
-            for i, b in enumerate(of.blocks)
-            if b.attention
-        ),
+        removals=_removals(of, alone, random),
         stretches=tuple(stretches),
+        reverse_order=tuple(
+            ReverseOrder(
+                first=first, last=last,
+                in_order=_damage(float(alone[first : last + 1].sum()) * 1.5),
+                reversed=_damage(float(alone[first : last + 1].sum()) * 1.7),
+                fused=_damage(float(alone[first : last + 1].sum()) * 1.6),
+            )
+            for first, last in blueprint.runs
+        ),
+        geometry=_geometry(of, random),
         matrices={
-            part: _matrix(L, shift, random).tolist() for part, shift in (("block", 0), ("attention", 1), ("ffn", 2))
+            f"{part}.{statistic}": _matrix(L, shift + spread, random).tolist()
+            for part, shift in (("block", 0), ("attention", 1), ("ffn", 2))
+            for statistic, spread in zip(STATISTICS, (0, 0.8, -3), strict=True)
         },
-    )
+    )  # fmt: skip
 
 
-def _matrix(L: int, shift: int, random: np.random.Generator) -> np.ndarray:
+def _present(of: Parent, part: Part, i: int) -> bool:
+    had = {"attention": of.blocks[i].attention, "ffn": of.blocks[i].ffn, "block": True}
+    return bool(had[part])
+
+
+def _removals(of: Parent, alone: np.ndarray, random: np.random.Generator) -> tuple[Removal, ...]:
+    more = {"attention": 1.0, "ffn": 2.5, "block": 3.2}
+    return tuple(
+        Removal(
+            part=part, block=i,
+            damage=_damage(float(alone[i]) * more[part] * (1 if part == "attention" else random.uniform(0.8, 1.4))),
+        )
+        for part in PARTS
+        for i in range(len(of.blocks))
+        if _present(of, part, i)
+    )  # fmt: skip
+
+
+def _geometry(of: Parent, random: np.random.Generator) -> tuple[Geometry, ...]:
+    L = len(of.blocks)
+    rows = []
+    for part, less in (("block", 1.0), ("attention", 0.5), ("ffn", 0.8)):
+        for i in (i for i in range(L) if _present(of, part, i)):
+            calm = np.exp(-((i - 0.6 * L) ** 2) / (0.05 * L * L))
+            size = (
+                less * (0.12 + 3 * np.exp(-i / 0.8) + 0.5 * (i == L - 1)) * (1 - 0.6 * calm) * random.uniform(0.85, 1.2)
+            )
+            direction = 0.95 + 0.1 * random.normal() * (1 - 0.7 * calm) + 0.05 * (part == "attention")
+            turn = size**2 / (2 + 2 * size**2)
+            rows.append(Geometry(part=part, block=i, turn=turn, direction=direction, size=size))
+    return tuple(rows)
+
+
+def _matrix(L: int, shift: float, random: np.random.Generator) -> np.ndarray:
     i, j = np.meshgrid(np.arange(L), np.arange(L), indexing="ij")
     low = 2.0 ** (-4.5 - 0.4 * shift + 3 * np.exp(-i / 1.5) - 6 * (j - i) / L * (i > 2) + random.normal(0, 0.5, (L, L)))
     return np.where(j > i, low, np.nan)

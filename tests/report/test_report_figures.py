@@ -14,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
+from ffn_fusion.analysis.evidence import Geometry
 from ffn_fusion.blueprint import Blueprint, Parent, ParentBlock
 from ffn_fusion.report import figures
 
@@ -25,6 +26,13 @@ DRAWINGS: dict[str, Drawing] = {
         "a <b> & $c$",
         made.blueprint.dropped_attentions,
         made.blueprint.runs,
+    ),
+    "95th percentile": lambda made: figures.dependency_heatmap(made.evidence.dependency("ffn", "p95"), "p95"),
+    "geometry": lambda made: figures.geometry_chart(made.evidence.geometry, made.blueprint),
+    "geometry with a child": lambda made: figures.geometry_chart(
+        made.evidence.geometry,
+        made.blueprint,
+        [(row.block + 0.5, row) for row in reversed(made.evidence.geometry) if row.block < 6],
     ),
     "importance": lambda made: figures.importance_bars(made.evidence, made.blueprint),
     "stretches": lambda made: figures.stretch_chart(made.evidence, made.blueprint),
@@ -114,20 +122,56 @@ def test_heat_map_takes_zeros_and_missing_values() -> None:
     ElementTree.fromstring(figures.dependency_heatmap(matrix, "zeros"))
 
 
+def written(svg: str) -> list[str]:
+    return [text.text or "" for text in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_geometry_says_what_is_drawn(thirty: Any) -> None:
+    shown = written(figures.geometry_chart(thirty.evidence.geometry, thirty.blueprint))
+    assert {"whole block", "its FFN", "its attention", "in a fused run", "attention dropped, not fused"} <= set(shown)
+    assert [text.split(":")[0] for text in shown if ":" in text] == ["turn", "direction", "size"]
+    assert "the child's block" not in shown
+    child = [(float(row.block), row) for row in thirty.evidence.geometry]
+    assert "the child's block" in written(figures.geometry_chart(thirty.evidence.geometry, thirty.blueprint, child))
+
+
+def test_geometry_of_whole_blocks_alone_and_of_an_unchanged_parent(small: Any) -> None:
+    rows = [row for row in small.evidence.geometry if row.part == "block"]
+    shown = written(figures.geometry_chart(rows, Blueprint.identity(small.blueprint.parent)))
+    assert "whole block" in shown
+    assert not {"its FFN", "its attention", "in a fused run", "attention dropped, not fused"} & set(shown)
+
+
+def test_geometry_takes_zeros_and_missing_blocks(small: Any) -> None:
+    rows = [Geometry(part="block", block=i, turn=0.0, direction=float("nan"), size=0.0) for i in (0, 3)]
+    ElementTree.fromstring(figures.geometry_chart(rows, small.blueprint))
+
+
+def test_importance_has_a_panel_a_part(small: Any) -> None:
+    every = written(figures.importance_bars(small.evidence, small.blueprint))
+    panels = ["without one attention", "without one FFN", "without one whole block"]
+    assert [text for text in every if text.startswith("without")] == panels
+    assert {"kept", "dropped", "on its own", "fused"} <= set(every)
+    attentions = small.evidence.model_copy(update={"removals": small.evidence.importance})
+    only = written(figures.importance_bars(attentions, small.blueprint))
+    assert not [text for text in only if text.startswith("without")]
+    assert {"kept", "dropped"} <= set(only)
+
+
 def test_plot_leaves_out_what_was_not_timed(small: Any) -> None:
     svg = figures.quality_speed_plot(small.quality, small.latency)
     assert ">fused<" in svg
     assert ">random<" not in svg
 
 
-@pytest.mark.parametrize("module", ["ffn_fusion.report.figures", "ffn_fusion.report.svg"])
+@pytest.mark.parametrize("module", ["figures", "svg", "block_axis", "geometry_figure", "importance_figure"])
 def test_without_matplotlib_one_line_says_what_to_install(module: str) -> None:
     code = f"""
 import sys
 sys.modules["matplotlib"] = None
 from ffn_fusion.errors import MissingExtraError
 try:
-    import {module}
+    import ffn_fusion.report.{module}
 except MissingExtraError as error:
     print(error.message, "|", error.hint)
 """

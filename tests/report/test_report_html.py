@@ -73,8 +73,10 @@ def test_all_sections_and_numbers(thirty: Any) -> None:
         "Latency",
         "Quality against speed",
         "Which blocks need which",
-        "How much each attention matters",
+        "Why it works",
+        "How much each sub-block matters",
         "Stretches measured",
+        "Does the order of a run's FFNs matter?",
         "Samples",
         "Recipe",
     ]
@@ -111,10 +113,56 @@ def test_sections_without_data_are_left_out(small: Any) -> None:
     assert page.headings == ["Before and after"]
     assert "revision" not in page.text
     assert "Latency" not in parse(render_report(small.report(latency=None))).headings
-    no_stretches = small.evidence.model_copy(update={"stretches": (), "matrices": {}})
-    headings = parse(render_report(small.report(evidence=no_stretches))).headings
-    assert "Stretches measured" not in headings
-    assert "How much each attention matters" in headings
+
+
+def test_evidence_of_attentions_alone(small: Any) -> None:
+    less = {"removals": small.evidence.importance, "stretches": (), "matrices": {}, "geometry": (), "reverse_order": ()}
+    page = parse(render_report(small.report(evidence=small.evidence.model_copy(update=less))))
+    assert page.headings[-3:] == ["How much each attention matters", "Samples", "Recipe"]
+    assert "Why it works" not in page.headings
+    assert "Which blocks need which" not in page.headings
+    assert "without one FFN" not in page.text
+    nothing = small.evidence.model_copy(update=less | {"removals": ()})
+    assert "matters" not in " ".join(parse(render_report(small.report(evidence=nothing))).headings)
+
+
+def test_median_and_95th_percentile_are_there_for_who_asks(small: Any) -> None:
+    html = render_report(small.report())
+    hidden = "".join(re.findall(r"<details>.*?</details>", html, re.DOTALL))
+    for title in ("whole blocks, median", "attentions alone, 95th percentile", "FFNs alone, 95th percentile"):
+        assert f'aria-label="heat map: {title}"' in hidden
+    assert 'aria-label="heat map: whole blocks"' not in hidden
+    means = {name: m for name, m in small.evidence.matrices.items() if name.endswith(".mean")}
+    html = render_report(small.report(evidence=small.evidence.model_copy(update={"matrices": means})))
+    assert 'aria-label="heat map: whole blocks"' in html
+    assert "median over tokens" not in html
+
+
+def test_every_figure_says_what_it_shows(thirty: Any) -> None:
+    html = render_report(thirty.report())
+    figures = re.findall(r"<figure.*?</figure>", html, re.DOTALL)
+    assert len(figures) == 8
+    assert all(figure.count("<figcaption>") == 1 for figure in figures)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html, re.DOTALL)
+    measured = [caption for caption in captions if "65,536 tokens of calibration.txt in windows of 512" in caption]
+    assert [re.findall(r"per token, then the (\S+)", caption) for caption in measured] == [
+        ["mean"], ["median"], ["95th"], ["mean"], ["mean"], ["mean"]
+    ]  # fmt: skip
+
+
+def test_reverse_order_and_every_part_as_tables(thirty: Any) -> None:
+    text = " ".join(parse(render_report(thirty.report())).text.split())
+    test = thirty.evidence.reverse_order[0]
+    row = [f"{damage.kl:.4f} ± {damage.kl_error:.4f}" for damage in (test.in_order, test.reversed, test.fused)]
+    assert " ".join(["5-7", *row]) in text
+    for gone in ("attention", "FFN", "whole block"):
+        assert f"without one {gone}: all 30 blocks as a table" in text
+
+
+def test_the_childs_geometry_is_drawn_over_the_parents(small: Any) -> None:
+    child = [(float(row.block), row) for row in small.evidence.geometry]
+    assert "the child's block" not in render_report(small.report())
+    assert "the child's block" in render_report(small.report(child_geometry=child))
 
 
 def test_what_others_wrote_is_escaped(small: Any) -> None:

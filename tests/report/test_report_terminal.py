@@ -128,6 +128,31 @@ def test_importance_is_ranked(thirty: Any) -> None:
     assert terminal.importance_table(thirty.evidence, None).row_count == 30
 
 
+@pytest.mark.parametrize(("part", "said"), [("attention", "one attention"), ("block", "one whole block")])
+def test_importance_of_a_part(part: str, said: str, thirty: Any) -> None:
+    text = plain(terminal.importance_table(thirty.evidence, 1, part))  # type: ignore[arg-type]
+    rows = [row for row in thirty.evidence.removals if row.part == part]
+    best = min(rows, key=lambda row: row.damage.kl)
+    damage = best.damage
+    assert line_with(text, "1 ").split() == [
+        "1", str(best.block), f"{damage.kl:.4f}", "±", f"{damage.kl_error:.4f}", f"{damage.loss_increase:+.4f}",
+        f"{100 * damage.agreement:.1f}", "%", f"{damage.hidden_distance:.4f}",
+    ]  # fmt: skip
+    assert f"{said} dropped at a time, against the parent (loss 2.8100)" in " ".join(text.split())
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_reverse_order_numbers(thirty: Any) -> None:
+    table = terminal.reverse_order_table(thirty.evidence)
+    assert table.row_count == 2
+    text = plain(table)
+    test = thirty.evidence.reverse_order[1]
+    for damage in (test.in_order, test.reversed, test.fused):
+        assert f"{damage.kl:.4f} ± {damage.kl_error:.4f}" in line_with(text, "17-19")
+    assert "65,536 tokens" in " ".join(text.split())
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
 def test_inspect_groups_alike_blocks_and_sums() -> None:
     usual = BlockSpec(AttentionSpec("attention", 3), FfnSpec("gated", 1536))
     spec = ModelSpec(

@@ -16,11 +16,12 @@ FUSE_TOLERANCE = 1.0
 
 @dataclass(frozen=True)
 class Budget:
-    """What to aim for.
+    """What to aim for: ``drop_attention`` and ``fuse``, or instead of them ``speedup``, or ``steps``.
 
     Args:
         drop_attention: how many attentions go: a number (1 or more) or a fraction of the parent's (below 1).
         speedup: instead of that, a speed-up by the simple cost count (``analysis.cost_count``).
+        steps: instead of that, how many sequential steps the child has at most (``analysis.cost_count.steps``).
         fuse: FFN steps to fuse away: a number, or "auto" for as many as cost no more than dropping did.
         max_damage: no run is fused whose measured KL to the parent (nats a token) is above this.
         max_width: widest fused FFN; a wider run is split.
@@ -29,6 +30,7 @@ class Budget:
 
     drop_attention: float = DEFAULT_DROP
     speedup: float | None = None
+    steps: int | None = None
     fuse: int | Literal["auto"] = "auto"
     max_damage: float = DEFAULT_MAX_DAMAGE
     max_width: int | None = None

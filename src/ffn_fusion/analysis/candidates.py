@@ -6,10 +6,10 @@ the paper. Its first block may keep its attention: then that block's FFN joins t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ffn_fusion.analysis.evidence import AttentionImportance
+from ffn_fusion.analysis.evidence import Removal
 from ffn_fusion.families import ModelSpec
 
 
@@ -23,14 +23,17 @@ class StretchShape:
     keeps_attention: bool
 
 
+def least_important(removals: Sequence[Removal], share: float) -> set[int]:
+    """Blocks of that share of the attentions, by replace-1 damage."""
+    importance = [row for row in removals if row.part == "attention"]
+    cheapest = sorted(importance, key=lambda row: row.damage.kl)
+    return {row.block for row in cheapest[: round(share * len(cheapest))]}
+
+
 def candidate_stretches(
-    spec: ModelSpec,
-    importance: Sequence[AttentionImportance],
-    max_stretch: int,
-    candidate_share: float,
-    leave_last: bool = True,
+    spec: ModelSpec, allowed: Iterable[int], max_stretch: int, leave_last: bool = True
 ) -> list[StretchShape]:
-    """Stretches of up to max_stretch blocks whose dropped attentions are all among the least important share.
+    """Stretches of up to max_stretch blocks whose dropped attentions are all among the ``allowed``.
 
     Blocks that have no attention in the parent (Nemotron-NAS) cost nothing to drop and always qualify; blocks without
     a gated FFN end a stretch.
@@ -38,9 +41,7 @@ def candidate_stretches(
     Args:
         leave_last: only stretches whose last FFN stays alone; otherwise those that fuse it, too.
     """
-    cheapest = sorted(importance, key=lambda row: row.damage.kl)
-    allowed = {row.block for row in cheapest[: round(candidate_share * len(cheapest))]}
-    allowed |= {i for i, block in enumerate(spec.blocks) if block.attention is None}
+    allowed = set(allowed) | {i for i, block in enumerate(spec.blocks) if block.attention is None}
     found = []
     for first in range(len(spec.blocks)):
         for last in range(first + 1, min(first + max_stretch, len(spec.blocks))):

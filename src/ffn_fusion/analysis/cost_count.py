@@ -10,21 +10,11 @@ parallelism show on a 405B model; a small model spends more). A count, not a mea
 
 from __future__ import annotations
 
-from math import prod
-
 from ffn_fusion.blueprint import Blueprint
-from ffn_fusion.families import AttentionSpec, FfnSpec, ModelSpec
-from ffn_fusion.families.layout import attention_tensors, ffn_tensors
+from ffn_fusion.families import ModelSpec
+from ffn_fusion.families.layout import sub_block_parameters
 
 STEP_SHARE = 0.35
-
-
-def sub_block_parameters(spec: ModelSpec, part: AttentionSpec | FfnSpec | None) -> int:
-    """Parameters of an attention or an FFN, with its norm."""
-    if part is None:
-        return 0
-    tensors = attention_tensors(spec, part) if isinstance(part, AttentionSpec) else ffn_tensors(spec, part)
-    return sum(prod(shape) for _, shape in tensors)
 
 
 def steps(blueprint: Blueprint) -> int:

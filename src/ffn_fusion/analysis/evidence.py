@@ -1,6 +1,7 @@
 """Evidence: what was measured about a model. Tables on disk (evidence.json + evidence.safetensors), no torch.
 
 Planning reads it as often as it likes and never measures again. L blocks; i is changed, j is looked at.
+docs/evidence.md says what every table holds.
 """
 
 from __future__ import annotations
@@ -14,17 +15,34 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from ffn_fusion.analysis.questions import PARTS, Part
 from ffn_fusion.blueprint import Parent
 from ffn_fusion.checkpoint.staging import write_atomic
 from ffn_fusion.errors import DataError
 
-Part = Literal["block", "attention", "ffn"]
-PARTS: tuple[Part, ...] = ("block", "attention", "ffn")
+Statistic = Literal["mean", "median", "p95"]
+STATISTICS: tuple[Statistic, ...] = ("mean", "median", "p95")
+__all__ = [
+    "PARTS",
+    "STATISTICS",
+    "Calibration",
+    "Damage",
+    "Evidence",
+    "Geometry",
+    "Matrix",
+    "Part",
+    "Removal",
+    "ReverseOrder",
+    "Statistic",
+    "Stretch",
+]
+
 Matrix = npt.NDArray[np.float64]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A standard error of one window is NaN; JSON says so in a word of its own.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class Calibration(_Frozen):
@@ -37,17 +55,22 @@ class Calibration(_Frozen):
 
 
 class Damage(_Frozen):
-    """What one change does to the parent's output: means over tokens in nats, standard errors over windows."""
+    """What one change does to the parent's output: means over tokens in nats, standard errors over windows.
+
+    ``hidden_distance`` is the mean cosine distance of the last hidden state (before the final norm) to the parent's.
+    """
 
     kl: float
     kl_error: float
     loss_increase: float
     agreement: float
+    hidden_distance: float
 
 
-class AttentionImportance(_Frozen):
-    """Replace-1: the damage when this block's attention alone is dropped."""
+class Removal(_Frozen):
+    """Replace-1: the damage when this sub-block (or the whole block) alone is dropped."""
 
+    part: Part
     block: int
     damage: Damage
 
@@ -69,30 +92,62 @@ class Stretch(_Frozen):
         return tuple(range(self.first + self.keeps_attention, self.last + 1))
 
 
+class ReverseOrder(_Frozen):
+    """The reverse-order test of a run (arXiv 2503.18908): attentions dropped, FFNs in order, reversed, and fused."""
+
+    first: int
+    last: int
+    in_order: Damage
+    reversed: Damage
+    fused: Damage
+
+
+class Geometry(_Frozen):
+    """How a sub-block moves the state (arXiv 2503.18908, "why it works"); X its input, h what it adds; token means.
+
+    ``turn``: cosine distance(X, X + h); ``direction``: cosine distance(h, X); ``size``: |h| / |X|.
+    """
+
+    part: Part
+    block: int
+    turn: float
+    direction: float
+    size: float
+
+
 class Evidence(_Frozen):
     """Everything measured about ``parent``.
 
     ``fingerprint`` is the checkpoint's. ``dependency(part)`` is M [L, L] (arXiv 2503.18908, section on block
-    dependency): M[i, j] = mean over tokens of the cosine distance between sub-block j's contribution in the parent and
-    its contribution when sub-block i is removed; NaN where j <= i or one of them isn't there.
+    dependency): M[i, j] = cosine distance between sub-block j's contribution in the parent and its contribution when
+    sub-block i is removed, per token, then the mean (or median, or 95th percentile) over tokens; NaN where j <= i or
+    one of them isn't there.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     parent: Parent
     fingerprint: str
     calibration: Calibration
     parent_loss: float
-    importance: tuple[AttentionImportance, ...]
+    removals: tuple[Removal, ...]
     stretches: tuple[Stretch, ...] = ()
-    matrices: dict[Part, list[list[float]]] = {}
+    reverse_order: tuple[ReverseOrder, ...] = ()
+    geometry: tuple[Geometry, ...] = ()
+    matrices: dict[str, list[list[float]]] = {}
 
-    def dependency(self, part: Part) -> Matrix:
-        return np.asarray(self.matrices[part], dtype=np.float64)
+    @property
+    def importance(self) -> tuple[Removal, ...]:
+        """Replace-1 of the attentions."""
+        return tuple(row for row in self.removals if row.part == "attention")
+
+    def dependency(self, part: Part, statistic: Statistic = "mean") -> Matrix:
+        """Raises: KeyError: it wasn't measured."""
+        return np.asarray(self.matrices[f"{part}.{statistic}"], dtype=np.float64)
 
     def save(self, folder: Path) -> None:
-        """Write evidence.json (all but the matrices) and evidence.safetensors (``block``, ``attention``, ``ffn``)."""
+        """Write evidence.json (all but the matrices) and evidence.safetensors (``block.mean``, ``ffn.p95``, ...)."""
         folder.mkdir(parents=True, exist_ok=True)
-        matrices = {str(part): np.ascontiguousarray(self.dependency(part)) for part in self.matrices}
+        matrices = {name: np.asarray(matrix, dtype=np.float64) for name, matrix in self.matrices.items()}
         part_file = folder / "evidence.safetensors.part"
         save_file(matrices, part_file)
         part_file.replace(folder / "evidence.safetensors")
@@ -110,4 +165,4 @@ class Evidence(_Frozen):
             raise DataError(f"{folder}: no evidence there ({error.strerror or error})", again) from error
         except (ValidationError, SafetensorError) as error:
             raise DataError(f"{folder}: the evidence can't be read", again) from error
-        return evidence.model_copy(update={"matrices": {part: m.tolist() for part, m in matrices.items()}})
+        return evidence.model_copy(update={"matrices": {name: m.tolist() for name, m in matrices.items()}})

@@ -1,239 +1,301 @@
-"""Measure evidence: dependency matrices, replace-1 importance and the damage of candidate stretches.
+"""Measure evidence: dependency, replace-1 damages, geometry, candidate runs and their reverse order.
 
-All of it is sweeps of the blockwise engine over the calibration windows, a chunk of windows at a time; every figure is
-kept per window, so that means, standard errors and any split of the windows over processes give the same numbers.
-Shapes: N windows, L blocks, D hidden.
+All of it is sweeps of the blockwise engine over the calibration windows. Every figure is kept per window or token until
+all windows of all processes are there, so that any split of them gives the same numbers. Shapes: N windows, T tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ffn_fusion.analysis.candidates import StretchShape, candidate_stretches
-from ffn_fusion.analysis.cost_count import sub_block_parameters
+from ffn_fusion.analysis.candidates import StretchShape, candidate_stretches, least_important
 from ffn_fusion.analysis.evidence import (
     PARTS,
-    AttentionImportance,
     Calibration,
     Damage,
     Evidence,
-    Matrix,
     Part,
+    Removal,
+    ReverseOrder,
     Stretch,
 )
+from ffn_fusion.analysis.observe import ContributionObserver, observed, removed
+from ffn_fusion.analysis.passes import Found, Pass, PassPlan, carry_out, plan_pass
+from ffn_fusion.analysis.questions import Questions
+from ffn_fusion.analysis.reverse_order import FORMS, name_of, reverse_order_edits
 from ffn_fusion.blockwise import (
-    Contributions,
+    PARENT,
     Divergence,
     Edit,
     FusedStretch,
+    Pace,
     RemoveAttention,
     RemoveBlock,
     RemoveFfn,
     Stack,
-    compare,
-    joined,
-    sweep,
+    measure_pace,
 )
-from ffn_fusion.blockwise.sweep import evaluations
+from ffn_fusion.blueprint import Parent
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.data import TokenWindows
+from ffn_fusion.errors import UsageError
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.processes import Progress, current, silent, together
+from ffn_fusion.surgery.build import build_id, child_bytes, files_state
+from ffn_fusion.surgery.child import Child
 
-_STATE_BYTES = 1 << 30
-"""Memory for the variants' hidden states: as many windows go through together as fit."""
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What one sweep found on a few neighbouring windows."""
-
-    divergences: dict[str, Divergence]
-    """What every wanted edit does to the output, and under "" the parent's own."""
-    distances: dict[Part, npt.NDArray[np.float64]]
-    """Cosine distances [N, L, L] between contributions; NaN where there is none."""
+_REMOVE: Mapping[Part, type[RemoveBlock] | type[RemoveAttention] | type[RemoveFfn]] = {
+    "block": RemoveBlock,
+    "attention": RemoveAttention,
+    "ffn": RemoveFfn,
+}
 
 
 @together
 def analyze(
-    checkpoint: Checkpoint,
+    model: Checkpoint | Child,
     texts: Sequence[TokenWindows],
     *,
     seed: int = 0,
+    parts: Sequence[Part] = PARTS,
+    scores: Sequence[Part] = ("attention",),
     max_stretch: int = 5,
     candidate_share: float = 0.5,
     leave_last: bool = True,
+    reverse: Sequence[tuple[int, int]] = (),
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    memory: int | None = None,
+    workspace: Path | None = None,
+    on_plan: Callable[[PassPlan], None] | None = None,
     progress: Progress = silent,
 ) -> Evidence:
     """Everything that planning needs to know about a model.
 
     Args:
+        model: a checkpoint, or a child that isn't built yet (its own blocks are then what is asked about).
         texts: calibration windows, all of one length.
-        max_stretch: longest stretch of attention-free blocks that is measured as one.
-        candidate_share: stretches are measured among this share of the attentions, the least important.
-        leave_last: measure stretches with their last FFN left out of the fusion, as the paper fuses.
+        parts, scores, max_stretch, candidate_share, leave_last, reverse: see :class:`Questions`.
+        dtype: of the computation.
         device: with "cuda" and several processes, each takes a GPU of its own.
+        memory: bytes that a process may use (default: half of what's free); weights and states are streamed to fit.
+        workspace: a folder where finished blocks are kept, so that the same call goes on after a crash.
+        on_plan: called with the plan of each pass before it begins, on the first process; its estimate costs a few
+            seconds of measuring.
         progress: counts block evaluations of one window.
 
     Returns:
         Evidence; KL and loss in nats a token, errors are standard errors over windows.
+
+    Raises:
+        UsageError: too little memory. OutputError: too little disk.
     """
-    stack = Stack(checkpoint, dtype=dtype, device=current().device(device))
-    ids_NT = torch.from_numpy(np.concatenate([text.ids_NT for text in texts]))
-    blocks = checkpoint.spec.blocks
-    dependency, alone, parent_loss = _dependency_and_importance(stack, ids_NT, progress)
-    importance = tuple(AttentionImportance(block=i, damage=alone[i]) for i in range(len(blocks)) if i in alone)
-    shapes = candidate_stretches(checkpoint.spec, importance, max_stretch, candidate_share, leave_last)
-    return Evidence(
-        parent=checkpoint.spec.parent(checkpoint.name, checkpoint.revision),
-        fingerprint=checkpoint.fingerprint,
-        calibration=Calibration(
-            texts=tuple(text.label for text in texts),
-            tokens=int(ids_NT.numel()),
-            context=int(ids_NT.shape[1]),
-            seed=seed,
-        ),
-        parent_loss=parent_loss,
-        importance=importance,
-        stretches=measure_stretches(stack, ids_NT, shapes, progress),
-        matrices={part: matrix.tolist() for part, matrix in dependency.items()},
+    asked = Questions(tuple(parts), tuple(scores), max_stretch, candidate_share, leave_last, tuple(reverse))
+    analysis = _Analysis(model, texts, asked, dtype, device, memory, workspace)
+    return analysis.carry_out(seed, on_plan, progress)
+
+
+def plan_analysis(
+    model: Checkpoint | Child,
+    texts: Sequence[TokenWindows],
+    questions: Questions,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    memory: int | None = None,
+    workspace: Path | None = None,
+) -> tuple[PassPlan, ...]:
+    """What ``analyze`` will take, pass by pass; for the candidate runs, which aren't known yet, about as many as there
+    can be.
+
+    The speed is measured on one of the model's blocks, in a few seconds.
+    """
+    return _Analysis(model, texts, questions, dtype, device, memory, workspace).plans()
+
+
+class _Analysis:
+    def __init__(
+        self,
+        model: Checkpoint | Child,
+        texts: Sequence[TokenWindows],
+        asked: Questions,
+        dtype: torch.dtype,
+        device: str,
+        memory: int | None,
+        workspace: Path | None,
+    ) -> None:
+        _check(model.spec, asked)
+        here = current()
+        self.model, self.texts, self.asked, self.memory = model, texts, asked, memory
+        self.stack = Stack(model, dtype=dtype, device=here.device(device), resident=False)
+        self.ids_NT = torch.from_numpy(np.concatenate([text.ids_NT for text in texts]))
+        self.folder = workspace / f"process-{here.rank}-of-{here.world}" if workspace else None
+        self.parent, self.fingerprint, self.stored, self.key = _identity(model)
+
+    def first(self) -> Pass:
+        """Everything that needs no earlier answer."""
+        edits: dict[str, Edit] = {}
+        for i, block in enumerate(self.stack.spec.blocks):
+            there = {"block": block.attention or block.ffn, "attention": block.attention, "ffn": block.ffn}
+            for part in self.asked.parts:
+                if there[part]:
+                    edits[removed(part, i)] = _REMOVE[part](i)
+        scored = [name for name in edits if name.split()[0] in self.asked.scores]
+        runs = reverse_order_edits(self.model, self.asked.reverse, self.stack.dtype, str(self.stack.device))
+        if self.one_pass:
+            runs |= stretch_edits(self._shapes(range(len(self.stack.spec.blocks))))
+        observe = ContributionObserver(self.stack.spec)
+        name = "dependency, importance and runs" if self.one_pass else "dependency and importance"
+        return Pass(name, edits | runs, (*scored, *runs), observe)
+
+    @property
+    def one_pass(self) -> bool:
+        return self.asked.candidate_share >= 1 and self.asked.max_stretch > 1
+
+    def _shapes(self, allowed: Iterable[int]) -> list[StretchShape]:
+        return candidate_stretches(self.stack.spec, allowed, self.asked.max_stretch, self.asked.leave_last)
+
+    def plans(self) -> tuple[PassPlan, ...]:
+        first = self.first()
+        pace = self._pace(first)
+        plans = [self._plan(first, pace)]
+        if self.asked.max_stretch > 1 and not self.one_pass:
+            shapes = self._about_as_many()
+            if shapes:
+                plans.append(self._plan(_stretch_pass(shapes), pace))
+        return tuple(plans)
+
+    def carry_out(self, seed: int, on_plan: Callable[[PassPlan], None] | None, progress: Progress) -> Evidence:
+        asked, spec = self.asked, self.stack.spec
+        pass_ = self.first()
+        pace = self._pace(pass_) if on_plan else None
+        found = self._carry_out(pass_, pace, on_plan, progress)
+        damages = _damages(found.divergences)
+        removals = tuple(
+            Removal(part=part, block=i, damage=damages[removed(part, i)])
+            for part in PARTS
+            for i in range(len(spec.blocks))
+            if removed(part, i) in damages
+        )
+        matrices, geometry = observed(found.chunks, len(spec.blocks))
+        parent_loss = float(found.divergences[PARENT].loss_N.mean())
+        shapes: list[StretchShape] = []
+        if asked.max_stretch > 1:
+            shapes = self._shapes(least_important(removals, asked.candidate_share))
+            if shapes and not self.one_pass:
+                pass_ = _stretch_pass(shapes)
+                damages |= _damages(self._carry_out(pass_, pace, on_plan, progress).divergences)
+        return Evidence(
+            parent=self.parent,
+            fingerprint=self.fingerprint,
+            calibration=Calibration(
+                texts=tuple(text.label for text in self.texts),
+                tokens=int(self.ids_NT.numel()),
+                context=int(self.ids_NT.shape[1]),
+                seed=seed,
+            ),
+            parent_loss=parent_loss,
+            removals=removals,
+            stretches=tuple(Stretch(**vars(shape), damage=damages[_stretch_name(shape)]) for shape in shapes),
+            reverse_order=tuple(
+                ReverseOrder(
+                    first=first,
+                    last=last,
+                    in_order=damages[name_of(FORMS[0], first, last)],
+                    reversed=damages[name_of(FORMS[1], first, last)],
+                    fused=damages[name_of(FORMS[2], first, last)],
+                )
+                for first, last in asked.reverse
+            ),
+            geometry=geometry,
+            matrices={name: matrix.tolist() for name, matrix in matrices.items()},
+        )
+
+    def _about_as_many(self) -> list[StretchShape]:
+        """Stretches as if the attentions that count for little lay side by side, where that gives the most."""
+        blocks = [i for i, block in enumerate(self.stack.spec.blocks) if block.attention]
+        count = round(self.asked.candidate_share * len(blocks))
+        places = range(max(1, len(blocks) - count + 1))
+        return max((self._shapes(blocks[start : start + count]) for start in places), key=len)
+
+    def _plan(self, pass_: Pass, pace: Pace | None) -> PassPlan:
+        return plan_pass(pass_, self.stack, self.ids_NT, self.stored, self.memory, self.folder, pace)
+
+    def _pace(self, pass_: Pass) -> Pace:
+        return measure_pace(self.stack, self.ids_NT.shape[1], self._plan(pass_, None).schedule.rows)
+
+    def _carry_out(
+        self, pass_: Pass, pace: Pace | None, on_plan: Callable[[PassPlan], None] | None, progress: Progress
+    ) -> Found:
+        plan = self._plan(pass_, pace)
+        if on_plan:
+            on_plan(plan)
+        return carry_out(pass_, plan, self.stack, self.ids_NT, self.folder, self.key, progress)
+
+
+def stretch_edits(shapes: Sequence[StretchShape]) -> dict[str, Edit]:
+    return {_stretch_name(s): FusedStretch(s.first, s.last, s.fused_last, s.keeps_attention) for s in shapes}
+
+
+def _stretch_pass(shapes: Sequence[StretchShape]) -> Pass:
+    edits = stretch_edits(shapes)
+    return Pass("candidate runs", edits, tuple(edits))
+
+
+def _stretch_name(shape: StretchShape) -> str:
+    return f"stretch {shape.first}-{shape.last} to {shape.fused_last}{' kept' if shape.keeps_attention else ''}"
+
+
+def _check(spec: ModelSpec, asked: Questions) -> None:
+    missing = [part for part in asked.scores if part not in asked.parts]
+    if missing:
+        raise UsageError(f"{missing[0]} can't be scored without being removed", f"add {missing[0]} to the parts")
+    if asked.max_stretch > 1 and asked.candidate_share < 1 and "attention" not in asked.scores:
+        raise UsageError(
+            "candidate runs are chosen by the scores of attentions, which weren't asked for",
+            "score attention, measure every stretch (candidate share 1), or none (longest stretch 1)",
+        )
+    for first, last in asked.reverse:
+        inside = spec.blocks[first : last + 1]
+        if not 0 <= first < last < len(spec.blocks) or any(b.ffn is None for b in inside):
+            raise UsageError(
+                f"run {first}-{last} can't be reversed: the model has {len(spec.blocks)} blocks",
+                "name two or more blocks in order, each with an FFN",
+            )
+
+
+def _identity(model: Checkpoint | Child) -> tuple[Parent, str, int, str]:
+    """Name and blocks, fingerprint, bytes on disk, and a key that changes when the weights do."""
+    checkpoint = model.parent if isinstance(model, Child) else model
+    name = f"{checkpoint.name} (child)" if isinstance(model, Child) else checkpoint.name
+    fingerprint = build_id(model) if isinstance(model, Child) else checkpoint.fingerprint
+    return (
+        model.spec.parent(name, checkpoint.revision),
+        fingerprint,
+        child_bytes(model) if isinstance(model, Child) else checkpoint.nbytes,
+        f"{fingerprint}\n{files_state(checkpoint)}",
     )
 
 
-def _dependency_and_importance(
-    stack: Stack, ids_NT: Tensor, progress: Progress
-) -> tuple[dict[Part, Matrix], dict[int, Damage], float]:
-    edits: dict[str, Edit] = {}
-    for i, block in enumerate(stack.spec.blocks):
-        if block.attention or block.ffn:
-            edits[f"block {i}"] = RemoveBlock(i)
-        if block.attention:
-            edits[f"attention {i}"] = RemoveAttention(i)
-        if block.ffn:
-            edits[f"ffn {i}"] = RemoveFfn(i)
-    wanted = [name for name in edits if name.startswith("attention")]
-    found = _measure(stack, ids_NT, lambda: edits, wanted, "dependency and importance", progress, dependency=True)
-    alone = {int(name.split()[1]): damage for name, damage in _damages(found).items()}
-    return _matrices(found), alone, _parent_loss(found)
+def _damages(divergences: Mapping[str, Divergence]) -> dict[str, Damage]:
+    parent_loss = float(divergences[PARENT].loss_N.mean())
+    return {name: damage_of(values, parent_loss) for name, values in divergences.items() if name != PARENT}
 
 
-def measure_stretches(
-    stack: Stack, ids_NT: Tensor, shapes: Sequence[StretchShape], progress: Progress = silent
-) -> tuple[Stretch, ...]:
-    """The damage of each candidate stretch, alone in the parent."""
-    if not shapes:
-        return ()
-
-    def edits() -> dict[str, Edit]:
-        return {str(k): FusedStretch(s.first, s.last, s.fused_last, s.keeps_attention) for k, s in enumerate(shapes)}
-
-    wanted = [str(k) for k in range(len(shapes))]
-    result = _damages(_measure(stack, ids_NT, edits, wanted, "candidate runs", progress))
-    return tuple(Stretch(**vars(shape), damage=result[str(k)]) for k, shape in enumerate(shapes))
-
-
-def _measure(
-    stack: Stack,
-    ids_NT: Tensor,
-    edits: Callable[[], dict[str, Edit]],
-    wanted: Sequence[str],
-    what: str,
-    progress: Progress,
-    *,
-    dependency: bool = False,
-) -> list[_Found]:
-    """Sweeps over this process's share of the windows, a chunk at a time; what all processes found, in window order.
-
-    Progress counts block evaluations of one window, for all processes as this one goes; a head is as many as it has
-    parameters of a block.
-    """
-    mine_NT = ids_NT[current().share(len(ids_NT))]
-    fresh = edits()
-    blocks = evaluations(len(stack), fresh.values())
-    body = sum(sub_block_parameters(stack.spec, p) for b in stack.spec.blocks for p in (b.attention, b.ffn))
-    heads = (len(wanted) + 1) * stack.spec.vocab_size * stack.spec.hidden_size * len(stack) // body
-    found = []
-    for start, chunk in _chunks(mine_NT, len(fresh), stack):
-
-        def tell(evaluated: int, before: int = start * (blocks + heads)) -> None:
-            progress(what, (before + evaluated) * len(ids_NT) // len(mine_NT), len(ids_NT) * (blocks + heads))
-
-        def on_block(done: int, _: int, size: int = len(chunk), tell: Callable[[int], None] = tell) -> None:
-            tell(done * size)
-
-        def on_window(done: int, size: int = len(chunk), tell: Callable[[int], None] = tell) -> None:
-            tell(size * blocks + done * heads)
-
-        observed = _Dependency(stack.spec, len(chunk)) if dependency else None
-        keep = set(wanted).__contains__
-        parent, states = sweep(stack, chunk, edits(), observe=observed, keep=keep, on_block=on_block)
-        models = {"": (stack, parent)} | {name: (stack, state) for name, state in states.items()}
-        divergences = compare(stack, parent, models, chunk, on_window)
-        found.append(_Found(divergences, observed.distances if observed else {}))
-    return current().gather(found)
-
-
-def _chunks(ids_NT: Tensor, variants: int, stack: Stack) -> list[tuple[int, Tensor]]:
-    """(first window, windows) of every chunk whose variants fit the memory; one chunk when weights are streamed."""
-    window = (variants + 1) * ids_NT.shape[1] * stack.spec.hidden_size * stack.dtype.itemsize
-    size = max(1, _STATE_BYTES // window if stack.resident else len(ids_NT))
-    return [(start, ids_NT[start : start + size]) for start in range(0, len(ids_NT), size)]
-
-
-class _Dependency:
-    """Observer of a sweep: cosine distance between contributions, a window's mean, for each pair and part."""
-
-    def __init__(self, spec: ModelSpec, windows: int) -> None:
-        self._blocks = spec.blocks
-        shape = (windows, len(spec.blocks), len(spec.blocks))
-        self.distances: dict[Part, npt.NDArray[np.float64]] = {part: np.full(shape, np.nan) for part in PARTS}
-
-    def __call__(self, j: int, parent: Contributions, name: str, variant: Contributions) -> None:
-        kind, number = name.split()
-        part: Part = next(p for p in PARTS if p == kind)
-        block = self._blocks[j]
-        exists = {"block": block.attention or block.ffn, "attention": block.attention, "ffn": block.ffn}[part]
-        if not exists:
-            return
-        distance = 1 - torch.cosine_similarity(getattr(parent, part), getattr(variant, part), dim=-1)
-        self.distances[part][:, int(number), j] = distance.double().mean(1).cpu().numpy()
-
-
-def _matrices(found: Sequence[_Found]) -> dict[Part, Matrix]:
-    """M for every part; cosine distance can't be negative, rounding can make it so."""
-    return {p: np.maximum(np.concatenate([f.distances[p] for f in found]).mean(0), 0.0) for p in PARTS}
-
-
-def _values(found: Sequence[_Found], name: str) -> Divergence:
-    """What one edit does, on all windows."""
-    return joined([f.divergences[name] for f in found])
-
-
-def _parent_loss(found: Sequence[_Found]) -> float:
-    return float(_values(found, "").loss_N.mean())
-
-
-def _damages(found: Sequence[_Found]) -> dict[str, Damage]:
-    damages = {}
-    for name in found[0].divergences:
-        if not name:
-            continue
-        values = _values(found, name)
-        damages[name] = Damage(
-            kl=float(values.kl_N.mean()),
-            kl_error=standard_error(values.kl_N),
-            loss_increase=float(values.loss_N.mean()) - _parent_loss(found),
-            agreement=float(values.agreement_N.mean()),
-        )
-    return damages
+def damage_of(values: Divergence, parent_loss: float) -> Damage:
+    """Means over all windows, with the standard error of the KL."""
+    return Damage(
+        kl=float(values.kl_N.mean()),
+        kl_error=standard_error(values.kl_N),
+        loss_increase=float(values.loss_N.mean()) - parent_loss,
+        agreement=float(values.agreement_N.mean()),
+        hidden_distance=float(values.hidden_distance_N.mean()),
+    )
 
 
 def standard_error(values_N: Tensor) -> float:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from ffn_fusion.analysis.budget import FUSE_TOLERANCE, Budget
-from ffn_fusion.analysis.cost_count import counted_speedup_of
+from ffn_fusion.analysis.cost_count import counted_speedup_of, steps
 from ffn_fusion.analysis.evidence import Evidence
 from ffn_fusion.analysis.runs import Frontier, Selection, possible_moves
 from ffn_fusion.blueprint import Blueprint, apply
@@ -38,7 +38,9 @@ def plan(spec: ModelSpec, evidence: Evidence, budget: Budget) -> Plan:
     moves = possible_moves(evidence, budget.max_damage, budget.max_width)
     attentions = len(evidence.importance)
     frontier = Frontier(len(spec.blocks), moves, attentions)
-    if budget.speedup is not None:
+    if budget.steps is not None:
+        selection = _for_steps(evidence, frontier, budget.steps)
+    elif budget.speedup is not None:
         selection = _for_speedup(spec, frontier, budget.speedup)
     else:
         selection = _for_count(evidence, frontier, _drop_count(budget.drop_attention, attentions), budget.fuse)
@@ -71,6 +73,22 @@ def _for_count(evidence: Evidence, frontier: Frontier, drop: int, fuse: int | Li
             f"drop more attentions, {_MORE}",
         )
     return frontier.selection(drop, fuse)
+
+
+def _for_steps(evidence: Evidence, frontier: Frontier, most: int) -> Selection:
+    """The least damage among the plans whose child has no more sequential steps than that."""
+    before = steps(Blueprint.identity(evidence.parent))
+    rows, columns = frontier.damage.shape
+    left = before - np.arange(rows)[:, None] - np.arange(columns)
+    fitting = np.where(left <= most, frontier.damage, np.inf)
+    n, f = np.unravel_index(np.argmin(fitting), fitting.shape)
+    if not np.isfinite(fitting[n, f]):
+        fewest = int(left[np.isfinite(frontier.damage)].min())
+        raise BlueprintError(
+            f"{most} sequential steps are out of reach: the parent has {before}, and {fewest} is the fewest",
+            f"ask for {fewest} or more, {_MORE}",
+        )
+    return frontier.selection(int(n), int(f))
 
 
 def _for_speedup(spec: ModelSpec, frontier: Frontier, target: float) -> Selection:

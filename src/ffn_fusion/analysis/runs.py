@@ -10,7 +10,7 @@ is filled from the front; it's exact for the sum, and a comparison with every po
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ffn_fusion.analysis.evidence import Evidence, Stretch
 from ffn_fusion.blueprint import Blueprint, split_run
+from ffn_fusion.errors import BlueprintError
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,15 @@ class Move:
     @property
     def fused_steps(self) -> int:
         return sum(last - first for first, last in self.pieces)
+
+    @property
+    def steps_saved(self) -> int:
+        """Sequential steps that the child is spared: attentions dropped and FFN steps fused away."""
+        return len(self.dropped) + self.fused_steps
+
+    @property
+    def blocks(self) -> range:
+        return range(self.first, self.last + 1)
 
 
 @dataclass(frozen=True)
@@ -63,24 +73,41 @@ def possible_moves(evidence: Evidence, max_damage: float, max_width: int | None)
     """Everything measured that may be chosen: no stretch above ``max_damage``, runs split at ``max_width``.
 
     A split run was measured whole; split it's closer to the sequential form, so its damage is taken as the whole's.
+    Pieces that were measured as stretches of their own are moves like any other, so they win where they did less.
+
+    Raises:
+        BlueprintError: every stretch holds an FFN that alone is wider than ``max_width``.
     """
     identity = Blueprint.identity(evidence.parent)
+    too_wide: BlueprintError | None = None
     moves = [Move(row.block, row.block, max(row.damage.kl, 0.0), (row.block,)) for row in evidence.importance]
     for stretch in evidence.stretches:
         if stretch.damage.kl > max_damage:
             continue
-        pieces = split_run(identity, stretch.first, stretch.fused_last, max_width)
+        try:
+            pieces = split_run(identity, stretch.first, stretch.fused_last, max_width)
+        except BlueprintError as error:
+            too_wide = error
+            continue
         fused = tuple(piece for piece in pieces if piece[1] > piece[0])
         had = tuple(i for i in stretch.dropped if evidence.parent.blocks[i].attention)
         if fused:
             moves.append(Move(stretch.first, stretch.last, max(stretch.damage.kl, 0.0), had, fused, stretch))
+    if too_wide and not any(move.stretch for move in moves):
+        raise too_wide
     return moves
 
 
 class Frontier:
-    """Least damage for every pair (attentions dropped, FFN steps fused away), with the plan that has it."""
+    """Least damage for every pair (attentions dropped, FFN steps fused away), with the plan that has it.
 
-    def __init__(self, blocks: int, moves: Sequence[Move], max_drop: int) -> None:
+    Args:
+        blocks: of the parent.
+        max_drop: most attentions that a plan drops.
+        must_change: blocks that can't be kept as they are, so that a move covers each of them.
+    """
+
+    def __init__(self, blocks: int, moves: Sequence[Move], max_drop: int, must_change: Collection[int] = ()) -> None:
         steps = blocks  # more can't be fused away
         self._moves = moves
         best: list[npt.NDArray[np.float64]] = [np.full((max_drop + 1, steps + 1), np.inf) for _ in range(blocks + 1)]
@@ -90,7 +117,8 @@ class Frontier:
         for k, move in enumerate(moves):
             by_end[move.last].append(k)
         for end in range(1, blocks + 1):
-            best[end][:] = best[end - 1]  # keep block end-1 as it is
+            if end - 1 not in must_change:
+                best[end][:] = best[end - 1]  # keep block end-1 as it is
             for k in by_end[end - 1]:
                 move = moves[k]
                 n, f = len(move.dropped), move.fused_steps
@@ -119,3 +147,23 @@ class Frontier:
             end, n, f = move.first, n - len(move.dropped), f - move.fused_steps
         assert (n, f) == (0, 0)
         return Selection(tuple(reversed(moves)))
+
+
+def made_of(blueprint: Blueprint, moves: Sequence[Move]) -> Selection | None:
+    """The moves of least summed damage that make just this child; None where no moves do.
+
+    That gives any blueprint, whoever chose it, the damage that the exact programme would count for it.
+    """
+    dropped, runs = set(blueprint.dropped_attentions), blueprint.runs
+    changed = dropped | {i for first, last in runs for i in range(first, last + 1)}
+
+    def belongs(move: Move) -> bool:
+        inside = tuple(run for run in runs if run[0] <= move.last and run[1] >= move.first)
+        return set(move.dropped) == dropped & set(move.blocks) and move.pieces == inside
+
+    ffns = {source for block in blueprint.blocks for source in block.ffn.sources}
+    if ffns != {i for i, block in enumerate(blueprint.parent.blocks) if block.ffn}:
+        return None  # no move drops an FFN
+    size = len(dropped), sum(last - first for first, last in runs)
+    frontier = Frontier(len(blueprint.parent.blocks), [move for move in moves if belongs(move)], size[0], changed)
+    return frontier.selection(*size) if np.isfinite(frontier.damage[size]) else None

@@ -6,15 +6,17 @@ that exists only as a blueprint; so what's measured here is what transformers wi
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from math import prod
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ffn_fusion.blockwise.memory import free_memory
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.layout import EMBEDDING, FINAL_NORM, LM_HEAD, block_prefix
 from ffn_fusion.processes import neighbours
@@ -70,14 +72,30 @@ class Stack:
         """[N, T] -> [N, T, D]"""
         return nn.functional.embedding(ids_NT.to(self.device), self._embedding)
 
+    def forget_embedding(self) -> None:
+        """Where weights are streamed, the embedding is done with once the tokens are embedded; not if it's the head."""
+        if not self.resident and not self.spec.tied:
+            self.__dict__.pop("_embedding", None)
+
+    def forget(self) -> None:
+        """Give the memory of all weights back; they're read again when they're needed."""
+        self._loaded.clear()
+        for name in ("_embedding", "_head"):
+            self.__dict__.pop(name, None)
+
     def block(self, i: int) -> Block:
         """Block ``i``, with its weights."""
-        if i in self._loaded:
-            return self._loaded[i]
-        block = Block(self, i)
+        block = self._loaded.get(i) or Block(self, i)
         if self.resident:
             self._loaded[i] = block
+        else:
+            self._loaded.pop(i, None)
         return block
+
+    def preload(self, i: int) -> Block:
+        """Block ``i``, which stays loaded until it's asked for the next time."""
+        self._loaded[i] = self.block(i)
+        return self._loaded[i]
 
     def logits(self, x: Tensor) -> Tensor:
         """Last hidden state [..., D] -> [..., V]. Callers slice: the logits of many tokens need much memory."""
@@ -91,7 +109,17 @@ class Stack:
         return cos, sin
 
     def load(self, name: str) -> Tensor:
-        return self.source.read(name).to(self.device, self.dtype)
+        """A tensor on the device, in the dtype of the computation."""
+        tensor = self.source.read(name)
+        if self.device.type != "cuda":
+            return tensor.to(self.device, self.dtype)
+        # From pinned memory and on a stream of its own, so that the copy runs beside the computation.
+        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(side):
+            loaded = tensor.pin_memory().to(self.device, non_blocking=True).to(self.dtype)
+        side.synchronize()
+        loaded.record_stream(torch.cuda.default_stream(self.device))
+        return loaded
 
     @cached_property
     def _embedding(self) -> Tensor:
@@ -116,21 +144,25 @@ class Stack:
         return LlamaRotaryEmbedding(self.config).to(self.device)
 
     def _fits(self) -> bool:
-        sizes = (tensor.shape for tensor in self.source.tensors.values())
-        needed = sum(torch.Size(shape).numel() for shape in sizes) * self.dtype.itemsize
-        return needed <= _RESIDENT_SHARE * _free_memory(self.device) / neighbours()
+        needed = parameters(self.source) * self.dtype.itemsize
+        return needed <= _RESIDENT_SHARE * free_memory(self.device) / neighbours()
 
 
-def _free_memory(device: torch.device) -> int:
-    """Bytes that can be had on the device; on a Linux host that counts the page cache, which gives way."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] * neighbours()  # a GPU isn't shared with the other processes
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def parameters(source: TensorSource) -> int:
+    """Elements of all weights."""
+    return sum(prod(tensor.shape) for tensor in source.tensors.values())
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """What a block adds to a state: h = attention + ffn, each [N, T, D]."""
+
+    attention: Tensor
+    ffn: Tensor
+
+    @property
+    def block(self) -> Tensor:
+        return self.attention + self.ffn
 
 
 class Block:
@@ -157,6 +189,11 @@ class Block:
     def has_ffn(self) -> bool:
         return self._layer.mlp is not None
 
+    def contributions(self, x: Tensor) -> Contributions:
+        """What the block adds to x: [N, T, D] -> twice [N, T, D]."""
+        attention = self.attention(x)
+        return Contributions(attention, self.ffn(x + attention))
+
     def attention(self, x: Tensor) -> Tensor:
         """Attn(n1(x)), causal: [N, T, D] -> [N, T, D]."""
         if self._layer.self_attn is None:
@@ -175,3 +212,31 @@ class Block:
             return torch.zeros_like(x)
         result: Tensor = self._layer.mlp(self._layer.post_attention_layernorm(x))
         return result
+
+
+class ReadAhead:
+    """Hands out blocks in order, and reads the next one while the last one computes.
+
+    At most two blocks are in memory: the caller lets go of one before it takes another.
+    """
+
+    def __init__(self, stack: Stack, order: Sequence[int]) -> None:
+        self._stack = stack
+        self._order = list(order)
+        self._reader = ThreadPoolExecutor(1, "read-ahead")
+        self._next: Future[Block] | None = None
+        self._read_next()
+
+    def take(self, i: int) -> Block:
+        """Block i, the next in order."""
+        assert self._next is not None
+        block = self._next.result()
+        self._read_next()
+        return block
+
+    def _read_next(self) -> None:
+        if self._order:
+            self._next = self._reader.submit(self._stack.block, self._order.pop(0))
+        else:
+            self._next = None
+            self._reader.shutdown(wait=False)

@@ -4,32 +4,83 @@ the blocks behind its change. Shapes: N windows, T tokens, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ffn_fusion.blockwise.edits import Edit
-from ffn_fusion.blockwise.stack import Block, Stack
+from ffn_fusion.blockwise.journal import Journal
+from ffn_fusion.blockwise.stack import Block, Contributions, ReadAhead, Stack
+from ffn_fusion.blockwise.states import MemoryStates, Slot, States
 
-_ROWS_AT_ONCE = 4096  # tokens in one matmul: enough to be compute-bound, small enough for the FFN's activations
+PARENT = ""
+"""The name that the parent goes by among the variants."""
+ROWS = 4096
+"""Tokens in one matmul: enough to be compute-bound, small enough for the FFN's activations."""
+
+Figures = Mapping[str, Tensor]
+Record = dict[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class Contributions:
-    """What a block adds to a state: h = attention + ffn, each [N, T, D]."""
+class Observation:
+    """What can be seen at block ``block`` on a few windows; ``variant`` is ``PARENT`` for the parent itself.
 
-    attention: Tensor
-    ffn: Tensor
+    ``x`` [n, T, D] is the state before the block, i.e. what the attention's norm reads; x + added.attention is what
+    the FFN's norm reads. ``parent`` is what the block adds in the parent. The tensors are those that are worked on:
+    an observer that wants to keep one copies it.
+    """
 
-    @property
-    def block(self) -> Tensor:
-        return self.attention + self.ffn
+    block: int
+    variant: str
+    x: Tensor
+    added: Contributions
+    parent: Contributions
 
 
-Observer = Callable[[int, Contributions, str, Contributions], None]
-"""Called as observer(i, parent's contributions of block i, variant's name, the variant's contributions)."""
+Observer = Callable[[Observation], Figures]
+"""Returns figures by name, one a token [n, T]; the sweep keeps them (see ``Swept.record``)."""
+
+
+@dataclass(frozen=True)
+class Final:
+    """The last hidden state of a variant, before the final norm, and the stack whose head reads it."""
+
+    stack: Stack
+    states: States
+    slot: Slot
+
+    def read(self, windows: slice, tokens: slice = slice(None)) -> Tensor:
+        return self.states.read(self.slot, windows, tokens)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep leaves: last states, and what the observer saw."""
+
+    stack: Stack
+    states: States
+    journal: Journal
+    windows: int
+    kept: tuple[str, ...]
+
+    def final(self, name: str = PARENT) -> Final:
+        return Final(self.stack, self.states, (name, 0))
+
+    def state(self, name: str = PARENT) -> Tensor:
+        """The whole last state [N, T, D]; for small ones."""
+        return self.final(name).read(slice(0, self.windows))
+
+    def record(self, i: int) -> Record:
+        """What was observed at block i: "variant/figure" -> [N, T]; the parent's figures are "/figure"."""
+        record = self.journal.load(f"block-{i:04d}")
+        assert record is not None
+        return record
 
 
 @torch.inference_mode()
@@ -40,64 +91,116 @@ def sweep(
     *,
     observe: Observer | None = None,
     keep: Callable[[str], bool] = lambda name: True,
-    on_block: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Tensor, dict[str, Tensor]]:
+    states: States | None = None,
+    journal: Journal | None = None,
+    rows: int = ROWS,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Swept:
     """Run the parent and every edited variant to the last block.
 
     Args:
         keep: whether a variant's last state is wanted; the others only feed ``observe``.
-        on_block: called with (block evaluations done, in all).
-
-    Returns:
-        The parent's last state and the variants', before the final norm: [N, T, D] each.
+        states: where the states lie between blocks (default: in memory).
+        journal: finished blocks are noted there; one with notes of the same sweep resumes it. One that says that all
+            is finished holds what was observed, and the last states are gone.
+        rows: tokens that go through a block together, at least a window's.
+        on_progress: called with (block evaluations of one window done, in all).
     """
-    x = stack.embed(ids_NT)
-    variants: dict[str, Tensor] = {}
-    total = evaluations(len(stack), edits.values())
-    done = 0
-    for i in range(len(stack)):
-        block = stack.block(i)
-        parent = _contributions(block, x)
-        for names in _groups(variants, x):
-            states = torch.cat([variants[name] for name in names])
-            moved = _contributions(block, states)
-            for k, name in enumerate(names):
-                part = slice(k * len(x), (k + 1) * len(x))
-                mine = Contributions(moved.attention[part], moved.ffn[part])
-                if observe:
-                    observe(i, parent, name, mine)
-                variants[name] = variants[name] + mine.attention + mine.ffn
-        done += 1 + len(variants)
-        for name, edit in edits.items():
-            if edit.first <= i <= edit.last:
-                state = edit.advance(i, block, x)
-                if state is not None:
-                    variants[name] = state
-        x = x + parent.attention + parent.ffn
-        on_block(done, total)
-    return x, {name: state for name, state in variants.items() if keep(name)}
+    N, T = ids_NT.shape
+    states = MemoryStates(N) if states is None else states
+    journal = Journal() if journal is None else journal
+    pass_ = _Pass(stack, edits, observe, keep, states, _slices(N, max(1, rows // T)), max(1, rows // T))
+    total = N * evaluations(len(stack), edits.values())
+    kept = tuple(name for name in edits if keep(name))
+    swept = Swept(stack, states, journal, N, kept)
+    if journal.position.get("finished"):
+        return swept
+    done = int(journal.position.get("blocks", 0))
+    if done and not states.restore(journal.position["states"]):
+        done = 0  # the disk lost them
+    if not done:
+        for part in pass_.parts:
+            states.write((PARENT, 0), part, stack.embed(ids_NT[part]))
+        states.turn()
+    stack.forget_embedding()
+    loader = ReadAhead(stack, range(done, len(stack)))
+    evaluated = N * sum(_evaluations_at(i, edits.values()) for i in range(done))
+    for i in range(done, len(stack)):
+        began = time.monotonic()
+        record: dict[str, npt.NDArray[np.float32]] = {}
+        for part, name, figures, count in pass_.block(i, loader.take(i)):
+            for figure, values in figures.items():
+                table = record.setdefault(f"{name}/{figure}", np.empty((N, T), np.float32))
+                table[part] = values.float().cpu().numpy()
+            evaluated += count
+            on_progress(evaluated, total)
+        for edit in edits.values():
+            if edit.last == i:
+                edit.release()
+        journal.save(f"block-{i:04d}", record)
+        states.turn(time.monotonic() - began)
+        journal.note({"blocks": i + 1, "states": states.stamp()})
+    return swept
 
 
 def final_states(stack: Stack, ids_NT: Tensor) -> Tensor:
     """The last hidden state, before the final norm: [N, T] -> [N, T, D]."""
-    return sweep(stack, ids_NT, {})[0]
+    return sweep(stack, ids_NT, {}).state()
 
 
 def evaluations(blocks: int, edits: Iterable[Edit]) -> int:
-    """Block evaluations of a sweep: the parent's, and each variant's behind its change."""
+    """Block evaluations of a sweep for one window: the parent's, and each variant's behind its change."""
     return blocks + sum(blocks - 1 - edit.last for edit in edits)
 
 
-def _contributions(block: Block, x: Tensor) -> Contributions:
-    attention, ffn = [], []
-    for part in torch.split(x, max(1, _ROWS_AT_ONCE // x.shape[1])):
-        attention.append(block.attention(part))
-        ffn.append(block.ffn(part + attention[-1]))
-    return Contributions(torch.cat(attention), torch.cat(ffn))
+def _evaluations_at(i: int, edits: Iterable[Edit]) -> int:
+    return 1 + sum(edit.last < i for edit in edits)
 
 
-def _groups(variants: Mapping[str, Tensor], x: Tensor) -> list[list[str]]:
-    """Names of variants that go through a block together."""
-    size = max(1, _ROWS_AT_ONCE // (x.shape[0] * x.shape[1]))
-    names = list(variants)
-    return [names[i : i + size] for i in range(0, len(names), size)]
+@dataclass(frozen=True)
+class _Pass:
+    stack: Stack
+    edits: Mapping[str, Edit]
+    observe: Observer | None
+    keep: Callable[[str], bool]
+    states: States
+    parts: Sequence[slice]
+    windows_at_once: int
+
+    def block(self, i: int, block: Block) -> Iterator[tuple[slice, str, Figures, int]]:
+        """Everything through block i; yields (windows, variant, figures, window evaluations) as it goes."""
+        live = [name for name, edit in self.edits.items() if edit.last < i]
+        under_way = [name for name, edit in self.edits.items() if edit.first <= i <= edit.last]
+        last = i == len(self.stack) - 1
+        for part in self.parts:
+            x = self.states.read((PARENT, 0), part)
+            parent = block.contributions(x)
+            yield part, PARENT, self._figures(i, PARENT, x, parent, parent), len(x)
+            together = max(1, self.windows_at_once // len(x))
+            for names in (live[k : k + together] for k in range(0, len(live), together)):
+                group = torch.cat([self.states.read((name, 0), part) for name in names])
+                added = block.contributions(group)
+                after = group + added.attention
+                after += added.ffn
+                for k, name in enumerate(names):
+                    mine = slice(k * len(x), (k + 1) * len(x))
+                    moved = Contributions(added.attention[mine], added.ffn[mine])
+                    if not last or self.keep(name):
+                        self.states.write((name, 0), part, after[mine])
+                    yield part, name, self._figures(i, name, group[mine], moved, parent), len(x)
+            for name in under_way:
+                edit = self.edits[name]
+                carried = self._carried(name, part) if i > edit.first else ()
+                for k, tensor in enumerate(edit.advance(i, block, x, parent, carried)):
+                    self.states.write((name, k), part, tensor)
+            self.states.write((PARENT, 0), part, x + parent.attention + parent.ffn)
+
+    def _carried(self, name: str, part: slice) -> tuple[Tensor, ...]:
+        return tuple(self.states.read((name, k), part) for k in range(self.states.count(name)))
+
+    def _figures(self, i: int, name: str, x: Tensor, added: Contributions, parent: Contributions) -> Figures:
+        return self.observe(Observation(i, name, x, added, parent)) if self.observe else {}
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
-from ffn_fusion.cli.options import Context, Device, Model, Revision, Seed, Texts, Tokens
+from ffn_fusion.cli.options import Context, Device, Memory, Model, Revision, Seed, Texts, Tokens
 
 
 def analyze(
@@ -17,42 +18,98 @@ def analyze(
     text: Texts = None,
     tokens: Tokens = 4096,
     context: Context = 512,
-    max_stretch: Annotated[int, typer.Option(help="Longest run to measure, in blocks.", min=2)] = 5,
+    parts: Annotated[
+        str, typer.Option(help="What is removed, one at a time: block, attention, ffn.")
+    ] = "block,attention,ffn",
+    scores: Annotated[
+        str, typer.Option(help="Of those, whose damage at the output is measured; planning needs attention.")
+    ] = "attention",
+    max_stretch: Annotated[int, typer.Option(help="Longest run to measure, in blocks; 1: none.", min=1)] = 5,
     candidate_share: Annotated[
-        float, typer.Option(help="Measure runs among this share of the attentions.", min=0.01, max=1)
+        float,
+        typer.Option(help="Measure runs among this share of the attentions; 1: all, in one pass.", min=0.01, max=1),
     ] = 0.5,
     leave_last: Annotated[
         bool,
         typer.Option("--leave-last/--also-last", help="Leave a run's last FFN out, or measure both ways."),
     ] = True,
+    reverse: Annotated[str | None, typer.Option(help="Runs whose order is tested, like 5-8,17-20.")] = None,
+    blueprint: Annotated[
+        Path | None, typer.Option(help="Measure the child that this blueprint makes of MODEL instead.")
+    ] = None,
     revision: Revision = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="To compute in: float32, bfloat16, float16, auto (the model's).")
+    ] = "float32",
+    memory: Memory = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will take, and stop.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Measure block dependency, attention importance and the damage of candidate runs."""
+    """Measure block dependency, sub-block importance and the damage of candidate runs."""
     from ffn_fusion.analysis.measure import analyze as measure
+    from ffn_fusion.analysis.measure import plan_analysis
+    from ffn_fusion.blueprint import Blueprint
+    from ffn_fusion.checkpoint.reader import Checkpoint
     from ffn_fusion.checkpoint.source import open_model
-    from ffn_fusion.pipeline.recipe import Text
-    from ffn_fusion.pipeline.stages import calibration_windows
-    from ffn_fusion.report.terminal import importance_table
+    from ffn_fusion.cli.passes import passes_json, passes_table
+    from ffn_fusion.pipeline.recipe import Text, analysis_from_options
+    from ffn_fusion.pipeline.stages import calibration_windows, compute_dtype
+    from ffn_fusion.report.terminal import importance_table, reverse_order_table
+    from ffn_fusion.surgery.build import check_blueprint
+    from ffn_fusion.surgery.child import Child
+    from ffn_fusion.units import parse_bytes
 
+    asked = analysis_from_options(
+        parts=parts,
+        scores=scores,
+        max_stretch=max_stretch,
+        candidate_share=candidate_share,
+        leave_last=leave_last,
+        reverse=reverse,
+        dtype=dtype,
+    )
+    budget = parse_bytes(memory) if memory else None
     checkpoint = open_model(model, revision=revision)
-    section = Text(texts=tuple(text or ()), tokens=tokens, context=context)
-    windows = calibration_windows(checkpoint.folder, section, seed)
+    measured: Checkpoint | Child = checkpoint
+    if blueprint:
+        of = Blueprint.load(blueprint)
+        check_blueprint(checkpoint, of)
+        measured = Child(checkpoint, of)
+    windows = calibration_windows(
+        checkpoint.folder, Text(texts=tuple(text or ()), tokens=tokens, context=context), seed
+    )
+    workspace, kind = output / ".analysis", compute_dtype(asked.dtype, checkpoint)
+    if dry_run:
+        plans = plan_analysis(
+            measured, windows, asked.questions(), dtype=kind, device=device, memory=budget, workspace=workspace
+        )
+        if as_json:
+            emit(passes_json(plans))
+        else:
+            say(passes_table(plans), "dry run: nothing was measured", err=False)
+        return
     with progress_bars() as bars:
         evidence = measure(
-            checkpoint,
+            measured,
             windows,
+            **vars(asked.questions()),
             seed=seed,
-            max_stretch=max_stretch,
-            candidate_share=candidate_share,
-            leave_last=leave_last,
+            dtype=kind,
             device=device,
+            memory=budget,
+            workspace=workspace,
+            on_plan=lambda plan: say(passes_table([plan])),
             progress=bars,
         )
     evidence.save(output)
+    shutil.rmtree(workspace, ignore_errors=True)
     if as_json:
         emit(evidence.model_dump(mode="json", exclude={"matrices"}))
         return
-    say(importance_table(evidence), f"evidence: {output}", err=False)
+    for part in asked.scores:
+        say(importance_table(evidence, part=part), err=False)
+    if evidence.reverse_order:
+        say(reverse_order_table(evidence), err=False)
+    say(f"evidence: {output}", err=False)

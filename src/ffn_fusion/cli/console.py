@@ -17,6 +17,7 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from ffn_fusion.analysis.passes import PassPlan
     from ffn_fusion.analysis.plan import Plan
     from ffn_fusion.checkpoint.reader import Checkpoint
 
@@ -100,6 +101,11 @@ class TerminalListener:
 
     def progress(self, what: str, done: int, total: int) -> None:
         self._bars(what, done, total)
+
+    def measuring(self, plan: PassPlan) -> None:
+        from ffn_fusion.cli.passes import passes_table
+
+        say(passes_table([plan]))
 
     def planned(self, checkpoint: Checkpoint, plan: Plan, remaining: Mapping[str, float]) -> None:
         show_plan(checkpoint, plan)

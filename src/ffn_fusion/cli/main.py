@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import typer
 
-from ffn_fusion.cli import analyze, bench, build, evaluate, inspect, plan, report, run
+from ffn_fusion.cli import analyze, bench, build, evaluate, explain, inspect, plan, report, run, score, windows
 from ffn_fusion.errors import INTERRUPTED, FfnFusionError, UsageError
 from ffn_fusion.processes import lead
 
@@ -41,9 +41,12 @@ app.command("optimize")(run.optimize)
 app.command("inspect")(inspect.inspect)
 app.command("analyze")(analyze.analyze)
 app.command("plan")(plan.plan)
+app.command("explain")(explain.explain)
+app.command("windows")(windows.windows)
 app.command("build")(build.build)
 app.command("fuse")(build.fuse)
 app.command("eval")(evaluate.evaluate)
+app.command("score")(score.score)
 app.command("bench")(bench.bench)
 app.command("report")(report.report)
 

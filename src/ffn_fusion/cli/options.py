@@ -27,8 +27,16 @@ Speedup = Annotated[
     float | None,
     typer.Option(help="Instead of --drop-attention: a speed-up by the simple cost count.", min=1),
 ]
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Instead of --drop-attention and --fuse: at most so many sequential steps.", min=1),
+]
 Fuse = Annotated[str, typer.Option(help="FFN steps to fuse away: a number, or auto.")]
 MaxDamage = Annotated[float, typer.Option(help="Fuse no run with a measured KL above this (nats a token).", min=0)]
 MaxWidth = Annotated[int | None, typer.Option(help="Widest fused FFN; wider runs are split.", min=1)]
 Norm = Annotated[str, typer.Option(help="Norm of a fused FFN: own (exact) or last (as the paper).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Stop with the plan, before anything is built.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="What a process may use, like 16GiB; default: half of what's free. Weights are streamed to fit."),
+]

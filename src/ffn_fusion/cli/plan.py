@@ -9,7 +9,7 @@ import typer
 
 from ffn_fusion.analysis.budget import DEFAULT_DROP, DEFAULT_MAX_DAMAGE
 from ffn_fusion.cli.console import JsonFlag, emit, say, show_plan
-from ffn_fusion.cli.options import Drop, Fuse, MaxDamage, MaxWidth, Model, Norm, Revision, Speedup
+from ffn_fusion.cli.options import Drop, Fuse, MaxDamage, MaxWidth, Model, Norm, Revision, Speedup, Steps
 
 
 def plan(
@@ -18,6 +18,7 @@ def plan(
     output: Annotated[Path, typer.Option("--output", "-o", help="File for the blueprint (JSON).")],
     drop_attention: Drop = DEFAULT_DROP,
     speedup: Speedup = None,
+    steps: Steps = None,
     fuse: Fuse = "auto",
     max_damage: MaxDamage = DEFAULT_MAX_DAMAGE,
     max_width: MaxWidth = None,
@@ -27,29 +28,37 @@ def plan(
 ) -> None:
     """Choose attentions to drop and runs to fuse: the least measured damage within a budget."""
     from ffn_fusion.analysis.evidence import Evidence
+    from ffn_fusion.analysis.rules import compare
     from ffn_fusion.checkpoint.source import open_model
+    from ffn_fusion.cli.tables import compared_table
     from ffn_fusion.pipeline.recipe import section_from_options
     from ffn_fusion.pipeline.stages import make_plan
 
     section = section_from_options(
         drop_attention=drop_attention,
         speedup=speedup,
+        steps=steps,
         fuse=fuse,
         max_damage=max_damage,
         max_width=max_width,
         norm=norm,
     )
     checkpoint = open_model(model, revision=revision)
-    made = make_plan(checkpoint, Evidence.load(evidence), section)
+    measured = Evidence.load(evidence)
+    made = make_plan(checkpoint, measured, section)
     made.blueprint.save(output)
+    compared = compare(made.blueprint, measured, section.budget())
     if as_json:
         emit(
             {
                 "blueprint": made.blueprint.model_dump(mode="json"),
                 "damage": made.selection.damage,
                 "counted_speedup": made.counted_speedup,
+                "compared": [vars(row) for row in compared],
             }
         )
         return
     show_plan(checkpoint, made)
+    if len(compared) > 1:
+        say("compared with other rules at the same size:", compared_table(compared))
     say(f"blueprint: {output}", err=False)

@@ -22,6 +22,7 @@ from ffn_fusion.cli.options import (
     Revision,
     Seed,
     Speedup,
+    Steps,
     Texts,
 )
 
@@ -48,6 +49,7 @@ def optimize(
     eval_text: Annotated[list[Path] | None, typer.Option(help="Held-out text to score on; may be repeated.")] = None,
     drop_attention: Drop = DEFAULT_DROP,
     speedup: Speedup = None,
+    steps: Steps = None,
     fuse: Fuse = "auto",
     max_damage: MaxDamage = DEFAULT_MAX_DAMAGE,
     max_width: MaxWidth = None,
@@ -64,6 +66,7 @@ def optimize(
     plan = section_from_options(
         drop_attention=drop_attention,
         speedup=speedup,
+        steps=steps,
         fuse=fuse,
         max_damage=max_damage,
         max_width=max_width,

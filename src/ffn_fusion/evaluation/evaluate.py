@@ -5,16 +5,17 @@ Models run block by block on the blockwise engine, so none has to fit into memor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ffn_fusion.analysis.measure import standard_error
-from ffn_fusion.blockwise import Divergence, Stack, compare, joined, sweep
-from ffn_fusion.blockwise.stack import TensorSource
+from ffn_fusion.blockwise import Divergence, Final, Stack, TensorSource, compare, count_work, joined, sweep
 from ffn_fusion.data import TokenWindows
-from ffn_fusion.errors import CheckpointError
+from ffn_fusion.errors import CheckpointError, DataError
 from ffn_fusion.evaluation.quality import Score, TextScores
 from ffn_fusion.processes import Progress, current, silent, together
 
@@ -37,7 +38,7 @@ def evaluate(
         device: with "cuda" and several processes, each takes a GPU of its own.
 
     Raises:
-        CheckpointError: a model with another vocabulary than the parent's.
+        CheckpointError: a model with another vocabulary than the parent's. DataError: windows of several lengths.
     """
     vocabulary = models[PARENT].spec.vocab_size
     for name, source in models.items():
@@ -46,42 +47,65 @@ def evaluate(
                 f"{name}: vocabulary of {source.spec.vocab_size:,}, the parent's has {vocabulary:,}",
                 "compare a child with the parent it was made of",
             )
+    if len({text.ids_NT.shape[1] for text in texts}) > 1:
+        raise DataError("the texts come in windows of different lengths", "cut all of them with one context")
     here = current()
     stacks = {name: Stack(source, dtype=dtype, device=here.device(device)) for name, source in models.items()}
-    results = []
-    for number, text in enumerate(texts):
-
-        def on_block(done: int, count: int, number: int = number) -> None:
-            progress("evaluation", number * count + done, len(texts) * count)
-
+    every_NT = torch.from_numpy(np.concatenate([text.ids_NT for text in texts]))
+    mine_NT = every_NT[here.share(len(every_NT))]
+    found = here.gather([_compare(stacks, mine_NT, progress)] if len(mine_NT) else [])
+    results, start = [], 0
+    for text in texts:
         windows, context = text.ids_NT.shape
-        mine_NT = torch.from_numpy(text.ids_NT[here.share(windows)])
-        found = here.gather([_compare(stacks, mine_NT, on_block)] if len(mine_NT) else [])
-        scores = {name: _score([part[name] for part in found]) for name in stacks}
+        part = slice(start, start + windows)
+        scores = {name: _score(joined([f[name] for f in found]), part) for name in stacks}
         results.append(TextScores(text=text.label, windows=windows, tokens=text.tokens, context=context, scores=scores))
+        start += windows
     return tuple(results)
 
 
-def _compare(
-    stacks: Mapping[str, Stack], ids_NT: Tensor, on_block: Callable[[int, int], None]
-) -> dict[str, Divergence]:
-    """Every model on some windows; ``on_block`` is called with (blocks run, of all models)."""
-    total = sum(len(stack) for stack in stacks.values())
-    states: dict[str, tuple[Stack, Tensor]] = {}
+def _compare(stacks: Mapping[str, Stack], ids_NT: Tensor, progress: Progress) -> dict[str, Divergence]:
+    """Every model on some windows. One model's weights stand in memory at a time, and are read once."""
+    blocks = len(ids_NT) * sum(len(stack) for stack in stacks.values())
+    heads = len(ids_NT) * sum(_head_blocks(stack) for stack in stacks.values())
+    finals: dict[str, Final] = {}
     done = 0
     for name, stack in stacks.items():
 
-        def tell(i: int, _: int, done: int = done) -> None:
-            on_block(done + i, total)
+        def tell(evaluated: int, _: int, before: int = done) -> None:
+            progress("evaluation", before + evaluated, blocks + heads)
 
-        states[name] = (stack, sweep(stack, ids_NT, {}, on_block=tell)[0])
-        done += len(stack)
-    return compare(stacks[PARENT], states[PARENT][1], states, ids_NT)
+        finals[name] = sweep(stack, ids_NT, {}, on_progress=tell).final()
+        stack.forget()
+        done += len(ids_NT) * len(stack)
+
+    # Heads at once where they fit, so that the parent's logits are computed once; else one beside the parent's.
+    fits = all(stack.resident for stack in stacks.values())
+    groups = [finals] if fits else [{name: final} for name, final in finals.items()]
+    found: dict[str, Divergence] = {}
+    for k, group in enumerate(groups):
+
+        def on_window(n: int, k: int = k) -> None:
+            progress(
+                "evaluation", blocks + (k * len(ids_NT) + n) * heads // (len(groups) * len(ids_NT)), blocks + heads
+            )
+
+        found |= compare(finals[PARENT], group, ids_NT, on_window=on_window)
+        for name in group if not fits else ():
+            if name != PARENT:
+                stacks[name].forget()
+    return found
 
 
-def _score(parts: Sequence[Divergence]) -> Score:
+def _head_blocks(stack: Stack) -> int:
+    """What reading a last state costs, in evaluations of a block."""
+    work = count_work(stack.spec, [], scored=0, context=2)
+    return round(len(stack) * work.head_flops / max(1.0, work.block_flops))
+
+
+def _score(divergence: Divergence, windows: slice) -> Score:
     """Means and standard errors over windows; the perplexity's error by the delta method, exp(loss) * error(loss)."""
-    divergence = joined(parts)
+    divergence = Divergence(*(getattr(divergence, f.name)[windows] for f in fields(divergence)))
     loss = float(divergence.loss_N.mean())
     perplexity = float(torch.tensor(loss, dtype=torch.float64).exp())
     return Score(

@@ -32,7 +32,7 @@ class TextScores(_Frozen):
 
 
 class Control(_Frozen):
-    """A child of the same size that was chosen without evidence, to compare with."""
+    """A child of the same size that another rule chose (``analysis.rules``), to compare with."""
 
     name: str
     meaning: str

@@ -6,6 +6,7 @@ Shapes: D hidden, F FFN width, H heads, K KV heads, d head_dim, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 from ffn_fusion.families.spec import AttentionSpec, FfnSpec, ModelSpec
 
@@ -52,6 +53,14 @@ def ffn_tensors(spec: ModelSpec, ffn: FfnSpec) -> Iterator[tuple[str, Shape]]:
         yield f"mlp.{name}.weight", shape
         if spec.mlp_bias:
             yield f"mlp.{name}.bias", shape[:1]
+
+
+def sub_block_parameters(spec: ModelSpec, part: AttentionSpec | FfnSpec | None) -> int:
+    """Parameters of an attention or an FFN, with its norm."""
+    if part is None:
+        return 0
+    tensors = attention_tensors(spec, part) if isinstance(part, AttentionSpec) else ffn_tensors(spec, part)
+    return sum(prod(shape) for _, shape in tensors)
 
 
 def model_tensors(spec: ModelSpec) -> dict[str, Shape]:

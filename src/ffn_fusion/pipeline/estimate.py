@@ -11,7 +11,8 @@ from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.processes import current
 
 _DISK_BYTES_PER_SECOND = 300e6  # read, hashed, written and synced: what a modest disk manages
-_MODELS_SCORED = 5  # parent, pruned, fused and two controls
+_MODELS_SCORED = 3  # parent, pruned, fused
+_CONTROLS_SCORED = 3
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def remaining_seconds(recipe: Recipe, checkpoint: Checkpoint, child_bytes: int, 
     """
     blocks = len(checkpoint.spec.blocks) + _head_blocks(checkpoint)
     texts = max(1, len(recipe.evaluation.texts))
-    scored = _MODELS_SCORED if recipe.evaluation.controls else _MODELS_SCORED - 2
+    scored = _MODELS_SCORED + (_CONTROLS_SCORED if recipe.evaluation.controls else 0)
     found = {
         "build": child_bytes / _DISK_BYTES_PER_SECOND,
         "evaluate": scored * texts * recipe.evaluation.tokens * blocks / (pace.tokens_per_second * current().world),

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from ffn_fusion.analysis.budget import DEFAULT_DROP, DEFAULT_MAX_DAMAGE, Budget
+from ffn_fusion.analysis.questions import PARTS, Part, Questions
 from ffn_fusion.blueprint import FusionNorm
+from ffn_fusion.blueprint.ranges import parse_runs
 from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
 from ffn_fusion.errors import RecipeError, UsageError
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
+from ffn_fusion.units import parse_bytes
 
 
 class _Section(BaseModel):
@@ -28,6 +32,19 @@ def _ranges(value: Any) -> Any:
 Ranges = Annotated[str, BeforeValidator(_ranges)]
 
 
+def _size(value: Any) -> Any:
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        return value
+    try:
+        parse_bytes(str(value))
+    except UsageError as error:
+        raise ValueError(f"{error.message}; {error.hint}") from error
+    return str(value)
+
+
+Memory = Annotated[str, BeforeValidator(_size)]
+
+
 class Text(_Section):
     """Texts (.txt, .jsonl, folders) and how many tokens of them. No texts: the small built-in ones."""
 
@@ -36,12 +53,24 @@ class Text(_Section):
     context: int = Field(512, ge=8)
 
 
-class AnalysisSection(_Section):
-    """See ``ffn_fusion.analyze``."""
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
-    max_stretch: int = Field(5, ge=2)
+
+class AnalysisSection(_Section):
+    """See ``ffn_fusion.analyze``. ``reverse``: runs whose order is tested, like ``5-8``; dtype auto is the model's."""
+
+    parts: tuple[Part, ...] = PARTS
+    scores: tuple[Part, ...] = ("attention",)
+    max_stretch: int = Field(5, ge=1)
     candidate_share: float = Field(0.5, gt=0, le=1)
     leave_last: bool = True
+    reverse: Ranges | None = None
+    dtype: DtypeName = "float32"
+
+    def questions(self) -> Questions:
+        """Raises: UsageError: runs that can't be read."""
+        values = self.model_dump(exclude={"dtype", "reverse"})
+        return Questions(**values, reverse=tuple(parse_runs(self.reverse or "")))
 
 
 class PlanSection(_Section):
@@ -49,12 +78,20 @@ class PlanSection(_Section):
 
     drop_attention: float = Field(DEFAULT_DROP, ge=0)
     speedup: float | None = Field(None, gt=1)
+    steps: int | None = Field(None, gt=0)
     fuse: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     max_damage: float = Field(DEFAULT_MAX_DAMAGE, gt=0)
     max_width: int | None = Field(None, gt=0)
     norm: FusionNorm = "own"
     drop: Ranges | None = None
     runs: Ranges | None = None
+
+    @field_validator("steps")
+    @classmethod
+    def _one_budget(cls, steps: int | None, info: ValidationInfo) -> int | None:
+        if steps is not None and info.data.get("speedup") is not None:
+            raise PydanticCustomError("two_budgets", "steps and speedup are two budgets; give one")
+        return steps
 
     def budget(self) -> Budget:
         return Budget(**self.model_dump(exclude={"drop", "runs"}))
@@ -71,9 +108,30 @@ def section_from_options(**options: Any) -> PlanSection:
     try:
         return PlanSection(**options)
     except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise UsageError(f"{option}: {first['msg']} (found {first['input']!r})", "see ffn-fusion --help") from error
+        raise _wrong_option(error) from error
+
+
+def analysis_from_options(*, parts: str, scores: str, **options: Any) -> AnalysisSection:
+    """The analysis section that command-line options stand for; lists come as words with commas between them.
+
+    Raises:
+        UsageError: a value is off.
+    """
+    lists = {"parts": _words(parts), "scores": _words(scores)}
+    try:
+        return AnalysisSection(**lists, **options)
+    except ValidationError as error:
+        raise _wrong_option(error) from error
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip() not in ("", "none"))
+
+
+def _wrong_option(error: ValidationError) -> UsageError:
+    first = error.errors()[0]
+    option = "--" + str(first["loc"][0]).replace("_", "-")
+    return UsageError(f"{option}: {first['msg']} (found {first['input']!r})", "see ffn-fusion --help")
 
 
 class BuildSection(_Section):
@@ -106,6 +164,7 @@ class SampleSection(_Section):
 class Recipe(_Section):
     """``model``: folder, .gguf file or hub id. ``output``: the child's folder; what the run leaves goes beside it.
 
+    ``memory`` is what a process may use while it measures, like ``16GiB``; by default half of what's free.
     ``base_model`` names the parent on cards and reports, for a model that is a file here and has an id on the hub.
     """
 
@@ -115,6 +174,7 @@ class Recipe(_Section):
     output: Path
     seed: int = 0
     device: str = "cpu"
+    memory: Memory | None = None
     calibration: Text = Text()
     analysis: AnalysisSection = AnalysisSection()
     plan: PlanSection = PlanSection()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ffn_fusion.analysis.evidence import Evidence
+from ffn_fusion.analysis.passes import PassPlan
 from ffn_fusion.analysis.plan import Plan
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
@@ -38,6 +40,9 @@ class Listener(Protocol):
 
     def progress(self, what: str, done: int, total: int) -> None: ...
 
+    def measuring(self, plan: PassPlan) -> None:
+        """What a pass of the analysis takes, before it begins."""
+
     def planned(self, checkpoint: Checkpoint, plan: Plan, remaining: Mapping[str, float]) -> None:
         """The plan, before anything is built; ``remaining``: estimated seconds of each stage to come."""
 
@@ -48,6 +53,8 @@ class Silent:
     def skipped(self, name: str) -> None: ...
 
     def progress(self, what: str, done: int, total: int) -> None: ...
+
+    def measuring(self, plan: PassPlan) -> None: ...
 
     def planned(self, checkpoint: Checkpoint, plan: Plan, remaining: Mapping[str, float]) -> None: ...
 
@@ -137,6 +144,7 @@ class _Run:
         )
         evidence_files = [space.evidence / "evidence.json", space.evidence / "evidence.safetensors"]
         self._stage("analyze", key, evidence_files, lambda: self._analyze().save(space.evidence))
+        shutil.rmtree(space.analysis, ignore_errors=True)
         evidence = Evidence.load(space.evidence)
         plan = stages.make_plan(self.checkpoint, evidence, recipe.plan)
         key = stage_key(key, recipe.plan)
@@ -172,7 +180,9 @@ class _Run:
             self.listener.progress(what, done, total)
 
         start = time.perf_counter()
-        evidence = stages.measure(self.checkpoint, self.recipe, progress)
+        evidence = stages.measure(
+            self.checkpoint, self.recipe, self.workspace.analysis, self.listener.measuring, progress
+        )
         tokens = sum(work.values()) * self.recipe.calibration.context / current().world
         Pace(tokens / (time.perf_counter() - start)).save(self.workspace.pace)
         return evidence

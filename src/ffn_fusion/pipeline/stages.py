@@ -9,16 +9,17 @@ from pathlib import Path
 
 import torch
 
-from ffn_fusion.analysis.controls import control_plans
 from ffn_fusion.analysis.cost_count import counted_speedup
 from ffn_fusion.analysis.evidence import Evidence
 from ffn_fusion.analysis.measure import analyze
+from ffn_fusion.analysis.passes import PassPlan
 from ffn_fusion.analysis.plan import Plan, plan
+from ffn_fusion.analysis.rules import control_plans
 from ffn_fusion.analysis.runs import Selection
 from ffn_fusion.blockwise.stack import TensorSource
 from ffn_fusion.blueprint import Blueprint, apply, unfused
 from ffn_fusion.blueprint.ranges import format_blocks, format_runs, parse_blocks, parse_runs
-from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
+from ffn_fusion.checkpoint.reader import Checkpoint, open_folder, torch_dtype
 from ffn_fusion.data import (
     BUILT_IN_CALIBRATION,
     BUILT_IN_HELD_OUT,
@@ -32,10 +33,11 @@ from ffn_fusion.evaluation.quality import Control, Quality
 from ffn_fusion.latency.load import load_model, realise
 from ffn_fusion.latency.measure import bench
 from ffn_fusion.latency.timing import Latency
-from ffn_fusion.pipeline.recipe import BuildSection, PlanSection, Recipe, Text
+from ffn_fusion.pipeline.recipe import BuildSection, DtypeName, PlanSection, Recipe, Text
 from ffn_fusion.report.model_card import model_card, read_licence
 from ffn_fusion.surgery.build import build, child_bytes
 from ffn_fusion.surgery.child import Child
+from ffn_fusion.units import parse_bytes
 
 PRUNED, FUSED = "pruned", "fused"
 Progress = Callable[[str, int, int], None]
@@ -73,10 +75,32 @@ def held_out_windows(folder: Path, section: Text, seed: int) -> list[TokenWindow
     return [make_windows(tokenizer, text, section.context, section.tokens, seed=seed) for text in texts]
 
 
-def measure(checkpoint: Checkpoint, recipe: Recipe, progress: Progress) -> Evidence:
+def compute_dtype(name: DtypeName, checkpoint: Checkpoint) -> torch.dtype:
+    """What to compute in; ``auto`` is what the weights are stored in."""
+    dtype: torch.dtype = torch_dtype(checkpoint.dtype) if name == "auto" else getattr(torch, name)
+    return dtype
+
+
+def measure(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    workspace: Path,
+    on_plan: Callable[[PassPlan], None],
+    progress: Progress,
+) -> Evidence:
     windows = calibration_windows(checkpoint.folder, recipe.calibration, recipe.seed)
-    section = recipe.analysis.model_dump()
-    return analyze(checkpoint, windows, seed=recipe.seed, device=recipe.device, progress=progress, **section)
+    return analyze(
+        checkpoint,
+        windows,
+        **vars(recipe.analysis.questions()),
+        seed=recipe.seed,
+        dtype=compute_dtype(recipe.analysis.dtype, checkpoint),
+        device=recipe.device,
+        memory=parse_bytes(recipe.memory) if recipe.memory else None,
+        workspace=workspace,
+        on_plan=on_plan,
+        progress=progress,
+    )
 
 
 def make_plan(checkpoint: Checkpoint, evidence: Evidence | None, section: PlanSection) -> Plan:
@@ -114,7 +138,7 @@ def build_child(child: Child, section: BuildSection, output: Path, progress: Pro
 def score(
     checkpoint: Checkpoint, blueprint: Blueprint, evidence: Evidence, recipe: Recipe, progress: Progress
 ) -> Quality:
-    """Parent, pruned (sequential), fused as it lies on disk, and the naive controls."""
+    """Parent, pruned (sequential), fused as it lies on disk, and what other rules would have chosen."""
     models: dict[str, TensorSource] = {
         PARENT: checkpoint,
         PRUNED: Child(checkpoint, unfused(blueprint)),
@@ -122,7 +146,11 @@ def score(
     }
     controls = []
     if recipe.evaluation.controls:
-        for control in control_plans(blueprint, evidence.importance, recipe.plan.norm):
+        scored = [blueprint]
+        for control in control_plans(blueprint, evidence, recipe.plan.budget()):
+            if control.blueprint in scored:  # two ways to the same child: its figures are there already
+                continue
+            scored.append(control.blueprint)
             models[control.name] = Child(checkpoint, control.blueprint)
             controls.append(
                 Control(

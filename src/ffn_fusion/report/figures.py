@@ -10,13 +10,17 @@ import numpy as np
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.report import palette
+from ffn_fusion.report.block_axis import block_axis, plain_log
 from ffn_fusion.report.blocks_svg import blocks_diagram
-from ffn_fusion.report.svg import render  # first of what needs matplotlib: it says how to get it
-from ffn_fusion.report.tables import chosen_stretches, printable
+from ffn_fusion.report.evidence_tables import chosen_stretches
+from ffn_fusion.report.geometry_figure import geometry_chart
+from ffn_fusion.report.importance_figure import importance_bars
+from ffn_fusion.report.svg import render
+from ffn_fusion.report.tables import printable
 
 from matplotlib.colors import LogNorm  # isort: skip
 from matplotlib.lines import Line2D  # isort: skip
-from matplotlib.patches import Patch, Rectangle  # isort: skip
+from matplotlib.patches import Rectangle  # isort: skip
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter  # isort: skip
 
 if TYPE_CHECKING:
@@ -24,7 +28,14 @@ if TYPE_CHECKING:
     from ffn_fusion.evaluation.quality import Quality
     from ffn_fusion.latency.timing import Latency
 
-__all__ = ["blocks_diagram", "dependency_heatmap", "importance_bars", "quality_speed_plot", "stretch_chart"]
+__all__ = [
+    "blocks_diagram",
+    "dependency_heatmap",
+    "geometry_chart",
+    "importance_bars",
+    "quality_speed_plot",
+    "stretch_chart",
+]
 
 DEPENDENCY_EXPONENTS = (-9, -1)
 """Ends of the colour scale of heat maps, powers of two: the paper's, so that maps of all models compare."""
@@ -72,33 +83,6 @@ def _power(exponent: int) -> str:
     return "2" + str(exponent).translate(_SUPERSCRIPT)
 
 
-def importance_bars(evidence: Evidence, blueprint: Blueprint) -> str:
-    """KL from the parent when each attention alone is dropped; those that the blueprint drops stand out."""
-
-    def draw(figure: Any) -> None:
-        axes = figure.add_subplot()
-        dropped = set(blueprint.dropped_attentions)
-        blocks = [entry.block for entry in evidence.importance]
-        kl = np.maximum([entry.damage.kl for entry in evidence.importance], 1e-7)
-        errors = np.array([entry.damage.kl_error for entry in evidence.importance])
-        colours = [palette.DROPPED if block in dropped else palette.ATTENTION for block in blocks]
-        down = np.minimum(errors, kl * 0.9)  # a log axis has no place for what reaches zero
-        axes.bar(blocks, kl, color=colours, width=0.8)
-        axes.errorbar(blocks, kl, [down, errors], fmt="none", ecolor=palette.INK, elinewidth=0.9)
-        axes.set_yscale("log")
-        _block_axis(axes, len(evidence.parent.blocks))
-        axes.set_ylabel("KL from parent\n(nats a token, log)")
-        axes.grid(True, axis="y")
-        _plain_log(axes)
-        handles = [
-            Patch(color=palette.ATTENTION, label="kept"),
-            Patch(color=palette.DROPPED, label="dropped"),
-        ]
-        axes.legend(handles=handles, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
-
-    return render(draw, 10.6, 2.7, "bars: damage of dropping each attention alone, by block")
-
-
 def stretch_chart(evidence: Evidence, blueprint: Blueprint) -> str:
     """Every measured stretch as a line over its blocks, as high as its damage; the blueprint's stand out."""
 
@@ -119,10 +103,10 @@ def stretch_chart(evidence: Evidence, blueprint: Blueprint) -> str:
             place = ((s.dropped[0] + s.dropped[-1]) / 2, s.damage.kl)
             style = {"color": palette.DROPPED, "fontweight": "bold"}
             axes.annotate(format_blocks(s.dropped), place, (0, 5), textcoords="offset points", ha="center", **style)
-        _block_axis(axes, len(evidence.parent.blocks))
+        block_axis(axes, len(evidence.parent.blocks))
         axes.set_ylabel("KL from parent\n(nats a token, log)")
         axes.grid(True, axis="y")
-        _plain_log(axes)
+        plain_log(axes)
         handles = [
             Line2D([], [], color=palette.FAINT, lw=1.1, label="measured"),
             Line2D([], [], color=palette.DROPPED, lw=3.2, label="in the blueprint"),
@@ -130,23 +114,6 @@ def stretch_chart(evidence: Evidence, blueprint: Blueprint) -> str:
         axes.legend(handles=handles, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
 
     return render(draw, 10.6, 3.0, "chart: damage of every measured stretch of dropped attentions, over its blocks")
-
-
-def _block_axis(axes: Any, blocks: int) -> None:
-    axes.set_xlim(-0.8, blocks - 0.2)
-    axes.xaxis.set_major_locator(MaxNLocator(15, integer=True, steps=[1, 2, 5, 10]))
-    axes.set_xlabel("parent block")
-
-
-def _plain_log(axes: Any) -> None:
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    low, high = axes.get_ylim()
-    if high / low > 30:
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    else:  # hardly one whole decade: label some steps in between as well
-        axes.yaxis.set_minor_formatter(
-            FuncFormatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
-        )
 
 
 _MARKERS = ("o", "s", "^", "D", "v")

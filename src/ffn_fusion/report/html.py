@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.staging import write_atomic
 from ffn_fusion.errors import MissingExtraError, OutputError
-from ffn_fusion.report import palette, tables
+from ffn_fusion.report import evidence_tables, palette, tables
 from ffn_fusion.report.summary import KeyFigure, key_figures, sentence
 
 if TYPE_CHECKING:
-    from ffn_fusion.analysis.evidence import Evidence
+    from ffn_fusion.analysis.evidence import Evidence, Geometry, Part, Statistic
     from ffn_fusion.evaluation.quality import Quality
     from ffn_fusion.latency.timing import Latency
 
@@ -28,11 +29,13 @@ _COSTS = {
     "sequential_steps": ("Sub-blocks in sequence", tables.count),
 }
 
-_MAPS = {
+_MAPS: dict[Part, str] = {
     "block": "whole blocks",
     "attention": "attentions alone",
     "ffn": "FFNs alone",
 }
+_MORE: dict[Statistic, str] = {"median": "median", "p95": "95th percentile"}
+"""What is shown only to who asks for it, at the same resolution: a map is one pixel an entry and adds little."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class ReportData:
     ``costs``: name -> (parent, child), for ``parameters``, ``bytes``, ``kv_bytes_per_token`` and
     ``sequential_steps``; other names are shown as they are.
     ``samples``: (prompt, the parent's continuation, the child's).
+    ``child_geometry``: the child's own, each with the middle of the parent blocks that the child's block stands for.
     """
 
     title: str
@@ -56,6 +60,7 @@ class ReportData:
     costs: dict[str, tuple[float, float]] = field(default_factory=dict)
     samples: list[tuple[str, str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    child_geometry: Sequence[tuple[float, Geometry]] | None = None
 
 
 def write_report(path: Path, report: ReportData) -> None:
@@ -98,13 +103,16 @@ def _context(report: ReportData) -> dict[str, Any]:
         "qualities": [(text, tables.quality_grid(text)) for text in quality.texts] if quality else [],
         "latency_place": tables.latency_place(latency) if latency else "",
         "latencies": tables.latency_grid(latency) if latency else None,
-        "importance": tables.importance_grid(report.evidence, None) if report.evidence else None,
+        "measured_on": evidence_tables.measured_on(report.evidence) if report.evidence else "",
+        "importance": _importance(report),
         "stretches": _stretches(report),
         "all_stretches": _stretches(report, everything=True),
+        "reverse_order": _reverse_order(report),
         "colours": _colours(report),
         "ink": palette,
         "drawings": _drawings(report),
-        "maps": _heat_maps(report),
+        "maps": _heat_maps(report, "mean"),
+        "more_maps": [(name, maps) for statistic, name in _MORE.items() if (maps := _heat_maps(report, statistic))],
     }
 
 
@@ -120,7 +128,9 @@ def _drawings(report: ReportData) -> dict[str, Any]:
 
     evidence, blueprint = report.evidence, report.blueprint
     drawings = {"blocks": figures.blocks_diagram(blueprint)}
-    if evidence and evidence.importance:
+    if evidence and evidence.geometry:
+        drawings["geometry"] = figures.geometry_chart(evidence.geometry, blueprint, report.child_geometry)
+    if evidence and evidence.removals:
         drawings["importance"] = figures.importance_bars(evidence, blueprint)
     if evidence and evidence.stretches:
         drawings["stretches"] = figures.stretch_chart(evidence, blueprint)
@@ -129,7 +139,7 @@ def _drawings(report: ReportData) -> dict[str, Any]:
     return {name: Markup(svg) for name, svg in drawings.items()}  # ours, and escaped inside
 
 
-def _heat_maps(report: ReportData) -> list[Any]:
+def _heat_maps(report: ReportData, statistic: Statistic) -> list[Any]:
     from markupsafe import Markup
 
     from ffn_fusion.report.figures import dependency_heatmap
@@ -138,11 +148,28 @@ def _heat_maps(report: ReportData) -> list[Any]:
         return []
     dropped, runs = report.blueprint.dropped_attentions, report.blueprint.runs
     evidence = report.evidence
+    title = f", {_MORE[statistic]}" if statistic in _MORE else ""
     return [
-        Markup(dependency_heatmap(evidence.dependency(part), _MAPS[part], dropped, runs))
-        for part in ("block", "attention", "ffn")
-        if part in evidence.matrices
+        Markup(dependency_heatmap(evidence.dependency(part, statistic), _MAPS[part] + title, dropped, runs))
+        for part in _MAPS
+        if f"{part}.{statistic}" in evidence.matrices
     ]
+
+
+def _importance(report: ReportData) -> list[tuple[str, tables.Grid]]:
+    """What is gone and the table of it, for every part measured."""
+    if report.evidence is None:
+        return []
+    return [
+        (evidence_tables.ONE_OF[part], evidence_tables.importance_grid(report.evidence, None, part))
+        for part in evidence_tables.measured_parts(report.evidence)
+    ]
+
+
+def _reverse_order(report: ReportData) -> tables.Grid | None:
+    if report.evidence is None or not report.evidence.reverse_order:
+        return None
+    return evidence_tables.reverse_order_grid(report.evidence)
 
 
 def _stretches(report: ReportData, *, everything: bool = False) -> tables.Grid | None:
@@ -150,7 +177,7 @@ def _stretches(report: ReportData, *, everything: bool = False) -> tables.Grid |
         return None
     if everything and len(report.evidence.stretches) <= _STRETCHES_SHOWN:
         return None
-    return tables.stretches_grid(report.evidence, report.blueprint, None if everything else _STRETCHES_SHOWN)
+    return evidence_tables.stretches_grid(report.evidence, report.blueprint, None if everything else _STRETCHES_SHOWN)
 
 
 def _colours(report: ReportData) -> dict[str, str]:

@@ -11,6 +11,7 @@ FUSED = "#0072b2"
 ATTENTION = "#009e73"
 DROPPED = "#d55e00"
 FFN = "#8cc4e6"
+FFN_LINE = "#3f95cc"  # the same for thin lines, which are lost in so pale a blue
 LINEAR = "#999999"
 INK = "#1f2328"
 FAINT = "#8a8f98"

@@ -10,7 +10,6 @@ from ffn_fusion.blueprint import Block, Blueprint
 from ffn_fusion.blueprint.ranges import format_blocks
 
 if TYPE_CHECKING:  # numpy stays out of a plain table on a terminal
-    from ffn_fusion.analysis.evidence import Evidence, Stretch
     from ffn_fusion.evaluation.quality import Score, TextScores
     from ffn_fusion.latency.timing import Latency, Timing
 
@@ -219,58 +218,3 @@ def _latency_row(timing: Timing, others: list[str]) -> tuple[str, ...]:
         f"{timing.tokens_per_second:,.1f}" if timing.tokens_per_second < 1000 else f"{timing.tokens_per_second:,.0f}",
         *(ratio(timing.speedup[o]) if o in timing.speedup and o != timing.model else NOTHING for o in others),
     )
-
-
-def importance_grid(evidence: Evidence, top: int | None) -> Grid:
-    """The attentions that matter least first: what dropping each one alone does."""
-    ranked = sorted(evidence.importance, key=lambda entry: entry.damage.kl)
-    rows = tuple(
-        (
-            str(place),
-            str(entry.block),
-            small_pm(entry.damage.kl, entry.damage.kl_error),
-            f"{entry.damage.loss_increase:+.4f}",
-            f"{100 * entry.damage.agreement:.1f} %",
-        )
-        for place, entry in enumerate(ranked[:top], start=1)
-    )
-    return Grid(("rank", "block", "KL from parent", "loss increase", "same next token"), rows, words=0)
-
-
-def chosen_stretches(stretches: Sequence[Stretch], blueprint: Blueprint) -> tuple[Stretch, ...]:
-    """The measured stretches that the blueprint carries out; of nested ones the longest."""
-    dropped = set(blueprint.dropped_attentions)
-    fused = {i for first, last in blueprint.runs for i in range(first, last + 1)}
-
-    def carried_out(stretch: Stretch) -> bool:
-        inside = set(range(stretch.first, stretch.last + 1))
-        meant = set(range(stretch.first, stretch.fused_last + 1)) if stretch.fused_last > stretch.first else set()
-        return bool(stretch.dropped) and set(stretch.dropped) <= dropped and inside & fused == meant
-
-    done = [stretch for stretch in stretches if carried_out(stretch)]
-    return tuple(s for s in done if not any(set(s.dropped) < set(other.dropped) for other in done))
-
-
-def stretches_grid(evidence: Evidence, blueprint: Blueprint, limit: int | None = None) -> Grid:
-    """The measured stretches, least damage per attention first; the blueprint's are marked, always shown."""
-    chosen = chosen_stretches(evidence.stretches, blueprint)
-    ranked = sorted(evidence.stretches, key=lambda s: s.damage.kl / max(len(s.dropped), 1))
-    shown = [s for place, s in enumerate(ranked) if limit is None or place < limit or s in chosen]
-    rows = tuple(
-        (
-            format_blocks(s.dropped),
-            format_blocks(range(s.first, s.fused_last + 1)) if s.fused_last > s.first else NOTHING,
-            "yes" if s in chosen else "",
-            str(len(s.dropped)),
-            small_pm(s.damage.kl, s.damage.kl_error),
-            small(s.damage.kl / max(len(s.dropped), 1)),
-            f"{s.damage.loss_increase:+.4f}",
-            f"{100 * s.damage.agreement:.1f} %",
-        )
-        for s in shown
-    )
-    columns = (
-        "attentions dropped", "FFNs fused", "in the blueprint",
-        "dropped", "KL from parent", "KL per attention", "loss increase", "same next token",
-    )  # fmt: skip
-    return Grid(columns, rows, words=3, marked=frozenset(i for i, s in enumerate(shown) if s in chosen))

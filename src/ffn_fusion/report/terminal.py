@@ -16,12 +16,12 @@ from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.families.layout import attention_tensors, ffn_tensors, model_tensors
 from ffn_fusion.families.spec import BlockSpec, ModelSpec
 from ffn_fusion.report.diagram import block_diagram
+from ffn_fusion.report.evidence_tables import ONE_OF, importance_grid, reverse_order_grid
 from ffn_fusion.report.tables import (
     NOTHING,
     Grid,
     byte_count,
     count,
-    importance_grid,
     latency_grid,
     latency_place,
     plan_grid,
@@ -30,7 +30,7 @@ from ffn_fusion.report.tables import (
 )
 
 if TYPE_CHECKING:  # numpy and torch stay out
-    from ffn_fusion.analysis.evidence import Evidence
+    from ffn_fusion.analysis.evidence import Evidence, Part
     from ffn_fusion.evaluation.quality import Quality
     from ffn_fusion.latency.timing import Latency
 
@@ -41,6 +41,7 @@ __all__ = [
     "latency_table",
     "plan_table",
     "quality_table",
+    "reverse_order_table",
 ]
 
 _MODEL_STYLES = {"pruned": "yellow", "fused": "bold blue"}
@@ -49,7 +50,7 @@ _MODEL_STYLES = {"pruned": "yellow", "fused": "bold blue"}
 def plan_table(blueprint: Blueprint) -> Table:
     """One row per child block that differs from the parent."""
     grid = plan_grid(blueprint)
-    table = _table(grid)
+    table = table_of(grid)
     if not grid.rows:
         table.caption = "the child is the parent: nothing is changed"
     return table
@@ -75,12 +76,24 @@ def latency_table(latency: Latency) -> Table:
     return table
 
 
-def importance_table(evidence: Evidence, top: int | None = 10) -> Table:
-    """The ``top`` attentions that matter least, each dropped alone; ``None`` for all of them."""
-    table = _table(importance_grid(evidence, top))
-    tokens = f"{evidence.calibration.tokens:,} tokens"
-    table.caption = Text(f"each attention dropped alone, against the parent on {tokens}")
+def importance_table(evidence: Evidence, top: int | None = 10, part: Part = "attention") -> Table:
+    """The ``top`` sub-blocks of one part that matter least, each dropped alone; ``None`` for all of them."""
+    table = table_of(importance_grid(evidence, top, part))
+    gone = f"{ONE_OF[part]} dropped at a time, against the parent (loss {evidence.parent_loss:.4f})"
+    table.caption = Text(f"{gone}; {_means(evidence)}")
     return table
+
+
+def reverse_order_table(evidence: Evidence) -> Table:
+    """Every run tested: without its attentions, its FFNs in order, in reversed order, and fused."""
+    table = table_of(reverse_order_grid(evidence))
+    forms = "a run's attentions dropped, its FFNs in order, in reversed order, and fused"
+    table.caption = Text(f"{forms}: KL from the parent; {_means(evidence)}")
+    return table
+
+
+def _means(evidence: Evidence) -> str:
+    return f"means over {evidence.calibration.tokens:,} tokens, ± standard error over windows"
 
 
 def inspect_table(name: str, spec: ModelSpec, dtype: str, element_size: int) -> Table:
@@ -169,7 +182,7 @@ def _two_lines(header: str) -> str:
     return header[:middle] + "\n" + header[middle + 1 :]
 
 
-def _table(grid: Grid) -> Table:
+def table_of(grid: Grid) -> Table:
     table = _empty(grid.columns, grid.words)
     for row in grid.rows:
         table.add_row(*_cells(row))

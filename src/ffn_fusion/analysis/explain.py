@@ -1,0 +1,232 @@
+"""Why a block's attention and FFN were kept, dropped or fused, from the evidence and the exact programme. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+import numpy as np
+
+from ffn_fusion.analysis.budget import Budget
+from ffn_fusion.analysis.counterfactual import least_damage
+from ffn_fusion.analysis.evidence import PARTS, Damage, Evidence, Part
+from ffn_fusion.analysis.explanation import (
+    Alone,
+    Choice,
+    ChosenBy,
+    Counterfactual,
+    Decision,
+    Dependency,
+    Explanation,
+    Fate,
+    Instead,
+    Link,
+    Neighbour,
+    SubBlock,
+)
+from ffn_fusion.analysis.runs import Frontier, Move, Selection, made_of, possible_moves
+from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.blueprint.ranges import format_blocks
+from ffn_fusion.errors import BlueprintError, UsageError
+
+_ALTERNATIVES = 5  # choices not taken that are shown
+_LINKS = 3
+_INSTEAD: dict[Fate, dict[SubBlock, Instead]] = {
+    "kept": {"attention": "dropped", "ffn": "fused"},
+    "dropped": {"attention": "kept"},
+    "fused": {"ffn": "unfused"},
+    "none in the parent": {},
+}
+
+
+def explain(
+    blueprint: Blueprint,
+    evidence: Evidence,
+    block: int,
+    *,
+    budget: Budget | None = None,
+    by_person: bool = False,
+    around: int = 2,
+) -> Explanation:
+    """Why a parent block's attention and FFN are what they are in the child, with numbers against its neighbours'.
+
+    Args:
+        block: of the parent, from 0.
+        budget: the plan's; its ``max_damage`` and ``max_width`` bound what the counterfactuals may choose. Without one,
+            the default limits, and every change that the child carries out.
+        by_person: a person named the attentions and runs, so no rule chose them.
+        around: how many neighbours on each side.
+
+    Raises:
+        UsageError: the block is outside the model.
+        BlueprintError: the evidence is of another model.
+    """
+    blocks = len(blueprint.parent.blocks)
+    if not 0 <= block < blocks:
+        raise UsageError(
+            f"layer {block} is outside the model, which has {blocks} blocks", f"blocks count from 0 to {blocks - 1}"
+        )
+    if evidence.parent.blocks != blueprint.parent.blocks:
+        raise BlueprintError(
+            f"the evidence is of {evidence.parent.name}, another model than {blueprint.parent.name}",
+            "name the evidence that the child was planned from",
+        )
+    measured = possible_moves(evidence, np.inf, budget.max_width if budget else None)
+    own = made_of(blueprint, measured)
+    taken = own.moves if own else ()
+    limit = (budget or Budget()).max_damage
+    allowed = [move for move in measured if _within(move, limit) or (budget is None and move in taken)]
+    size = len(blueprint.dropped_attentions), sum(last - first for first, last in blueprint.runs)
+    least = _least(blocks, allowed, size)
+    decisions = tuple(_decision(blueprint, evidence, part, block, taken) for part in get_args(SubBlock))
+    return Explanation(
+        parent=blueprint.parent.name,
+        block=block,
+        blocks=blocks,
+        size=size,
+        chosen_by=_chosen_by(own, least, by_person),
+        damage=own.damage if own else None,
+        least=least,
+        decisions=decisions,
+        neighbours=tuple(
+            _neighbour(blueprint, evidence, i) for i in range(max(block - around, 0), min(block + around + 1, blocks))
+        ),
+        choices=_choices(evidence, measured, block, taken, limit),
+        dependencies=_dependencies(evidence, block),
+        counterfactuals=tuple(
+            _counterfactual(blocks, allowed, size, block, decision, own)
+            for decision in decisions
+            if decision.part in _INSTEAD[decision.fate]
+        ),
+    )
+
+
+def _within(move: Move, max_damage: float) -> bool:
+    return move.stretch is None or move.stretch.damage.kl <= max_damage
+
+
+def _least(blocks: int, moves: Sequence[Move], size: tuple[int, int]) -> float | None:
+    damage = Frontier(blocks, moves, size[0]).damage[size]
+    return float(damage) if np.isfinite(damage) else None
+
+
+def _chosen_by(own: Selection | None, least: float | None, by_person: bool) -> ChosenBy:
+    if by_person:
+        return "person"
+    if own is None or least is None:
+        return "unknown"
+    return "programme" if own.damage <= least + 1e-9 else "unknown"  # sums in another order differ in the last digits
+
+
+# ---- what became of it
+
+
+def _decision(blueprint: Blueprint, evidence: Evidence, part: SubBlock, block: int, taken: Sequence[Move]) -> Decision:
+    fate = _fate(blueprint, part, block)
+    home = next((n for n, child in enumerate(blueprint.kept_blocks) if block in getattr(child, part).sources), None)
+    name = f"{'FFN' if part == 'ffn' else part} {block}"
+    words = f"{name}: {fate}"
+    if home is not None:
+        others = [i for i in blueprint.kept_blocks[home].ffn.sources if i != block] if fate == "fused" else []
+        words += f" with FFN{'s' if len(others) > 1 else ''} {format_blocks(others)}" if others else ""
+        words += f", in child block {home}"
+    by = next((move for move in taken if block in move.blocks), None)
+    if part == "ffn" and fate == "kept" and by and by.stretch and block == by.last:
+        words += f"; the last of the stretch {by.first}-{by.last}, left out of its fusion"
+    alone = _alone(evidence, part, block)
+    if alone:
+        words += f"; dropping it alone does {alone.kl:.4f}, rank {alone.rank} of {alone.ranked}"
+    return Decision(part=part, fate=fate, child_block=home, words=words)
+
+
+def _fate(blueprint: Blueprint, part: SubBlock, block: int) -> Fate:
+    if getattr(blueprint.parent.blocks[block], part) is None:
+        return "none in the parent"
+    child = next((b for b in blueprint.blocks if block in getattr(b, part).sources), None)
+    if child is None:
+        return "dropped"
+    return "fused" if part == "ffn" and child.ffn.kind == "fused" else "kept"
+
+
+def _neighbour(blueprint: Blueprint, evidence: Evidence, block: int) -> Neighbour:
+    alone = {part: found for part in PARTS if (found := _alone(evidence, part, block))}
+    return Neighbour(
+        block=block,
+        attention=_fate(blueprint, "attention", block),
+        ffn=_fate(blueprint, "ffn", block),
+        alone=alone,
+        geometry=tuple(row for row in evidence.geometry if row.block == block),
+    )
+
+
+def _alone(evidence: Evidence, part: Part, block: int) -> Alone | None:
+    rows = sorted((row for row in evidence.removals if row.part == part), key=lambda row: row.damage.kl)
+    for rank, row in enumerate(rows, start=1):
+        if row.block == block:
+            return Alone(kl=row.damage.kl, kl_error=row.damage.kl_error, rank=rank, ranked=len(rows))
+    return None
+
+
+# ---- what else there was
+
+
+def _choices(
+    evidence: Evidence, moves: Sequence[Move], block: int, taken: Sequence[Move], limit: float
+) -> tuple[Choice, ...]:
+    """What was chosen for the block, then the cheapest that weren't, by damage for each step saved."""
+    here = sorted((move for move in moves if block in move.blocks), key=lambda move: move.damage / move.steps_saved)
+    chosen = [move for move in here if move in taken]
+    others = [move for move in here if move not in taken][:_ALTERNATIVES]
+    return tuple(
+        Choice(
+            first=move.first,
+            last=move.last,
+            dropped=move.dropped,
+            runs=move.pieces,
+            damage=_measured(evidence, move).kl,
+            damage_error=_measured(evidence, move).kl_error,
+            per_step=move.damage / move.steps_saved,
+            chosen=move in taken,
+            allowed=_within(move, limit),
+        )
+        for move in (*chosen, *others)
+    )
+
+
+def _measured(evidence: Evidence, move: Move) -> Damage:
+    if move.stretch:
+        return move.stretch.damage
+    return next(row.damage for row in evidence.importance if row.block == move.first)
+
+
+def _dependencies(evidence: Evidence, block: int) -> tuple[Dependency, ...]:
+    """What the block depends on (a column of M) and what depends on it (a row), where M was measured."""
+    return tuple(
+        Dependency(
+            part=part,
+            depends_on=_strongest(evidence.dependency(part)[:, block].tolist()),
+            needed_by=_strongest(evidence.dependency(part)[block].tolist()),
+        )
+        for part in PARTS
+        if f"{part}.mean" in evidence.matrices
+    )
+
+
+def _strongest(distances: Sequence[float]) -> tuple[Link, ...]:
+    links = [Link(block=i, distance=value) for i, value in enumerate(distances) if not np.isnan(value)]
+    return tuple(sorted(links, key=lambda link: -link.distance)[:_LINKS])
+
+
+def _counterfactual(
+    blocks: int, moves: Sequence[Move], size: tuple[int, int], block: int, decision: Decision, own: Selection | None
+) -> Counterfactual:
+    instead = _INSTEAD[decision.fate][decision.part]
+    found = least_damage(blocks, moves, size, block, instead)
+    return Counterfactual(
+        part=decision.part,
+        instead=instead,
+        damage=found.damage if found else None,
+        more=found.damage - own.damage if found and own else None,
+        dropped=found.dropped if found else (),
+        runs=found.runs if found else (),
+    )

@@ -1,0 +1,185 @@
+"""One sweep of the analysis, from its plan to what it found: planned, cut into chunks, resumed, shared by processes.
+
+The same code carries out what fits into memory and what doesn't; the schedule says which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ffn_fusion.blockwise import (
+    Divergence,
+    Edit,
+    FileStates,
+    Journal,
+    MemoryStates,
+    Observer,
+    Pace,
+    Schedule,
+    Stack,
+    States,
+    Swept,
+    Work,
+    compare,
+    count_work,
+    joined,
+    make_schedule,
+    sweep,
+)
+from ffn_fusion.blockwise.sweep import PARENT, evaluations
+from ffn_fusion.processes import Progress, current
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A sweep that is to be made: edits by name, and which of them are compared with the parent at the head."""
+
+    name: str
+    edits: Mapping[str, Edit]
+    scored: tuple[str, ...]
+    observe: Observer | None = None
+
+    def work(self, stack: Stack, context: int) -> Work:
+        return count_work(stack.spec, list(self.edits.values()), scored=len(self.scored), context=context)
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """What a pass takes on this machine: counts, schedule, and seconds by the measured pace (None: not measured).
+
+    ``windows`` are those of this process, ``processes`` how many share the work.
+    """
+
+    name: str
+    variants: int
+    windows: int
+    processes: int
+    work: Work
+    schedule: Schedule
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a pass found: this process's chunks as swept, and the damages of all windows of all processes."""
+
+    chunks: tuple[Swept, ...]
+    divergences: dict[str, Divergence]
+
+
+def plan_pass(
+    pass_: Pass, stack: Stack, ids_NT: Tensor, stored: int, memory: int | None, folder: Path | None, pace: Pace | None
+) -> PassPlan:
+    """Decide how this process carries out its share.
+
+    Raises:
+        UsageError: the memory budget is too small. OutputError: the disk is.
+    """
+    mine = max(1, len(ids_NT[current().share(len(ids_NT))]))
+    work = pass_.work(stack, ids_NT.shape[1])
+    schedule = make_schedule(
+        work, windows=mine, stored=stored, dtype=stack.dtype, device=stack.device, memory=memory, folder=folder
+    )
+    seconds = pace.seconds(work, schedule, mine) if pace else None
+    return PassPlan(pass_.name, len(pass_.edits), mine, current().world, work, schedule, seconds)
+
+
+def carry_out(
+    pass_: Pass, plan: PassPlan, stack: Stack, ids_NT: Tensor, folder: Path | None, key: str, progress: Progress
+) -> Found:
+    """Sweep this process's windows, chunk by chunk, and gather what all processes found, in window order.
+
+    Progress counts block evaluations of one window, for all processes as this one goes; a head is as many as it has
+    FLOPs of a block.
+    """
+    mine_NT = ids_NT[current().share(len(ids_NT))]
+    schedule = plan.schedule
+    if stack.resident and not schedule.resident:
+        stack.forget()
+    stack.resident = schedule.resident
+    blocks = evaluations(len(stack), pass_.edits.values())
+    heads = round(plan.work.head_flops / max(1.0, plan.work.block_flops) * blocks)
+    chunks, parts = [], []
+    for number, start in enumerate(range(0, len(mine_NT), schedule.chunk)):
+        chunk = mine_NT[start : start + schedule.chunk]
+
+        def tell(evaluated: int, before: int = start * (blocks + heads)) -> None:
+            progress(pass_.name, (before + evaluated) * len(ids_NT) // len(mine_NT), len(ids_NT) * (blocks + heads))
+
+        place = folder / f"{pass_.name}-{number}".replace(" ", "-") if folder else None
+        journal = Journal(place, _key(key, pass_, chunk, stack, schedule))
+        with _states(stack, schedule, chunk, place) as states:
+            swept, divergences = _chunk(pass_, stack, schedule, chunk, states, journal, blocks, heads, tell)
+        chunks.append(swept)
+        parts.append(divergences)
+    gathered = current().gather(parts)
+    return Found(tuple(chunks), {name: joined([part[name] for part in gathered]) for name in gathered[0]})
+
+
+def _chunk(
+    pass_: Pass,
+    stack: Stack,
+    schedule: Schedule,
+    ids_NT: Tensor,
+    states: States,
+    journal: Journal,
+    blocks: int,
+    heads: int,
+    tell: Callable[[int], None],
+) -> tuple[Swept, dict[str, Divergence]]:
+    N = len(ids_NT)
+    scored = (PARENT, *pass_.scored)
+
+    def on_window(done: int) -> None:
+        tell(N * blocks + done * heads)
+
+    swept = sweep(
+        stack,
+        ids_NT,
+        pass_.edits,
+        observe=pass_.observe,
+        keep=scored.__contains__,
+        states=states,
+        journal=journal,
+        rows=schedule.rows,
+        on_progress=lambda done, _: tell(done),
+    )
+    models = {name: swept.final(name) for name in scored}
+    divergences = compare(swept.final(), models, ids_NT, journal=journal, on_window=on_window)
+    journal.note({"finished": True})  # the states aren't needed any more
+    return swept, divergences
+
+
+@contextmanager
+def _states(stack: Stack, schedule: Schedule, ids_NT: Tensor, place: Path | None) -> Iterator[States]:
+    """In memory, in the pass's folder (then they survive a crash), or in a folder that goes with the process."""
+    if not schedule.in_files:
+        yield MemoryStates(len(ids_NT))
+        return
+    N, T = ids_NT.shape
+    with tempfile.TemporaryDirectory() as folder:
+        states = FileStates(place or Path(folder), N, T, stack.spec.hidden_size, stack.dtype, stack.device)
+        try:
+            yield states
+        except BaseException:
+            states.close(keep=True)  # the next call goes on from them
+            raise
+        states.close()
+
+
+def _key(key: str, pass_: Pass, ids_NT: Tensor, stack: Stack, schedule: Schedule) -> str:
+    """A hash over all that a chunk's results depend on."""
+    edits = [f"{name}: {edit!r}" for name, edit in pass_.edits.items()]
+    settings = [str(stack.dtype), str(stack.device), schedule.rows, torch.__version__, version("ffn-fusion")]
+    text = json.dumps([key, edits, pass_.scored, settings, list(ids_NT.shape)])
+    return hashlib.sha256(text.encode() + ids_NT.numpy().tobytes()).hexdigest()

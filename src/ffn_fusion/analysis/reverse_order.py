@@ -1,0 +1,67 @@
+"""The reverse-order test of a run (arXiv 2503.18908): FFNs that hardly depend on each other can be reversed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffn_fusion.blockwise import Edit, FusedStretch, ReplaceBlocks, Stack, TensorSource
+from ffn_fusion.families import BlockSpec, ModelSpec
+from ffn_fusion.families.layout import attention_tensors, block_prefix
+
+FORMS = ("in order", "reversed", "fused")
+
+
+@dataclass(frozen=True)
+class FfnsOf:
+    """The FFNs of some blocks of a model, in an order of one's own, as a model without attentions."""
+
+    source: TensorSource
+    order: tuple[int, ...]
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        blocks = tuple(BlockSpec(None, self.source.spec.blocks[k].ffn) for k in self.order)
+        return replace(self.source.spec, blocks=blocks)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Any]:
+        return {name: self.source.tensors[origin] for name, origin in self._origins.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self.source.read(self._origins[name])
+
+    @cached_property
+    def _origins(self) -> dict[str, str]:
+        found = {}
+        for i, k in enumerate(self.order):
+            part = self.source.spec.blocks[k].attention
+            skipped = {name for name, _ in attention_tensors(self.source.spec, part)} if part else set()
+            for name in self.source.tensors:
+                inner = name.removeprefix(block_prefix(k))
+                if inner != name and inner not in skipped:
+                    found[block_prefix(i) + inner] = name
+        return found
+
+
+def reverse_order_edits(
+    source: TensorSource, runs: Sequence[tuple[int, int]], dtype: torch.dtype, device: str
+) -> dict[str, Edit]:
+    """For every run: attentions dropped and its FFNs in order, in reverse, and all of them fused."""
+    edits: dict[str, Edit] = {}
+    for first, last in runs:
+        order = tuple(reversed(range(first, last + 1)))
+        backwards = Stack(FfnsOf(source, order), dtype=dtype, device=device, resident=False)
+        edits[name_of("in order", first, last)] = FusedStretch(first, last, first)
+        edits[name_of("reversed", first, last)] = ReplaceBlocks(first, last, backwards, tuple(range(len(order))))
+        edits[name_of("fused", first, last)] = FusedStretch(first, last, last)
+    return edits
+
+
+def name_of(form: str, first: int, last: int) -> str:
+    return f"{form} {first}-{last}"

@@ -1,0 +1,173 @@
+"""Rules that choose runs without the exact programme, to show what it's worth. No torch.
+
+Each rule makes a child of the same size as a given one: as many attentions dropped, as many FFN steps fused away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ffn_fusion.analysis.budget import Budget
+from ffn_fusion.analysis.evidence import Evidence
+from ffn_fusion.analysis.greedy import greedy
+from ffn_fusion.analysis.runs import Selection, made_of, possible_moves
+from ffn_fusion.blueprint import Blueprint, apply, split_run
+
+Run = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ControlPlan:
+    """A child that a rule chose. ``meaning`` says how, for people."""
+
+    name: str
+    meaning: str
+    blueprint: Blueprint
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A way of choosing, and what it does by the additive count (KL, nats a token); None: not all of it was measured.
+
+    The count ignores ``max_damage``: it says what was measured, not what may be chosen.
+    """
+
+    name: str
+    meaning: str
+    dropped: tuple[int, ...]
+    runs: tuple[Run, ...]
+    damage: float | None
+
+
+def control_plans(blueprint: Blueprint, evidence: Evidence, budget: Budget) -> list[ControlPlan]:
+    """Children of the same size as ``blueprint``, by the rules; a rule that finds none of this size is left out.
+
+    * middle: see :func:`_middle`; a control that looks at no evidence.
+    * paper rule: see :func:`_paper_rule`.
+    * greedy rule: see ``analysis.greedy``.
+
+    Args:
+        budget: its ``norm`` and ``max_width`` hold for all rules, its ``max_damage`` for the greedy one.
+
+    Returns:
+        Nothing for a child without a fused run: all rules but the first are then the exact programme.
+    """
+    drop = len(blueprint.dropped_attentions)
+    steps = sum(last - first for first, last in blueprint.runs)
+    if not steps:
+        return []
+    identity = Blueprint.identity(blueprint.parent)
+    plans = []
+    for name, rule in (("middle", _middle), ("paper rule", _paper_rule), ("greedy rule", _greedy_rule)):
+        choice = rule(evidence, drop, steps, budget)
+        if choice.runs and len(choice.dropped) == drop:  # fewer, where not every attention was scored
+            child = apply(identity, choice.dropped, choice.runs, norm=budget.norm)
+            plans.append(ControlPlan(name, choice.meaning, child))
+    return plans
+
+
+def compare(blueprint: Blueprint, evidence: Evidence, budget: Budget) -> tuple[Compared, ...]:
+    """The exact programme's ``blueprint`` beside every rule's of the same size, with summed measured damages."""
+    moves = possible_moves(evidence, np.inf, budget.max_width)
+    exact = ControlPlan("exact programme", "the least summed measured damage of this size", blueprint)
+    found = []
+    for plan in (exact, *control_plans(blueprint, evidence, budget)):
+        made = made_of(plan.blueprint, moves)
+        damage = made.damage if made else None
+        found.append(Compared(plan.name, plan.meaning, plan.blueprint.dropped_attentions, plan.blueprint.runs, damage))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What a rule chose; no runs: it found nothing of the size."""
+
+    meaning: str
+    dropped: Sequence[int]
+    runs: Sequence[Run]
+
+
+def _middle(evidence: Evidence, drop: int, steps: int, budget: Budget) -> _Choice:
+    """The consecutive attentions in the middle of the model, and one run over their FFNs."""
+    with_attention = [i for i, block in enumerate(evidence.parent.blocks) if block.attention]
+    start = (len(with_attention) - drop) // 2
+    dropped = with_attention[start : start + drop]
+    runs = _runs(evidence, dropped, steps, budget.max_width, by_dependency=False) if drop else []
+    meaning = f"the {drop} attentions in the middle of the model dropped, as many FFNs fused, from the front"
+    return _Choice(meaning, dropped, runs)
+
+
+def _paper_rule(evidence: Evidence, drop: int, steps: int, budget: Budget) -> _Choice:
+    """The attentions that matter least; then the stretches that depend least on one another, but for their last FFNs.
+
+    arXiv 2503.18908 fuses the attention-free run of low dependency without its last FFN, and gives no algorithm. Our
+    reading, where it is silent: replace-1 (KL) stands in for Puzzle's choice of attentions; a stretch's dependency is
+    the mean of the block matrix M over the upper triangle of its square, and the least dependent stretch is fused
+    first; the stretch that isn't needed whole is fused from its front; where leaving the last FFNs out fuses too
+    little they join, and where that is too little as well, so do the FFNs of the blocks before, which keep their
+    attention. Without a matrix, stretches are taken from the front of the model.
+    """
+    dropped = sorted(row.block for row in sorted(evidence.importance, key=lambda row: row.damage.kl)[:drop])
+    runs = _runs(evidence, dropped, steps, budget.max_width, by_dependency=True)
+    which = f"the {drop} attentions with the least replace-1 damage" if drop else "no attention"
+    order = "the least dependent stretch" if "block.mean" in evidence.matrices else "the front"
+    return _Choice(f"{which} dropped, as many FFNs fused, from {order} on", dropped, runs)
+
+
+def _greedy_rule(evidence: Evidence, drop: int, steps: int, budget: Budget) -> _Choice:
+    moves = possible_moves(evidence, budget.max_damage, budget.max_width)
+    chosen = greedy(len(evidence.parent.blocks), moves, drop, steps) or Selection(())
+    meaning = "the measured change with the least damage per step saved taken, again and again"
+    return _Choice(meaning, chosen.dropped, chosen.runs)
+
+
+def _runs(
+    evidence: Evidence, dropped: Sequence[int], steps: int, max_width: int | None, *, by_dependency: bool
+) -> list[Run]:
+    """Runs that fuse away ``steps`` FFN steps over the attention-free blocks; none if that can't be done.
+
+    As the paper fuses, with the last FFN left out, if that is enough; else with it, else headed by the block before.
+    """
+    identity = Blueprint.identity(evidence.parent)
+    fusible = [b.ffn == "gated" and (max_width is None or b.ffn_width <= max_width) for b in evidence.parent.blocks]
+    stretches = _free_stretches(evidence, set(dropped), fusible)
+    if by_dependency:
+        stretches.sort(key=lambda stretch: _dependency(evidence, stretch))
+    for head, last in ((0, -1), (0, 0), (-1, 0)):
+        runs: list[Run] = []
+        missing = steps
+        for first, end in stretches:
+            begin = first + head if first + head >= 0 and fusible[first + head] else first
+            for piece_first, piece_last in split_run(identity, begin, end + last, max_width):
+                take = min(piece_last - piece_first, missing)
+                if take > 0:
+                    runs.append((piece_first, piece_first + take))
+                    missing -= take
+        if not missing:
+            return sorted(runs)
+    return []
+
+
+def _dependency(evidence: Evidence, stretch: Run) -> float:
+    """Mean of M over the upper triangle of the stretch's square; a block alone has none and comes last."""
+    if "block.mean" not in evidence.matrices or stretch[0] == stretch[1]:
+        return np.inf
+    inside = slice(stretch[0], stretch[1] + 1)
+    square = evidence.dependency("block")[inside, inside]
+    values = square[np.triu_indices(len(square), k=1)]
+    return float(np.nanmean(values)) if np.isfinite(values).any() else np.inf
+
+
+def _free_stretches(evidence: Evidence, dropped: set[int], fusible: Sequence[bool]) -> list[Run]:
+    """Maximal stretches of blocks without attention and with an FFN that can be fused."""
+    found: list[Run] = []
+    for i, block in enumerate(evidence.parent.blocks):
+        if (block.attention is None or i in dropped) and fusible[i]:
+            if found and found[-1][1] == i - 1:
+                found[-1] = (found[-1][0], i)
+            else:
+                found.append((i, i))
+    return found

@@ -1,0 +1,216 @@
+"""How a sweep is carried out within a memory budget: weights resident or streamed, windows in chunks, states in files.
+
+The trade: the states of all variants, for all windows at once, lie in files when they outgrow the memory (bytes
+spilled), or the windows go through in several chunks, each of which reads all weights again (bytes re-read). The
+schedule takes whichever moves fewer bytes; where weights are resident, chunks cost nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import torch
+
+from ffn_fusion.blockwise.head import LOGIT_BYTES
+from ffn_fusion.blockwise.memory import free_memory, used_memory
+from ffn_fusion.blockwise.sweep import ROWS
+from ffn_fusion.blockwise.work import Work
+from ffn_fusion.errors import OutputError, UsageError
+from ffn_fusion.families.layout import sub_block_parameters
+from ffn_fusion.processes import neighbours
+from ffn_fusion.units import gb, gib
+
+_DEFAULT_SHARE = 0.5  # of the free memory, where no budget is given
+_CHUNK_BYTES = 1 << 30  # states of a chunk where chunks cost nothing
+_SLACK = 1.1  # what allocators and buffers add
+_STATES_OF_ROW = 16  # hidden states that one token of a matmul has at a time: inputs, norms, q, k, v, contributions
+_WIDTHS_OF_ROW = 4  # FFN activations: gate, its activation, up, their product
+_LOGITS_AT_ONCE = 6  # slices of logits that stand at a time: the parent's and the variant's, in their forms
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What was decided, in bytes. ``rows`` tokens go through a block together, ``chunk`` windows through the model.
+
+    ``peak_memory`` is the process's, as estimated; ``weight_bytes`` are read from the checkpoint, ``moved_bytes`` of
+    states written to files and read back, ``in_cache`` if the system's cache is expected to hold them; ``disk_bytes``
+    are needed for them at a time. ``alternative`` says what the other way would have cost.
+    """
+
+    resident: bool
+    rows: int
+    chunk: int
+    chunks: int
+    in_files: bool
+    peak_memory: int
+    weight_bytes: int
+    moved_bytes: int
+    disk_bytes: int
+    in_cache: bool = True
+    alternative: str = ""
+
+    @property
+    def spilled_bytes(self) -> int:
+        """States that really go to the disk and back."""
+        return 0 if self.in_cache else self.moved_bytes
+
+
+@dataclass(frozen=True)
+class Store:
+    """The weights, in bytes: as stored, as computed with, and the largest block and head as computed with."""
+
+    stored: int
+    computed: int
+    block: int
+    ends: int
+
+    @classmethod
+    def of(cls, work: Work, stored: int, dtype: torch.dtype) -> Store:
+        spec = work.spec
+        blocks = [sub_block_parameters(spec, b.attention) + sub_block_parameters(spec, b.ffn) for b in spec.blocks]
+        end = spec.vocab_size * spec.hidden_size * dtype.itemsize
+        computed = sum(blocks) * dtype.itemsize + end * (1 if spec.tied else 2)
+        return cls(stored, computed, max(blocks) * dtype.itemsize, end)
+
+
+def make_schedule(
+    work: Work,
+    *,
+    windows: int,
+    stored: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    memory: int | None = None,
+    folder: Path | None = None,
+) -> Schedule:
+    """Decide for ``windows`` windows.
+
+    Args:
+        stored: bytes of the checkpoint.
+        memory: bytes that the process may have, the interpreter and its libraries included; on a GPU, bytes there.
+            Default: half of what's free.
+        folder: where states go if they go to files; None: in memory if they fit, else a temporary folder.
+
+    Raises:
+        UsageError: the budget is too small for this model, with what's needed.
+        OutputError: the disk is too small for the states of even one window.
+    """
+    store = Store.of(work, stored, dtype)
+    on_host = device.type != "cuda"
+    base = used_memory() if on_host else 0
+    share = free_memory(device) / neighbours()
+    budget = memory if memory is not None else int(base + _DEFAULT_SHARE * share)
+    head = _LOGITS_AT_ONCE * LOGIT_BYTES if work.heads else 0
+    kept = store.ends if work.spec.tied else 0
+
+    def peak(resident: bool, rows: int) -> int:
+        """Either the blocks stand in memory with their activations, or the head with its logits."""
+        activations = rows * _row_bytes(work, dtype)
+        if resident:
+            return int(base + _SLACK * (store.computed + max(activations, head)))
+        blocks = kept + 2 * store.block + activations
+        return int(base + _SLACK * max(blocks, store.ends + store.block, store.ends + head))
+
+    smallest = work.context
+    if peak(False, smallest) > budget:
+        raise UsageError(
+            f"{gib(budget)} of memory are too little: this model needs {gib(peak(False, smallest))} "
+            f"with windows of {work.context} tokens, to hold two of its blocks and their activations",
+            "give more (--memory), shorter windows (--context), or a smaller dtype (--dtype bfloat16)",
+        )
+    resident = peak(True, max(smallest, min(ROWS, smallest * windows))) <= budget
+    rows = smallest
+    while rows + smallest <= max(ROWS, smallest) and peak(resident, rows + smallest) <= budget:
+        rows += smallest
+    left = budget - peak(resident, rows)
+    window = max(work.states) * work.context * work.spec.hidden_size * dtype.itemsize
+    in_files = folder is not None or window * windows > left
+    disk = _free_disk(folder) if in_files else 0
+    cache = share / 2 if on_host else 0
+    chunk = _chunk(window, windows, store.stored, work, dtype, resident, in_files, disk, cache)
+    if resident and not in_files:
+        chunk = min(windows, max(1, min(_CHUNK_BYTES, left) // window))
+    chunks = ceil(windows / chunk)
+    traffic = _traffic(work, dtype)
+    return Schedule(
+        resident=resident,
+        rows=rows,
+        chunk=chunk,
+        chunks=chunks,
+        in_files=in_files,
+        peak_memory=peak(resident, min(rows, chunk * work.context)) + (0 if in_files else window * chunk),
+        weight_bytes=store.stored * (1 if resident else chunks),
+        moved_bytes=2 * traffic * windows if in_files else 0,
+        disk_bytes=2 * window * chunk if in_files else 0,
+        in_cache=2 * window * chunk <= cache,
+        alternative=_alternative(resident, chunks, window, windows, store.stored, traffic, cache),
+    )
+
+
+def _chunk(
+    window: int,
+    windows: int,
+    stored: int,
+    work: Work,
+    dtype: torch.dtype,
+    resident: bool,
+    in_files: bool,
+    disk: int,
+    cache: float,
+) -> int:
+    """Windows that go through together: of all numbers of chunks, the one that moves the fewest bytes to and from disk.
+
+    States that fit the system's cache beside the weights hardly touch the disk; more of them are spilled whole.
+    """
+    if not in_files:
+        return windows
+    if 2 * window > disk:
+        raise OutputError(
+            f"the states of one window take {gib(2 * window)}, and {gib(disk)} are free on the disk",
+            "free some space, choose another disk, or shorter windows (--context)",
+        )
+    if resident:
+        return min(windows, max(1, min(_CHUNK_BYTES, disk // 2) // window))
+    best, fewest = windows, float("inf")
+    for chunks in range(1, windows + 1):
+        chunk = ceil(windows / chunks)
+        if 2 * window * chunk > disk:
+            continue
+        spilled = 2 * _traffic(work, dtype) * windows if 2 * window * chunk > cache else 0
+        if chunks * stored + spilled < fewest:
+            best, fewest = chunk, chunks * stored + spilled
+    return best
+
+
+def _traffic(work: Work, dtype: torch.dtype) -> int:
+    """Bytes of states written in one pass, for one window."""
+    return sum(work.states) * work.context * work.spec.hidden_size * dtype.itemsize
+
+
+def _alternative(
+    resident: bool, chunks: int, window: int, windows: int, stored: int, traffic: int, cache: float
+) -> str:
+    if resident:
+        return "weights stay in memory: chunks cost nothing"
+    if chunks > 1:
+        return f"in one chunk: {gb(stored)} of weights read, {gb(2 * traffic * windows)} of states spilled"
+    needed = ceil(2 * window * windows / cache) if cache else windows
+    if needed <= 1:
+        return "the states fit the system's cache: one chunk, no weights read twice"
+    return f"without spilling: {needed} chunks, {gb(needed * stored)} of weights read"
+
+
+def _row_bytes(work: Work, dtype: torch.dtype) -> int:
+    widest = max((block.ffn.width for block in work.spec.blocks if block.ffn), default=0)
+    heads = 3 * work.spec.heads * work.spec.head_dim
+    return (_STATES_OF_ROW * work.spec.hidden_size + heads + _WIDTHS_OF_ROW * widest) * dtype.itemsize
+
+
+def _free_disk(folder: Path | None) -> int:
+    import tempfile
+
+    place = (folder or Path(tempfile.gettempdir())).absolute()
+    return shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free

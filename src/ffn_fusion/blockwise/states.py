@@ -1,0 +1,183 @@
+"""Where the hidden states of all variants lie between two blocks: in memory, or in files that survive the process.
+
+Shapes: N windows, T tokens, D hidden; a slot is one tensor [N, T, D], named by its variant and a number (an edit under
+way may carry several). States are read and written a few windows at a time, block by block: what's read is what was
+written at the block before.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ffn_fusion.errors import OutputError
+
+Slot = tuple[str, int]
+_SYNC_SECONDS = 10.0
+"""Blocks that take longer are synced to the disk, so that a power cut doesn't cost the whole sweep."""
+
+
+class States(Protocol):
+    def read(self, slot: Slot, windows: slice, tokens: slice = slice(None)) -> Tensor:
+        """[n, t, D], as written at the block before."""
+
+    def write(self, slot: Slot, windows: slice, value: Tensor) -> None:
+        """What the slot holds behind this block; windows in any order, each once."""
+
+    def count(self, name: str) -> int:
+        """How many slots of this name can be read."""
+
+    def turn(self, seconds: float = 0.0) -> None:
+        """The block is done (it took so long): what was written can be read, what wasn't is gone."""
+
+    def stamp(self) -> dict[str, Any]:
+        """What has to be known to go on from here later (JSON)."""
+
+    def restore(self, stamp: dict[str, Any]) -> bool:
+        """Go on from there; False where the states aren't what they were."""
+
+
+class MemoryStates:
+    """States as tensors, on the device they're computed on. Nothing survives."""
+
+    def __init__(self, windows: int) -> None:
+        self._windows = windows
+        self._slots: dict[Slot, Tensor] = {}
+        self._written: set[Slot] = set()
+
+    def read(self, slot: Slot, windows: slice, tokens: slice = slice(None)) -> Tensor:
+        return self._slots[slot][windows, tokens]
+
+    def write(self, slot: Slot, windows: slice, value: Tensor) -> None:
+        if slot not in self._slots:
+            self._slots[slot] = value.new_empty((self._windows, *value.shape[1:]))
+        self._slots[slot][windows] = value
+        self._written.add(slot)
+
+    def count(self, name: str) -> int:
+        return sum(slot[0] == name for slot in self._slots)
+
+    def turn(self, seconds: float = 0.0) -> None:
+        self._slots = {slot: state for slot, state in self._slots.items() if slot in self._written}
+        self._written = set()
+
+    def stamp(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, stamp: dict[str, Any]) -> bool:
+        return False
+
+
+class FileStates:
+    """States in two files that take turns: one holds the block before, the other is written.
+
+    So whatever moment the process dies at, the last finished block's states are whole. Reads and writes are direct
+    calls and not mmap: the memory that holds them is the system's cache, which gives way when it's needed elsewhere.
+    A sum over every slot tells on resuming whether the disk holds what was written.
+    """
+
+    def __init__(
+        self, folder: Path, windows: int, tokens: int, hidden: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._shape = (tokens, hidden)
+        self._dtype = dtype
+        self._device = device
+        self._window_bytes = tokens * hidden * dtype.itemsize
+        self._slot_bytes = windows * self._window_bytes
+        self._files = [os.open(folder / f"states-{k}.bin", os.O_RDWR | os.O_CREAT, 0o644) for k in (0, 1)]
+        self._now = 0
+        self._places: dict[Slot, int] = {}
+        self._sums: dict[Slot, int] = {}
+        self._next_places: dict[Slot, int] = {}
+        self._next_sums: dict[Slot, int] = {}
+
+    def read(self, slot: Slot, windows: slice, tokens: slice = slice(None)) -> Tensor:
+        T, D = self._shape
+        start, stop, _ = tokens.indices(T)
+        count = windows.stop - windows.start
+        if count > 1 and (start, stop) != (0, T):
+            parts = [self.read(slot, slice(n, n + 1), tokens) for n in range(windows.start, windows.stop)]
+            return torch.cat(parts)
+        value = torch.empty((count, stop - start, D), dtype=self._dtype)
+        offset = self._places[slot] * self._slot_bytes + windows.start * self._window_bytes
+        self._fill(_raw(value), offset + start * D * self._dtype.itemsize)
+        return value.to(self._device)
+
+    def write(self, slot: Slot, windows: slice, value: Tensor) -> None:
+        place = self._next_places.setdefault(slot, len(self._next_places))
+        raw = _raw(value.cpu().contiguous())
+        self._next_sums[slot] = self._next_sums.get(slot, 0) + _sum(raw)
+        view, offset = raw.numpy().data, place * self._slot_bytes + windows.start * self._window_bytes
+        while view:
+            try:
+                done = os.pwrite(self._files[1 - self._now], view, offset)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise OutputError(
+                    f"{self._folder}: the disk is full", "free some space and run the same command again: it resumes"
+                ) from error
+            view, offset = view[done:], offset + done
+
+    def count(self, name: str) -> int:
+        return sum(slot[0] == name for slot in self._places)
+
+    def turn(self, seconds: float = 0.0) -> None:
+        if seconds > _SYNC_SECONDS:
+            os.fdatasync(self._files[1 - self._now])
+        self._now = 1 - self._now
+        self._places, self._sums = self._next_places, self._next_sums
+        self._next_places, self._next_sums = {}, {}
+
+    def stamp(self) -> dict[str, Any]:
+        slots = [[*slot, place, self._sums[slot]] for slot, place in self._places.items()]
+        return {"file": self._now, "slots": slots}
+
+    def restore(self, stamp: dict[str, Any]) -> bool:
+        self._now = stamp["file"]
+        self._places = {(name, k): place for name, k, place, _ in stamp["slots"]}
+        self._sums = {(name, k): total for name, k, _, total in stamp["slots"]}
+        return all(self._stored_sum(place) == self._sums[slot] for slot, place in self._places.items())
+
+    def close(self, *, keep: bool = False) -> None:
+        """Give the disk back, unless the states are to be kept for going on later."""
+        for k, file in enumerate(self._files):
+            os.close(file)
+            if not keep:
+                (self._folder / f"states-{k}.bin").unlink(missing_ok=True)
+
+    def _stored_sum(self, place: int) -> int:
+        raw = torch.empty(self._window_bytes, dtype=torch.uint8)
+        total = 0
+        for n in range(self._slot_bytes // self._window_bytes):
+            try:
+                self._fill(raw, place * self._slot_bytes + n * self._window_bytes)
+            except EOFError:
+                return -1
+            total += _sum(raw)
+        return total
+
+    def _fill(self, raw: Tensor, offset: int) -> None:
+        view = raw.numpy().data
+        while view:
+            done = os.preadv(self._files[self._now], [view], offset)
+            if not done:
+                raise EOFError(self._folder)
+            view, offset = view[done:], offset + done
+
+
+def _raw(value: Tensor) -> Tensor:
+    return value.view(-1).view(torch.uint8)
+
+
+def _sum(raw: Tensor) -> int:
+    """Of the bytes as small integers: cheap, and different for other values, zeros, or an older state."""
+    words = raw.view(torch.int32) if raw.numel() % 4 == 0 else raw.view(torch.int8)
+    return int(words.sum(dtype=torch.int64))

@@ -1,0 +1,97 @@
+"""What an analysis will take, before it begins: a table for people, an object for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ffn_fusion.units import duration, gb, gib
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ffn_fusion.analysis.passes import PassPlan
+    from ffn_fusion.blockwise.schedule import Schedule
+
+
+def passes_table(plans: Sequence[PassPlan]) -> Table:
+    """One column a pass over the weights, as one process carries it out."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("to measure")
+    for plan in plans:
+        table.add_column(plan.name, justify="right")
+    for label, *cells in zip(_LABELS, *(_cells(plan) for plan in plans), strict=True):
+        table.add_row(label, *cells)
+    notes = [f"each of {plans[0].processes} processes"] if plans[0].processes > 1 else []
+    table.caption = "; ".join([*notes, plans[0].schedule.alternative])
+    return table
+
+
+_LABELS = (
+    "variants",
+    "tokens",
+    "block evaluations",
+    "TFLOPs in blocks + heads",
+    "weights",
+    "weights read",
+    "chunks of windows",
+    "states written and read",
+    "disk for states",
+    "peak memory",
+    "estimated time",
+)
+
+
+def _cells(plan: PassPlan) -> tuple[str, ...]:
+    schedule, work = plan.schedule, plan.work
+    flops = plan.windows * work.block_flops / 1e12, plan.windows * work.head_flops / 1e12
+    return (
+        f"{plan.variants}",
+        f"{plan.windows * work.context:,}",
+        f"{plan.windows * work.block_evaluations:,.0f}",
+        f"{flops[0]:,.1f} + {flops[1]:,.1f}",
+        "stay in memory" if schedule.resident else "streamed",
+        gb(schedule.weight_bytes),
+        f"{schedule.chunks}",
+        _states(schedule),
+        gb(schedule.disk_bytes),
+        gib(schedule.peak_memory),
+        duration(plan.seconds) if plan.seconds is not None else "?",
+    )
+
+
+def _states(schedule: Schedule) -> str:
+    if not schedule.in_files:
+        return "none: in memory"
+    return gb(schedule.moved_bytes) + (" in cache" if schedule.in_cache else " on disk")
+
+
+def passes_json(plans: Sequence[PassPlan]) -> dict[str, Any]:
+    """Totals over the passes, and each pass."""
+    rows = [
+        {
+            "name": plan.name,
+            "variants": plan.variants,
+            "tokens": plan.windows * plan.work.context,
+            "block_evaluations": plan.work.block_evaluations,
+            "block_flops": plan.windows * plan.work.block_flops,
+            "head_flops": plan.windows * plan.work.head_flops,
+            "seconds": plan.seconds,
+            **vars(plan.schedule),
+            "spilled_bytes": plan.schedule.spilled_bytes,
+        }
+        for plan in plans
+    ]
+    return {
+        "seconds": sum(plan.seconds or 0.0 for plan in plans),
+        "weight_bytes_read": sum(plan.schedule.weight_bytes for plan in plans),
+        "spilled_bytes": sum(plan.schedule.spilled_bytes for plan in plans),
+        "disk_bytes": max(plan.schedule.disk_bytes for plan in plans),
+        "peak_memory_bytes": max(plan.schedule.peak_memory for plan in plans),
+        "processes": plans[0].processes,
+        "chunks": max(plan.schedule.chunks for plan in plans),
+        "passes": rows,
+    }

@@ -1,0 +1,51 @@
+"""``ffn-fusion score``: what each of a child's changes does alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
+from ffn_fusion.cli.options import Context, Device, Memory, Seed, Texts, Tokens
+
+
+def score(
+    child: Annotated[Path, typer.Argument(help="A child that ffn-fusion made, or a blueprint file.", metavar="CHILD")],
+    parent: Annotated[str, typer.Option(help="The model it was made of.")],
+    text: Texts = None,
+    tokens: Tokens = 2048,
+    context: Context = 512,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    memory: Memory = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Put each changed block of a child alone into its parent, and measure the damage."""
+    from dataclasses import asdict
+
+    from ffn_fusion.analysis.changes import score_changes
+    from ffn_fusion.blueprint import Blueprint
+    from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
+    from ffn_fusion.checkpoint.source import open_model
+    from ffn_fusion.cli.tables import changes_table
+    from ffn_fusion.pipeline.recipe import EvaluationSection
+    from ffn_fusion.pipeline.stages import held_out_windows
+    from ffn_fusion.surgery.build import check_blueprint
+    from ffn_fusion.surgery.child import Child
+    from ffn_fusion.units import parse_bytes
+
+    budget = parse_bytes(memory) if memory else None
+    blueprint = Blueprint.load(child if child.is_file() else child / "blueprint.json")
+    model = open_model(parent)
+    check_blueprint(model, blueprint)
+    made: Checkpoint | Child = Child(model, blueprint) if child.is_file() else open_folder(child)
+    section = EvaluationSection(texts=tuple(text or ()), tokens=tokens, context=context)
+    windows = held_out_windows(model.folder, section, seed)
+    with progress_bars() as bars:
+        scores = score_changes(model, made, blueprint, windows, device=device, memory=budget, progress=bars)
+    if as_json:
+        emit({**asdict(scores), "summed_kl": scores.summed_kl})
+        return
+    say(changes_table(scores), err=False)

@@ -1,0 +1,55 @@
+"""Where a child's decision lies: its blueprint, the evidence it was taken from, and the recipe's plan. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ffn_fusion.analysis.evidence import Evidence
+from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.errors import DataError, UsageError
+from ffn_fusion.pipeline.recipe import PlanSection, Recipe
+from ffn_fusion.pipeline.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class TakenDecision:
+    """``plan`` is None where no recipe lies beside the child."""
+
+    blueprint: Blueprint
+    evidence: Evidence
+    plan: PlanSection | None
+
+
+def find_decision(place: Path, evidence: Path | None = None) -> TakenDecision:
+    """What a child was decided by.
+
+    Args:
+        place: a child OUT, its run's folder OUT.run, or a blueprint file.
+        evidence: its folder; if not given, the one in OUT.run.
+
+    Raises:
+        BlueprintError: the blueprint can't be read.
+        DataError: no blueprint there, or no evidence.
+        UsageError: a blueprint file without ``evidence``.
+    """
+    if place.is_file():
+        if evidence is None:
+            raise UsageError(
+                f"{place}: a blueprint doesn't say what evidence it was planned from", "name it: --evidence FOLDER"
+            )
+        return TakenDecision(Blueprint.load(place), Evidence.load(evidence), None)
+    is_run = place.suffix == ".run"
+    space = Workspace(place.resolve().with_suffix("") if is_run else place.resolve())
+    blueprint = place / "blueprint.json"
+    if not blueprint.is_file():
+        raise DataError(
+            f"{place}: no blueprint.json there", "name a child that ffn-fusion made, its OUT.run, or a blueprint file"
+        )
+    if evidence is None and not space.evidence.is_dir():
+        raise DataError(
+            f"{space.evidence}: no evidence there",
+            "name its folder with --evidence, or measure it with `ffn-fusion analyze`",
+        )
+    plan = Recipe.load(space.recipe).plan if space.recipe.is_file() else None
+    return TakenDecision(Blueprint.load(blueprint), Evidence.load(evidence or space.evidence), plan)

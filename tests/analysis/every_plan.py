@@ -1,0 +1,71 @@
+"""Every possible plan of a small model, and random evidence: what the exact programme is checked against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from hypothesis import strategies as st
+from made_evidence import damage, make_evidence
+
+from ffn_fusion.analysis.evidence import Evidence, Stretch
+from ffn_fusion.analysis.runs import Move
+
+Size = tuple[int, int]
+"""Attentions dropped, FFN steps fused away."""
+
+
+def every_plan(blocks: int, moves: Sequence[Move], at: int = 0) -> Iterator[list[Move]]:
+    """Every set of moves that don't overlap, in order."""
+    if at >= blocks:
+        yield []
+        return
+    yield from every_plan(blocks, moves, at + 1)
+    for move in moves:
+        if move.first == at:
+            for rest in every_plan(blocks, moves, move.last + 1):
+                yield [move, *rest]
+
+
+def size_of(plan: Sequence[Move]) -> Size:
+    return sum(len(move.dropped) for move in plan), sum(move.fused_steps for move in plan)
+
+
+def damage_of(plan: Sequence[Move]) -> float:
+    return sum(move.damage for move in plan)
+
+
+def least_of_every_plan(plans: Iterator[list[Move]]) -> dict[Size, float]:
+    best: dict[Size, float] = {}
+    for plan in plans:
+        best[size_of(plan)] = min(best.get(size_of(plan), np.inf), damage_of(plan))
+    return best
+
+
+@st.composite
+def random_evidence(draw: st.DrawFn, most: int = 7) -> Evidence:
+    """A few blocks, each attention's damage, and a few stretches, none twice; FFNs 10 wide."""
+    blocks = draw(st.integers(2, most))
+    kl = st.floats(0, 5, allow_nan=False)
+    shapes = [
+        (first, last, fused_last, keeps)
+        for first in range(blocks)
+        for last in range(first + 1, min(first + 5, blocks))
+        for fused_last in range(max(first + 1, last - 1), last + 1)
+        for keeps in (False, True)
+    ]
+    chosen = draw(st.lists(st.sampled_from(shapes), unique=True, max_size=10))
+    stretches = [
+        Stretch(first=first, last=last, fused_last=fused_last, keeps_attention=keeps, damage=damage(draw(kl)))
+        for first, last, fused_last, keeps in chosen
+    ]
+    alone = draw(st.lists(kl, min_size=blocks, max_size=blocks))
+    matrix = np.full((blocks, blocks), np.nan)
+    upper = np.triu_indices(blocks, k=1)
+    matrix[upper] = draw(st.lists(st.floats(0, 1), min_size=len(upper[0]), max_size=len(upper[0])))
+    made = make_evidence(blocks, stretches, width=10, kl=alone)
+    return made.model_copy(update={"matrices": {"block.mean": matrix.tolist()}})
+
+
+widths = st.sampled_from([None, 20, 30])
+"""``max_width``: two FFNs, or three."""

@@ -1,0 +1,82 @@
+"""The window search against its definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_evidence import make_evidence
+
+from ffn_fusion.analysis.evidence import Matrix
+from ffn_fusion.analysis.parallel_windows import Window, parallel_windows, windows_of
+from ffn_fusion.blueprint import ParentBlock
+from ffn_fusion.errors import DataError, UsageError
+
+nan = float("nan")
+
+
+@st.composite
+def matrices(draw: st.DrawFn) -> Matrix:
+    """M of up to 9 blocks: few different values, so that there are ties, and gaps."""
+    blocks = draw(st.integers(1, 9))
+    values = st.sampled_from([0.0, 0.125, 0.25, 0.5, 1.0, nan])
+    entries = draw(st.lists(values, min_size=blocks**2, max_size=blocks**2))
+    return np.array(entries).reshape(blocks, blocks)
+
+
+def numbers(matrix: Matrix, first: int, size: int) -> list[float]:
+    """The measured entries above the diagonal among these blocks."""
+    inside = range(first, first + size)
+    return [matrix[i, j] for i in inside for j in inside if j > i and not np.isnan(matrix[i, j])]
+
+
+@given(matrices(), st.integers(2, 5), st.sets(st.integers(0, 8), max_size=2))
+def test_every_step_takes_the_best_window_left(matrix: Matrix, size: int, exclude: set[int]) -> None:
+    found = parallel_windows(matrix, size, exclude=exclude)
+    free = set(range(len(matrix))) - exclude
+    for window in found:
+        left = [
+            (max(values), sum(values), first)
+            for first in range(len(matrix))
+            if set(range(first, first + size)) <= free and (values := numbers(matrix, first, size))
+        ]
+        assert (window.m_max, window.m_sum, window.first) == min(left)
+        assert window.last == window.first + size - 1
+        free -= set(range(window.first, window.last + 1))
+    assert not [
+        first
+        for first in range(len(matrix))
+        if set(range(first, first + size)) <= free and numbers(matrix, first, size)
+    ]
+    for count in range(len(found) + 1):
+        assert parallel_windows(matrix, size, count, exclude) == found[:count]
+
+
+def test_the_largest_dependency_goes_before_the_sum() -> None:
+    matrix = np.full((6, 6), nan)
+    matrix[0, 1], matrix[2, 3], matrix[4, 5] = 0.3, 0.2, 0.4
+    assert [w.first for w in parallel_windows(matrix, 2)] == [2, 0, 4]
+    matrix[np.triu_indices(6, k=1)] = 0.2
+    matrix[0, 1] = 0.1  # the same maximum everywhere: the sum decides
+    assert parallel_windows(matrix, 3) == (Window(0, 2, 0.2, pytest.approx(0.5)), Window(3, 5, 0.2, pytest.approx(0.6)))
+
+
+def test_only_whole_blocks_are_in_a_window_of_a_model() -> None:
+    evidence = make_evidence(9)
+    blocks = list(evidence.parent.blocks)
+    blocks[2] = ParentBlock(attention=None, ffn="gated", ffn_width=48)
+    blocks[5] = ParentBlock(attention="attention", ffn=None, ffn_width=0)
+    parent = evidence.parent.model_copy(update={"blocks": tuple(blocks)})
+    matrix = np.full((9, 9), 0.5).tolist()
+    measured = evidence.model_copy(update={"parent": parent, "matrices": {"block.mean": matrix}})
+    assert [(w.first, w.last) for w in windows_of(measured, 2)] == [(0, 1), (3, 4), (6, 7)]
+    assert [(w.first, w.last) for w in windows_of(measured, 3, count=1)] == [(6, 8)]
+    assert windows_of(measured) == ()
+
+
+def test_mistakes() -> None:
+    with pytest.raises(DataError, match="no block dependency"):
+        windows_of(make_evidence(4))
+    with pytest.raises(UsageError, match="window of 1"):
+        parallel_windows(np.zeros((4, 4)), 1)

@@ -1,0 +1,165 @@
+"""Counts, and the decisions that follow from a memory budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from makers import llama_config
+
+from ffn_fusion.blockwise import Pace, RemoveAttention, RemoveBlock, Schedule, count_work, make_schedule, schedule
+from ffn_fusion.blockwise.work import Work
+from ffn_fusion.errors import OutputError, UsageError
+from ffn_fusion.families import ModelSpec, read_spec
+
+GIB = 1 << 30
+CPU = torch.device("cpu")
+
+
+def spec(**changes: Any) -> ModelSpec:
+    return read_spec(llama_config(**changes))
+
+
+def big() -> ModelSpec:
+    """About 12 GB in bfloat16."""
+    return spec(
+        hidden_size=2560,
+        intermediate_size=8192,
+        num_hidden_layers=66,
+        num_attention_heads=20,
+        num_key_value_heads=20,
+        vocab_size=32768,
+    )
+
+
+def work_of(model: ModelSpec, context: int = 512) -> Work:
+    edits = [kind(i) for i in range(len(model.blocks)) for kind in (RemoveBlock, RemoveAttention)]
+    return count_work(model, edits, scored=len(model.blocks), context=context)
+
+
+def decide(work: Work, windows: int, memory: float, folder: Path | None = None) -> Schedule:
+    return make_schedule(
+        work,
+        windows=windows,
+        stored=12_100_000_000,
+        dtype=torch.float32,
+        device=CPU,
+        memory=int(memory),
+        folder=folder,
+    )
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of 16 GiB with 0.4 GiB in use by this process and a disk of 100 GiB."""
+    monkeypatch.setattr(schedule, "free_memory", lambda device: 16 * GIB)
+    monkeypatch.setattr(schedule, "used_memory", lambda: int(0.4 * GIB))
+    monkeypatch.setattr(schedule.shutil, "disk_usage", lambda place: SimpleNamespace(free=100 * GIB))
+
+
+def test_a_model_larger_than_the_budget_is_streamed_once(tmp_path: Path) -> None:
+    found = decide(work_of(big(), 32), 4, 4 * GIB, tmp_path)
+    assert not found.resident
+    assert (found.chunks, found.weight_bytes) == (1, 12_100_000_000)
+    assert found.peak_memory <= 4 * GIB
+
+
+def test_a_model_that_fits_stays(tmp_path: Path) -> None:
+    found = decide(work_of(spec()), 8, 4 * GIB)
+    assert found.resident
+    assert not found.in_files
+    assert found.moved_bytes == found.disk_bytes == 0
+    assert decide(work_of(spec()), 8, 4 * GIB, tmp_path).in_files  # so that it can be resumed
+
+
+def test_too_little_memory_says_how_much_is_needed() -> None:
+    with pytest.raises(UsageError, match=r"1\.0 GiB of memory are too little: this model needs \d\.\d GiB") as caught:
+        decide(work_of(big()), 4, GIB)
+    assert "--memory" in caught.value.hint
+    needed = float(caught.value.message.split("needs ")[1].split()[0])
+    assert not decide(work_of(big()), 4, (needed + 0.1) * GIB).resident
+
+
+def test_more_memory_never_reads_more(tmp_path: Path) -> None:
+    found = [decide(work_of(big(), 64), 64, memory * GIB, tmp_path) for memory in (3, 4, 6, 8, 12, 16, 32, 64)]
+    assert [s.weight_bytes for s in found] == sorted((s.weight_bytes for s in found), reverse=True)
+    assert [s.rows for s in found] == sorted(s.rows for s in found)
+    assert found[-1].resident
+
+
+def test_chunks_and_spilling_are_weighed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States that the system's cache can't hold: either they're spilled, or the weights are read again."""
+    work = work_of(big(), 512)
+    few, many = decide(work, 4, 6 * GIB, tmp_path), decide(work, 512, 6 * GIB, tmp_path)
+    assert few.chunks == 1
+    assert "one chunk" in few.alternative or "chunks" in few.alternative
+    for found, windows in ((few, 4), (many, 512)):
+        traffic = 2 * schedule._traffic(work, torch.float32) * windows
+        cost = found.chunks * 12.1e9 + (traffic if found.disk_bytes > 8 * GIB else 0)
+        for chunks in range(1, windows + 1):
+            chunk = -(-windows // chunks)
+            disk = 2 * max(work.states) * 512 * 2560 * 4 * chunk
+            if disk <= 100 * GIB:
+                assert cost <= chunks * 12.1e9 + (traffic if disk > 8 * GIB else 0)
+    monkeypatch.setattr(schedule.shutil, "disk_usage", lambda place: SimpleNamespace(free=3 * GIB))
+    assert decide(work, 16, 6 * GIB, tmp_path).disk_bytes <= 3 * GIB
+    monkeypatch.setattr(schedule.shutil, "disk_usage", lambda place: SimpleNamespace(free=1 << 20))
+    with pytest.raises(OutputError, match="one window"):
+        decide(work, 16, 6 * GIB, tmp_path)
+
+
+@given(
+    windows=st.integers(1, 40),
+    context=st.sampled_from([8, 64, 512, 8192]),
+    memory=st.floats(0.7, 200),
+    in_files=st.booleans(),
+    hidden=st.sampled_from([64, 1024, 4096]),
+    blocks=st.integers(1, 90),
+    tied=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_every_schedule_is_possible(
+    windows: int, context: int, memory: float, in_files: bool, hidden: int, blocks: int, tied: bool
+) -> None:
+    model = spec(
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=blocks,
+        vocab_size=32000,
+        tie_word_embeddings=tied,
+    )
+    try:
+        found = decide(work_of(model, context), windows, memory * GIB, Path("/") if in_files else None)
+    except (UsageError, OutputError):
+        return
+    assert found.peak_memory <= memory * GIB * 1.001
+    assert found.rows >= context
+    assert found.rows == context or found.rows <= 4096
+    assert found.chunk * (found.chunks - 1) < windows <= found.chunk * found.chunks
+    assert found.disk_bytes <= 100 * GIB
+
+
+# ---- time
+
+
+def test_seconds_by_hand() -> None:
+    """Loading hides behind computing, block by block; heads come on top."""
+    work = count_work(spec(num_hidden_layers=2), [RemoveBlock(0)], scored=1, context=10)
+    assert (work.attentions, work.ffns, work.heads, work.states) == ((1, 2), (1, 2), 2, (2, 2))
+    assert work.head_flops == 2 * 2 * 9 * 61 * 32
+    a = 10 * 2 * (32 * 32 * 2 + 2 * 16 * 32 + 32) + 4 * 10 * 10 * 32
+    f = 10 * 2 * (3 * 48 * 32 + 32)
+    assert work.flops_at(0) == a + f
+    assert work.block_flops == 3 * (a + f)
+    plan = Schedule(
+        resident=False, rows=10, chunk=3, chunks=1, in_files=False, peak_memory=0, weight_bytes=2000, moved_bytes=0,
+        disk_bytes=0,
+    )  # fmt: skip
+    fast_disk, slow_disk = (Pace(block_flops=a + f, head_flops=1e30, load_bytes=rate) for rate in (1e12, 250))
+    assert fast_disk.seconds(work, plan, windows=3) == pytest.approx(9)
+    assert slow_disk.seconds(work, plan, windows=3) == pytest.approx(4 + 6)

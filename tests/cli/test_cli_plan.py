@@ -1,0 +1,72 @@
+"""``ffn-fusion plan``: its budgets, and the table that compares."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made_evidence import damage, make_evidence
+from makers import tree_sha256
+
+from ffn_fusion.analysis.evidence import Stretch
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def words(parent: Path, tmp_path: Path) -> tuple[object, ...]:
+    """``plan`` of the tiny model with evidence: attentions 0 to 5 do 0.01 to 0.06; blocks 2-4 were measured."""
+    stretch = Stretch(first=2, last=4, fused_last=3, keeps_attention=False, damage=damage(0.2))
+    make_evidence(6, [stretch]).save(tmp_path / "evidence")
+    return ("plan", parent, "--evidence", tmp_path / "evidence", "-o", tmp_path / "blueprint.json")
+
+
+def test_steps(ffn_fusion: Run, words: tuple[object, ...]) -> None:
+    code, out, err = ffn_fusion(*words, "--steps", 9, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    kept = [b for b in result["blueprint"]["blocks"] if b["attention"]["kind"] == "kept"]
+    assert len(kept) == 3
+    assert result["damage"] == pytest.approx(0.06)
+    assert [row["name"] for row in result["compared"]] == ["exact programme"]  # nothing fused: no other way
+
+
+def test_comparison(ffn_fusion: Run, words: tuple[object, ...]) -> None:
+    size = ("--drop-attention", 4, "--fuse", 1)
+    code, out, _ = ffn_fusion(*words, *size, "--json")
+    assert code == 0
+    exact, middle, paper, greedy = json.loads(out)["compared"]
+    assert (exact["dropped"], exact["runs"]) == ([0, 2, 3, 4], [[2, 3]])
+    assert exact["damage"] == greedy["damage"] == pytest.approx(0.21)
+    assert (middle["dropped"], middle["runs"], middle["damage"]) == ([1, 2, 3, 4], [[1, 2]], None)
+    assert (paper["dropped"], paper["runs"], paper["damage"]) == ([0, 1, 2, 3], [[0, 1]], None)
+
+    code, out, err = ffn_fusion(*words, *size)
+    assert code == 0
+    assert out.startswith("blueprint: ")
+    rows = {line.split("  ")[0].strip(): line for line in err.splitlines() if line.strip()}
+    assert "0.2100" in rows["exact programme"]
+    assert "0.2100" in rows["greedy rule"]
+    assert rows["paper rule"].rstrip().endswith("–")  # noqa: RUF001
+    assert "not every run in it was measured" in err
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "says"),
+    [
+        (("--steps", 4), 5, "4 sequential steps are out of reach: the parent has 12, and 5 is the fewest"),
+        (("--steps", 8, "--speedup", 1.1), 2, "--steps: steps and speedup are two budgets; give one (found 8)"),
+        (("--steps", 0), 2, "--steps"),
+    ],
+)
+def test_steps_out_of_reach(
+    ffn_fusion: Run, words: tuple[object, ...], tmp_path: Path, more: tuple[object, ...], code: int, says: str
+) -> None:
+    before = tree_sha256(tmp_path)
+    found, out, err = ffn_fusion(*words, *more)
+    assert (found, out) == (code, "")
+    assert says in err
+    assert "hint: " in err
+    assert tree_sha256(tmp_path) == before
