@@ -13,8 +13,9 @@ scores in times of a block on the same tokens (measured), counting block evaluat
     share of ideal   ideal ratio / measured ratio
 
 large: a random Llama of 12 GB in bfloat16 through the command line with --memory 4GiB, on few tokens; a process of its
-own. Its memory is the peak of everything resident (VmHWM). Its reading is all that it read from files, less what the
-same command reads beside the weights, measured on a tiny model: Python's modules alone are a hundredth of 12 GB.
+own. Its memory is the peak of everything resident (VmHWM). Its reading is all that it read from files, less the hidden
+states (half of what its plan says is written and read back) and less what the same command reads beside the weights,
+measured on a tiny model: Python's modules alone are a hundredth of 12 GB.
 Seconds are those of the whole process, against the estimate that --dry-run gives beforehand.
 """
 

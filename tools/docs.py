@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+from math import prod
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 VERBS = (
-    "run", "optimize", "inspect", "analyze", "plan", "explain", "windows", "build", "fuse", "eval", "bench", "report",
+    "run", "optimize", "inspect", "analyze", "plan", "explain", "windows", "build", "fuse", "eval", "score", "bench",
+    "report",
 )  # fmt: skip
 
 
@@ -38,6 +41,94 @@ def help_texts() -> str:
         text = runner.invoke(app, [verb, "--help"]).stdout.rstrip()
         parts.append(f"## ffn-fusion {verb}\n\n```text\n{re.sub(r'[ ]+$', '', text, flags=re.M).strip()}\n```\n")
     return "\n".join(parts)
+
+
+def scale_table() -> str:
+    """What an analysis takes on machines that aren't here, by the planner that ``--dry-run`` prints."""
+    import torch
+
+    from ffn_fusion.blockwise import (
+        Pace,
+        RemoveAttention,
+        RemoveBlock,
+        RemoveFfn,
+        Room,
+        count_work,
+        make_schedule,
+    )  # fmt: skip
+    from ffn_fusion.errors import UsageError
+    from ffn_fusion.families import read_spec
+    from ffn_fusion.families.layout import model_tensors
+    from ffn_fusion.units import duration, gb, gib
+
+    gibi, tera = 1 << 30, 1e12
+    heads = {"rms_norm_eps": 1e-5, "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": False}
+    models = {
+        "Llama-3.1-8B": (4096, 14_336, 32, 32),
+        "Llama-3.1-70B": (8192, 28_672, 80, 64),
+        "Llama-3.1-405B": (16_384, 53_248, 126, 128),
+    }
+    # name: memory where it's computed, memory for the cache, FLOP/s, disk bytes/s, processes, dtype
+    machines = {
+        "CPU, 2 cores, 24 GB": (22 * gibi, 11 * gibi, 0.13 * tera, 0.5e9, 1, torch.float32),
+        "RTX 4090, 64 GB host": (23 * gibi, 30 * gibi, 165 * tera / 2, 5e9, 1, torch.bfloat16),
+        "1 x H100, 256 GB host": (78 * gibi, 120 * gibi, 989 * tera / 2, 6e9, 1, torch.bfloat16),
+        "8 x H100, 2 TB host": (78 * gibi, 125 * gibi, 989 * tera / 2, 6e9 / 8, 8, torch.bfloat16),
+    }
+    rows = [
+        "| model | machine | weights read | chunks | states, of them to disk | disk | peak memory | PFLOPs | time |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for model, (hidden, width, blocks, attention_heads) in models.items():
+        sizes = {"hidden_size": hidden, "intermediate_size": width, "num_hidden_layers": blocks}
+        config = {"model_type": "llama", **sizes, "num_attention_heads": attention_heads, **heads}
+        spec = read_spec(config)
+        stored = 2 * sum(prod(shape) for shape in model_tensors(spec).values())
+        edits = [kind(i) for i in range(blocks) for kind in (RemoveBlock, RemoveAttention, RemoveFfn)]
+        work = count_work(spec, edits, scored=blocks, context=512)
+        for machine, (memory, cache, flops, disk, processes, dtype) in machines.items():
+            windows = 32 // processes
+            room = Room(used=gibi // 2, free=memory, cache=cache, disk=4 << 40)
+            options: dict[str, Any] = {"windows": windows, "stored": stored, "room": room, "memory": memory}
+            try:
+                plan = make_schedule(work, dtype=dtype, in_files=True, **options)
+            except UsageError:
+                machine, dtype = f"{machine}, bfloat16", torch.bfloat16
+                plan = make_schedule(work, dtype=dtype, in_files=True, **options)
+            seconds = Pace(flops, flops, disk).seconds(work, plan, windows)
+            total = windows * (work.block_flops + work.head_flops) * processes
+            cells = (
+                model, machine + (", each" if processes > 1 else ""), gb(plan.weight_bytes), str(plan.chunks),
+                f"{gb(plan.moved_bytes)}, {gb(plan.spilled_bytes)}", gb(plan.disk_bytes), gib(plan.peak_memory),
+                f"{total / 1e15:,.0f}", duration(seconds),
+            )  # fmt: skip
+            rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def analysis_results() -> str:
+    """What benchmarks/analysis.py printed, from docs/results/analysis.json."""
+    kept = json.loads((ROOT / "docs" / "results" / "analysis.json").read_text(encoding="utf-8"))
+    ratio, large = kept["ratio"]["figures"], kept["large"]["figures"]
+    rows = [
+        "| SmolLM2-135M, 4 x 512 tokens | naive | ours | ratio | ideal by counts | goal |",
+        "|---|---|---|---|---|---|",
+    ]
+    names = {"matrix": "block dependency matrix", "both": "with replace-1 of every attention"}
+    for key, what in names.items():
+        seconds = f"{ratio[f'naive_{key}_seconds']:.0f} s | {ratio[f'our_{key}_seconds']:.0f} s"
+        goal = kept["ratio"]["goals"][f"ratio_{key}"]
+        rows.append(
+            f"| {what} | {seconds} | {ratio[f'ratio_{key}']:.2f} | {ratio[f'ideal_ratio_{key}']:.2f} | {goal} |"
+        )
+    rounds = kept["ratio"]["notes"]["rounds"]
+    rows += ["", f"Rounds: {rounds}. Weights read: {ratio['reads_per_weight']:.2f}x. Largest difference between the two ways: "
+             f"matrix {ratio['matrix_difference']:.1e} of its largest entry, KL {ratio['kl_difference']:.1e}.", ""]  # fmt: skip
+    rows += ["| random Llama of 12.1 GB, `--memory 4GiB`, 128 tokens | estimated | measured |", "|---|---|---|"]
+    rows.append(f"| seconds | {large['estimated_seconds']:.0f} | {large['seconds']:.0f} |")
+    rows.append(f"| weights read, of the checkpoint | 1.00 | {large['weights_read_ratio']:.2f} |")
+    rows.append(f"| peak memory, GiB | {large['estimated_peak_gib']:.2f} | {large['peak_rss_gib']:.2f} |")
+    return "\n".join(rows)
 
 
 def recipe_table() -> str:

@@ -24,12 +24,14 @@ from ffn_fusion.registration import register as _register
 
 if TYPE_CHECKING:
     from ffn_fusion.analysis.budget import Budget
+    from ffn_fusion.analysis.changes import score_changes
     from ffn_fusion.analysis.evidence import Evidence
     from ffn_fusion.analysis.explain import explain
     from ffn_fusion.analysis.explanation import Explanation
-    from ffn_fusion.analysis.measure import analyze
+    from ffn_fusion.analysis.measure import analyze, plan_analysis
     from ffn_fusion.analysis.parallel_windows import parallel_windows
     from ffn_fusion.analysis.plan import Plan, plan
+    from ffn_fusion.analysis.questions import Questions
     from ffn_fusion.blueprint import Blueprint, apply, drop_attention, fuse_run, unfused
     from ffn_fusion.checkpoint.reader import Checkpoint
     from ffn_fusion.checkpoint.source import open_model, summarise
@@ -49,7 +51,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "analysis.evidence": ("Evidence",),
-    "analysis.measure": ("analyze",),
+    "analysis.changes": ("score_changes",),
+    "analysis.measure": ("analyze", "plan_analysis"),
+    "analysis.questions": ("Questions",),
     "analysis.budget": ("Budget",),
     "analysis.plan": ("Plan", "plan"),
     "analysis.explain": ("explain",),
@@ -77,7 +81,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [  # noqa: RUF022  (in the order of a run)
     "open_model", "summarise", "Checkpoint",
     "load_tokenizer", "make_windows", "TokenWindows",
-    "analyze", "Evidence",
+    "analyze", "plan_analysis", "Questions", "Evidence", "score_changes",
     "plan", "Budget", "Plan", "explain", "Explanation", "parallel_windows",
     "Blueprint", "drop_attention", "fuse_run", "apply", "unfused",
     "build", "Child",

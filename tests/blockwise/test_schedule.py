@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import llama_config
 
-from ffn_fusion.blockwise import Pace, RemoveAttention, RemoveBlock, Schedule, count_work, make_schedule, schedule
+from ffn_fusion.blockwise import Pace, RemoveAttention, RemoveBlock, Room, Schedule, count_work, make_schedule, schedule
 from ffn_fusion.blockwise.work import Work
 from ffn_fusion.errors import OutputError, UsageError
 from ffn_fusion.families import ModelSpec, read_spec
 
 GIB = 1 << 30
-CPU = torch.device("cpu")
 
 
 def spec(**changes: Any) -> ModelSpec:
@@ -42,39 +41,34 @@ def work_of(model: ModelSpec, context: int = 512) -> Work:
     return count_work(model, edits, scored=len(model.blocks), context=context)
 
 
-def decide(work: Work, windows: int, memory: float, folder: Path | None = None) -> Schedule:
+ROOM = Room(used=int(0.4 * GIB), free=16 * GIB, cache=8 * GIB, disk=100 * GIB)
+
+
+def decide(work: Work, windows: int, memory: float, in_files: bool = False, room: Room = ROOM) -> Schedule:
     return make_schedule(
         work,
         windows=windows,
         stored=12_100_000_000,
         dtype=torch.float32,
-        device=CPU,
+        room=room,
         memory=int(memory),
-        folder=folder,
+        in_files=in_files,
     )
 
 
-@pytest.fixture(autouse=True)
-def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine of 16 GiB with 0.4 GiB in use by this process and a disk of 100 GiB."""
-    monkeypatch.setattr(schedule, "free_memory", lambda device: 16 * GIB)
-    monkeypatch.setattr(schedule, "used_memory", lambda: int(0.4 * GIB))
-    monkeypatch.setattr(schedule.shutil, "disk_usage", lambda place: SimpleNamespace(free=100 * GIB))
-
-
-def test_a_model_larger_than_the_budget_is_streamed_once(tmp_path: Path) -> None:
-    found = decide(work_of(big(), 32), 4, 4 * GIB, tmp_path)
+def test_a_model_larger_than_the_budget_is_streamed_once() -> None:
+    found = decide(work_of(big(), 32), 4, 4 * GIB, True)
     assert not found.resident
     assert (found.chunks, found.weight_bytes) == (1, 12_100_000_000)
     assert found.peak_memory <= 4 * GIB
 
 
-def test_a_model_that_fits_stays(tmp_path: Path) -> None:
+def test_a_model_that_fits_stays() -> None:
     found = decide(work_of(spec()), 8, 4 * GIB)
     assert found.resident
     assert not found.in_files
     assert found.moved_bytes == found.disk_bytes == 0
-    assert decide(work_of(spec()), 8, 4 * GIB, tmp_path).in_files  # so that it can be resumed
+    assert decide(work_of(spec()), 8, 4 * GIB, True).in_files  # so that it can be resumed
 
 
 def test_too_little_memory_says_how_much_is_needed() -> None:
@@ -85,17 +79,17 @@ def test_too_little_memory_says_how_much_is_needed() -> None:
     assert not decide(work_of(big()), 4, (needed + 0.1) * GIB).resident
 
 
-def test_more_memory_never_reads_more(tmp_path: Path) -> None:
-    found = [decide(work_of(big(), 64), 64, memory * GIB, tmp_path) for memory in (3, 4, 6, 8, 12, 16, 32, 64)]
+def test_more_memory_never_reads_more() -> None:
+    found = [decide(work_of(big(), 64), 64, memory * GIB, True) for memory in (3, 4, 6, 8, 12, 16, 32, 64)]
     assert [s.weight_bytes for s in found] == sorted((s.weight_bytes for s in found), reverse=True)
     assert [s.rows for s in found] == sorted(s.rows for s in found)
     assert found[-1].resident
 
 
-def test_chunks_and_spilling_are_weighed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_and_spilling_are_weighed() -> None:
     """States that the system's cache can't hold: either they're spilled, or the weights are read again."""
     work = work_of(big(), 512)
-    few, many = decide(work, 4, 6 * GIB, tmp_path), decide(work, 512, 6 * GIB, tmp_path)
+    few, many = decide(work, 4, 6 * GIB, True), decide(work, 512, 6 * GIB, True)
     assert few.chunks == 1
     assert "one chunk" in few.alternative or "chunks" in few.alternative
     for found, windows in ((few, 4), (many, 512)):
@@ -106,11 +100,16 @@ def test_chunks_and_spilling_are_weighed(tmp_path: Path, monkeypatch: pytest.Mon
             disk = 2 * max(work.states) * 512 * 2560 * 4 * chunk
             if disk <= 100 * GIB:
                 assert cost <= chunks * 12.1e9 + (traffic if disk > 8 * GIB else 0)
-    monkeypatch.setattr(schedule.shutil, "disk_usage", lambda place: SimpleNamespace(free=3 * GIB))
-    assert decide(work, 16, 6 * GIB, tmp_path).disk_bytes <= 3 * GIB
-    monkeypatch.setattr(schedule.shutil, "disk_usage", lambda place: SimpleNamespace(free=1 << 20))
+    assert decide(work, 16, 6 * GIB, True, replace(ROOM, disk=3 * GIB)).disk_bytes <= 3 * GIB
     with pytest.raises(OutputError, match="one window"):
-        decide(work, 16, 6 * GIB, tmp_path)
+        decide(work, 16, 6 * GIB, True, replace(ROOM, disk=1 << 20))
+
+
+def test_room_on_this_machine(tmp_path: Path) -> None:
+    room = Room.here(torch.device("cpu"), tmp_path / "not" / "there" / "yet")
+    assert 0 < room.used < room.free
+    assert room.cache <= room.free
+    assert room.disk > 0
 
 
 @given(
@@ -134,7 +133,7 @@ def test_every_schedule_is_possible(
         tie_word_embeddings=tied,
     )
     try:
-        found = decide(work_of(model, context), windows, memory * GIB, Path("/") if in_files else None)
+        found = decide(work_of(model, context), windows, memory * GIB, in_files)
     except (UsageError, OutputError):
         return
     assert found.peak_memory <= memory * GIB * 1.001

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from real_model import HELD_OUT, REAL_MODEL, needs_real_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ffn_fusion.analysis.measure import analyze
 from ffn_fusion.blockwise import FusedStretch, Stack, sweep
 from ffn_fusion.blueprint import Blueprint, apply, unfused
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.source import open_model
-from ffn_fusion.data import load_tokenizer, make_windows
+from ffn_fusion.data import TokenWindows, load_tokenizer, make_windows
 from ffn_fusion.evaluation.evaluate import evaluate
 from ffn_fusion.surgery.build import build
 from ffn_fusion.surgery.child import Child
@@ -37,11 +40,11 @@ def test_fused_is_the_parallel_form(parent: Checkpoint, child: Checkpoint) -> No
     """The child on disk through transformers against the parent's own blocks, side by side, in float64."""
     ids = torch.from_numpy(make_windows(load_tokenizer(parent.folder), HELD_OUT / "speech.txt", 64, 128).ids_NT)
     stack = Stack(parent, dtype=torch.float64)
-    _, states = sweep(stack, ids, {"fused": FusedStretch(5, 8, 7)})
+    state = sweep(stack, ids, {"fused": FusedStretch(5, 8, 7)}).state("fused")
     model = AutoModelForCausalLM.from_pretrained(child.folder, dtype=torch.float64)
     with torch.no_grad():
         logits = model(ids).logits
-    expected = stack.logits(states["fused"])
+    expected = stack.logits(state)
     assert (logits - expected).abs().max() / expected.abs().max() < 1e-6  # folded norms were rounded to float32
 
 
@@ -68,3 +71,46 @@ def test_empty_blueprint_is_the_identity(parent: Checkpoint, tmp_path: Path) -> 
     identity = Blueprint.identity(parent.spec.parent(parent.name))
     copy = open_folder(build(parent, identity, tmp_path / "copy"))
     assert all(torch.equal(copy.read(name), parent.read(name)) for name in parent.tensors)
+
+
+def test_analysis_is_the_naive_one(parent: Checkpoint) -> None:
+    """Dependency, replace-1 and geometry of some blocks against hooks on transformers' model, a forward a variant."""
+    ids = torch.from_numpy(make_windows(load_tokenizer(parent.folder), HELD_OUT / "speech.txt", 64, 128).ids_NT)
+    evidence = analyze(parent, [TokenWindows("t", ids.numpy())], scores=("block", "attention", "ffn"), max_stretch=1)
+    model = AutoModelForCausalLM.from_pretrained(parent.folder, dtype=torch.float32).eval()
+    before, logits = naive_forward(model, ids)
+    p = logits[:, :-1].double().log_softmax(-1)
+    for part, i in (("attention", 0), ("attention", 17), ("ffn", 11), ("block", 5), ("block", 28)):
+        changed, other = naive_forward(model, ids, part, i)
+        q = other[:, :-1].double().log_softmax(-1)
+        row = next(r for r in evidence.removals if (r.part, r.block) == (part, i))
+        assert row.damage.kl == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-5, abs=1e-6)
+        scale = max(np.nanmax(evidence.dependency(part)), 1e-3)  # type: ignore[arg-type]
+        for j in range(i + 1, 30):
+            cosine = torch.cosine_similarity(before[part][j].double(), changed[part][j].double(), dim=-1)
+            found = evidence.dependency(part)[i, j]  # type: ignore[arg-type]
+            assert found == pytest.approx(float((1 - cosine).mean()), rel=1e-5, abs=1e-5 * scale)
+
+
+@torch.no_grad()
+def naive_forward(
+    model: Any, ids: torch.Tensor, part: str = "", removed: int = -1
+) -> tuple[dict[str, list[torch.Tensor]], torch.Tensor]:
+    """Contributions of all attentions, FFNs and blocks, and the logits, with one of them adding nothing."""
+    seen: dict[str, list[torch.Tensor]] = {"attention": [], "ffn": []}
+    handles = []
+    for i, layer in enumerate(model.model.layers):
+        for kind, module in (("attention", layer.self_attn), ("ffn", layer.mlp)):
+
+            def hook(_: Any, __: Any, out: Any, i: int = i, kind: str = kind) -> Any:
+                value = out[0] if isinstance(out, tuple) else out
+                value = torch.zeros_like(value) if i == removed and part in (kind, "block") else value
+                seen[kind].append(value)
+                return (value, *out[1:]) if isinstance(out, tuple) else value
+
+            handles.append(module.register_forward_hook(hook))
+    logits = model(ids).logits
+    for handle in handles:
+        handle.remove()
+    seen["block"] = [a + f for a, f in zip(seen["attention"], seen["ffn"], strict=True)]
+    return seen, logits

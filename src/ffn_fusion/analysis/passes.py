@@ -25,6 +25,7 @@ from ffn_fusion.blockwise import (
     MemoryStates,
     Observer,
     Pace,
+    Room,
     Schedule,
     Stack,
     States,
@@ -88,7 +89,13 @@ def plan_pass(
     mine = max(1, len(ids_NT[current().share(len(ids_NT))]))
     work = pass_.work(stack, ids_NT.shape[1])
     schedule = make_schedule(
-        work, windows=mine, stored=stored, dtype=stack.dtype, device=stack.device, memory=memory, folder=folder
+        work,
+        windows=mine,
+        stored=stored,
+        dtype=stack.dtype,
+        room=Room.here(stack.device, folder),
+        memory=memory,
+        in_files=folder is not None,
     )
     seconds = pace.seconds(work, schedule, mine) if pace else None
     return PassPlan(pass_.name, len(pass_.edits), mine, current().world, work, schedule, seconds)

@@ -11,7 +11,7 @@ from ffn_fusion.blockwise.edits import (
 from ffn_fusion.blockwise.head import Divergence, compare, joined
 from ffn_fusion.blockwise.journal import Journal
 from ffn_fusion.blockwise.pace import Pace, measure_pace
-from ffn_fusion.blockwise.schedule import Schedule, make_schedule
+from ffn_fusion.blockwise.schedule import Room, Schedule, make_schedule
 from ffn_fusion.blockwise.stack import Contributions, Stack, TensorSource
 from ffn_fusion.blockwise.states import FileStates, MemoryStates, States
 from ffn_fusion.blockwise.sweep import (
@@ -46,6 +46,7 @@ __all__ = [
     "RemoveBlock",
     "RemoveFfn",
     "ReplaceBlocks",
+    "Room",
     "Schedule",
     "Stack",
     "States",

@@ -76,15 +76,39 @@ class Store:
         return cls(stored, computed, max(blocks) * dtype.itemsize, end)
 
 
+@dataclass(frozen=True)
+class Room:
+    """What a machine has for one process, in bytes: memory in use already, free memory where it's computed, cache that
+    the system can spare for files, and free disk.
+    """
+
+    used: int
+    free: int
+    cache: int
+    disk: int
+
+    @classmethod
+    def here(cls, device: torch.device, folder: Path | None) -> Room:
+        """On this machine, with states in ``folder`` (None: a temporary one)."""
+        on_host = device.type != "cuda"
+        host = free_memory(torch.device("cpu")) // neighbours()
+        return cls(
+            used=used_memory() if on_host else 0,
+            free=host if on_host else free_memory(device) // neighbours(),
+            cache=host // 2,
+            disk=_free_disk(folder),
+        )
+
+
 def make_schedule(
     work: Work,
     *,
     windows: int,
     stored: int,
     dtype: torch.dtype,
-    device: torch.device,
+    room: Room,
     memory: int | None = None,
-    folder: Path | None = None,
+    in_files: bool = False,
 ) -> Schedule:
     """Decide for ``windows`` windows.
 
@@ -92,17 +116,15 @@ def make_schedule(
         stored: bytes of the checkpoint.
         memory: bytes that the process may have, the interpreter and its libraries included; on a GPU, bytes there.
             Default: half of what's free.
-        folder: where states go if they go to files; None: in memory if they fit, else a temporary folder.
+        in_files: states go to files, so that they survive the process; else only if they don't fit.
 
     Raises:
         UsageError: the budget is too small for this model, with what's needed.
         OutputError: the disk is too small for the states of even one window.
     """
     store = Store.of(work, stored, dtype)
-    on_host = device.type != "cuda"
-    base = used_memory() if on_host else 0
-    share = free_memory(device) / neighbours()
-    budget = memory if memory is not None else int(base + _DEFAULT_SHARE * share)
+    base = room.used
+    budget = memory if memory is not None else int(base + _DEFAULT_SHARE * room.free)
     head = _LOGITS_AT_ONCE * LOGIT_BYTES if work.heads else 0
     kept = store.ends if work.spec.tied else 0
 
@@ -127,12 +149,12 @@ def make_schedule(
         rows += smallest
     left = budget - peak(resident, rows)
     window = max(work.states) * work.context * work.spec.hidden_size * dtype.itemsize
-    in_files = folder is not None or window * windows > left
-    disk = _free_disk(folder) if in_files else 0
-    cache = share / 2 if on_host else 0
-    chunk = _chunk(window, windows, store.stored, work, dtype, resident, in_files, disk, cache)
-    if resident and not in_files:
-        chunk = min(windows, max(1, min(_CHUNK_BYTES, left) // window))
+    if resident and not in_files and window <= left:
+        chunk = min(windows, min(_CHUNK_BYTES, left) // window or 1)
+    elif in_files := in_files or window * windows > left:
+        chunk = _chunk(window, windows, store.stored, work, dtype, resident, room)
+    else:
+        chunk = windows
     chunks = ceil(windows / chunk)
     traffic = _traffic(work, dtype)
     return Schedule(
@@ -141,45 +163,34 @@ def make_schedule(
         chunk=chunk,
         chunks=chunks,
         in_files=in_files,
-        peak_memory=peak(resident, min(rows, chunk * work.context)) + (0 if in_files else window * chunk),
+        peak_memory=peak(resident, min(rows, chunk * work.context * max(work.states)))
+        + (0 if in_files else window * chunk),
         weight_bytes=store.stored * (1 if resident else chunks),
         moved_bytes=2 * traffic * windows if in_files else 0,
         disk_bytes=2 * window * chunk if in_files else 0,
-        in_cache=2 * window * chunk <= cache,
-        alternative=_alternative(resident, chunks, window, windows, store.stored, traffic, cache),
+        in_cache=2 * window * chunk <= room.cache,
+        alternative=_alternative(resident, chunks, window, windows, store.stored, traffic, room.cache),
     )
 
 
-def _chunk(
-    window: int,
-    windows: int,
-    stored: int,
-    work: Work,
-    dtype: torch.dtype,
-    resident: bool,
-    in_files: bool,
-    disk: int,
-    cache: float,
-) -> int:
+def _chunk(window: int, windows: int, stored: int, work: Work, dtype: torch.dtype, resident: bool, room: Room) -> int:
     """Windows that go through together: of all numbers of chunks, the one that moves the fewest bytes to and from disk.
 
     States that fit the system's cache beside the weights hardly touch the disk; more of them are spilled whole.
     """
-    if not in_files:
-        return windows
-    if 2 * window > disk:
+    if 2 * window > room.disk:
         raise OutputError(
-            f"the states of one window take {gib(2 * window)}, and {gib(disk)} are free on the disk",
+            f"the states of one window take {gib(2 * window)}, and {gib(room.disk)} are free on the disk",
             "free some space, choose another disk, or shorter windows (--context)",
         )
     if resident:
-        return min(windows, max(1, min(_CHUNK_BYTES, disk // 2) // window))
+        return min(windows, max(1, min(_CHUNK_BYTES, room.disk // 2) // window))
     best, fewest = windows, float("inf")
     for chunks in range(1, windows + 1):
         chunk = ceil(windows / chunks)
-        if 2 * window * chunk > disk:
+        if 2 * window * chunk > room.disk:
             continue
-        spilled = 2 * _traffic(work, dtype) * windows if 2 * window * chunk > cache else 0
+        spilled = 2 * _traffic(work, dtype) * windows if 2 * window * chunk > room.cache else 0
         if chunks * stored + spilled < fewest:
             best, fewest = chunk, chunks * stored + spilled
     return best

@@ -213,6 +213,24 @@ class Block:
         result: Tensor = self._layer.mlp(self._layer.post_attention_layernorm(x))
         return result
 
+    def ffn_inner(self, x: Tensor) -> Tensor:
+        """The FFN's activations, which its output projection reads: [N, T, D] -> [N, T, F]."""
+        mlp = self._layer.mlp
+        x = self._layer.post_attention_layernorm(x)
+        result: Tensor = mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
+        return result
+
+    def ffn_outer(self, inner: Tensor) -> Tensor:
+        """The FFN's output projection: [N, T, F] -> [N, T, D]."""
+        result: Tensor = self._layer.mlp.down_proj(inner)
+        return result
+
+    @property
+    def down_projection(self) -> Tensor:
+        """The gated FFN's output projection [D, F] itself."""
+        weight: Tensor = self._layer.mlp.down_proj.weight.data
+        return weight
+
 
 class ReadAhead:
     """Hands out blocks in order, and reads the next one while the last one computes.

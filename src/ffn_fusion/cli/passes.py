@@ -93,5 +93,7 @@ def passes_json(plans: Sequence[PassPlan]) -> dict[str, Any]:
         "peak_memory_bytes": max(plan.schedule.peak_memory for plan in plans),
         "processes": plans[0].processes,
         "chunks": max(plan.schedule.chunks for plan in plans),
-        "passes": rows,
+        "moved_bytes": sum(plan.schedule.moved_bytes for plan in plans),
+        "passes": len(plans),
+        "each": rows,
     }

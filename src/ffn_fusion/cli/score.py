@@ -23,8 +23,6 @@ def score(
     as_json: JsonFlag = False,
 ) -> None:
     """Put each changed block of a child alone into its parent, and measure the damage."""
-    from dataclasses import asdict
-
     from ffn_fusion.analysis.changes import score_changes
     from ffn_fusion.blueprint import Blueprint
     from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
@@ -46,6 +44,7 @@ def score(
     with progress_bars() as bars:
         scores = score_changes(model, made, blueprint, windows, device=device, memory=budget, progress=bars)
     if as_json:
-        emit({**asdict(scores), "summed_kl": scores.summed_kl})
+        changes = [{**vars(change), "damage": change.damage.model_dump()} for change in scores.changes]
+        emit({"changes": changes, "whole": scores.whole.model_dump(), "summed_kl": scores.summed_kl})
         return
     say(changes_table(scores), err=False)

@@ -6,7 +6,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from ffn_fusion.analysis.cost_count import steps
-from ffn_fusion.analysis.evidence import Evidence
+from ffn_fusion.analysis.evidence import Evidence, Geometry
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES
@@ -44,8 +44,18 @@ def publish(recipe: Recipe, result: Result, evidence: Evidence) -> None:
             costs=costs(result.checkpoint, open_folder(recipe.output), blueprint),
             samples=[(sample.prompt, sample.parent, sample.child) for sample in result.samples],
             notes=_notes(result),
+            child_geometry=_child_geometry(result),
         ),
     )
+
+
+def _child_geometry(result: Result) -> list[tuple[float, Geometry]] | None:
+    """The child's own, each with the middle of the parent blocks that its block stands for."""
+    folder = result.workspace.child_evidence
+    if not (folder / "evidence.json").is_file():  # a run of an earlier version
+        return None
+    middles = [sum(block.parent_blocks) / 2 for block in result.plan.blueprint.kept_blocks]
+    return [(middles[row.block], row) for row in Evidence.load(folder).geometry]
 
 
 def costs(parent: Checkpoint, child: Checkpoint, blueprint: Blueprint) -> dict[str, tuple[float, float]]:

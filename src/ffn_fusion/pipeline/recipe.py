@@ -140,7 +140,7 @@ class BuildSection(_Section):
 
 
 class EvaluationSection(Text):
-    """Each text is scored by itself, ``tokens`` tokens each; ``controls`` adds naive children of the same size."""
+    """Each text is scored by itself, ``tokens`` tokens each; ``controls``: children that simpler rules chose."""
 
     controls: bool = True
 

@@ -155,7 +155,8 @@ class _Run:
         key = stage_key(key, recipe.build)
         self._stage("build", key, [recipe.output / "config.json"], lambda: self._build(plan.blueprint))
         quality_key = stage_key(key, recipe.evaluation, stages.state(recipe.evaluation))
-        self._stage("evaluate", quality_key, [space.quality], lambda: self._evaluate(plan.blueprint, evidence))
+        scored = [space.quality, space.child_evidence / "evidence.json"]
+        self._stage("evaluate", quality_key, scored, lambda: self._evaluate(plan.blueprint, evidence))
         if recipe.bench.enabled:
             self._stage("bench", stage_key(key, recipe.bench), [space.latency], lambda: self._bench(plan.blueprint))
         samples_key = stage_key(key, recipe.samples)
@@ -174,9 +175,10 @@ class _Run:
 
     def _analyze(self) -> Evidence:
         work: dict[str, int] = {}
+        begun: dict[str, int] = {}  # what an earlier call had done already
 
         def progress(what: str, done: int, total: int) -> None:
-            work[what] = total
+            work[what] = total - begun.setdefault(what, done)
             self.listener.progress(what, done, total)
 
         start = time.perf_counter()
@@ -212,6 +214,7 @@ class _Run:
 
     def _evaluate(self, blueprint: Blueprint, evidence: Evidence) -> None:
         quality = stages.score(self.checkpoint, blueprint, evidence, self.recipe, self.listener.progress)
+        stages.child_evidence(self.recipe, self.listener.progress).save(self.workspace.child_evidence)
         write_atomic(self.workspace.quality, (quality.model_dump_json(indent=1) + "\n").encode())
 
     def _bench(self, blueprint: Blueprint) -> None:

@@ -103,6 +103,25 @@ def measure(
     )
 
 
+def child_evidence(recipe: Recipe, progress: Progress) -> Evidence:
+    """The built child's own geometry, on the calibration tokens: one forward pass."""
+    child = open_folder(recipe.output)
+    windows = calibration_windows(child.folder, recipe.calibration, recipe.seed)
+    dtype = compute_dtype(recipe.analysis.dtype, child)
+    return analyze(
+        child,
+        windows,
+        parts=(),
+        scores=(),
+        max_stretch=1,
+        seed=recipe.seed,
+        dtype=dtype,
+        device=recipe.device,
+        memory=parse_bytes(recipe.memory) if recipe.memory else None,
+        progress=progress,
+    )
+
+
 def make_plan(checkpoint: Checkpoint, evidence: Evidence | None, section: PlanSection) -> Plan:
     """By the budget from evidence, or just what the recipe's ``drop`` and ``runs`` say."""
     if section.drop is None:

@@ -23,6 +23,7 @@ class Workspace:
         self.folder = output.with_name(output.name + ".run")
         self.recipe = self.folder / "recipe.yaml"
         self.evidence = self.folder / "evidence"
+        self.child_evidence = self.folder / "child-evidence"
         self.analysis = self.folder / ".analysis"  # finished blocks, while the analysis runs
         self.pace = self.folder / "pace.json"
         self.blueprint = self.folder / "blueprint.json"
