@@ -16,8 +16,8 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 VERBS = (
-    "run", "optimize", "inspect", "analyze", "plan", "explain", "windows", "build", "fuse", "eval", "score", "bench",
-    "report",
+    "run", "optimize", "inspect", "analyze", "plan", "explain", "windows", "build", "fuse", "repair", "eval", "score",
+    "bench", "report",
 )  # fmt: skip
 
 
@@ -122,8 +122,9 @@ def analysis_results() -> str:
             f"| {what} | {seconds} | {ratio[f'ratio_{key}']:.2f} | {ratio[f'ideal_ratio_{key}']:.2f} | {goal} |"
         )
     rounds = kept["ratio"]["notes"]["rounds"]
-    rows += ["", f"Rounds: {rounds}. Weights read: {ratio['reads_per_weight']:.2f}x. Largest difference between the two ways: "
-             f"matrix {ratio['matrix_difference']:.1e} of its largest entry, KL {ratio['kl_difference']:.1e}.", ""]  # fmt: skip
+    read, matrix, kl = (ratio[name] for name in ("reads_per_weight", "matrix_difference", "kl_difference"))
+    differences = f"matrix {matrix:.1e} of its largest entry, KL {kl:.1e}"
+    rows += ["", f"Rounds: {rounds}. Weights read: {read:.2f}x. Largest difference of the two ways: {differences}.", ""]
     rows += ["| random Llama of 12.1 GB, `--memory 4GiB`, 128 tokens | estimated | measured |", "|---|---|---|"]
     rows.append(f"| seconds | {large['estimated_seconds']:.0f} | {large['seconds']:.0f} |")
     rows.append(f"| weights read, of the checkpoint | 1.00 | {large['weights_read_ratio']:.2f} |")

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from ffn_fusion.pipeline.recipe import Recipe
     from ffn_fusion.pipeline.result import Result
     from ffn_fusion.pipeline.run import run
+    from ffn_fusion.repair.repair import repair_child
+    from ffn_fusion.repair.settings import RepairSettings
     from ffn_fusion.report.html import ReportData, write_report
     from ffn_fusion.surgery.build import build
     from ffn_fusion.surgery.child import Child
@@ -72,6 +74,8 @@ _HOMES = {
     "pipeline.recipe": ("Recipe",),
     "pipeline.result": ("Result",),
     "pipeline.run": ("run",),
+    "repair.repair": ("repair_child",),
+    "repair.settings": ("RepairSettings",),
     "report.html": ("ReportData", "write_report"),
     "surgery.build": ("build",),
     "surgery.child": ("Child",),
@@ -84,6 +88,7 @@ __all__ = [  # noqa: RUF022  (in the order of a run)
     "analyze", "plan_analysis", "Questions", "Evidence", "score_changes",
     "plan", "Budget", "Plan", "explain", "Explanation", "parallel_windows",
     "Blueprint", "drop_attention", "fuse_run", "apply", "unfused",
+    "repair_child", "RepairSettings",
     "build", "Child",
     "evaluate", "Quality",
     "bench", "Latency", "load_model", "realise",

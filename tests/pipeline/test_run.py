@@ -35,6 +35,7 @@ def write_recipe(folder: Path, **changes: object) -> Path:
         "calibration": {"texts": [tiny_text(folder / "c.txt").name], "tokens": 128, "context": 32},
         "analysis": {"candidate_share": 1.0, "max_stretch": 4},
         "plan": {"drop_attention": 4, "fuse": 1, "max_damage": 100},
+        "repair": {"tokens": 256, "context": 32, "horizon": 1},
         "build": {"max_shard_bytes": 1 << 20},
         "evaluation": {"texts": [tiny_text(folder / "e.txt", start=3).name], "tokens": 128, "context": 32},
         "bench": {"batches": [1], "context": 8, "new_tokens": 2, "rounds": 2},
@@ -58,7 +59,7 @@ class Stages(Silent):
         self.left.append(name)
 
 
-ALL = ["analyze", "plan", "build", "evaluate", "bench", "samples", "report"]
+ALL = ["analyze", "plan", "repair", "build", "evaluate", "bench", "samples", "report"]
 
 
 def test_the_whole_job(tmp_path: Path) -> None:
@@ -82,6 +83,9 @@ def test_the_whole_job(tmp_path: Path) -> None:
     assert scores["parent"].kl == 0
     assert scores["parent"].agreement == 1
     assert scores["fused"].kl > 0
+    assert result.quality.models[3] == "unrepaired"
+    assert "Repaired" in (child / CARD).read_text()
+    assert json.loads((child / "repairs.json").read_text())["places"]
     assert result.latency is not None
     assert {t.phase for t in result.latency.timings} == {"prefill", "decode"}
     page = (space / "report.html").read_text()
@@ -172,6 +176,8 @@ if place == "analyze":
     stages.measure = die
 elif place == "plan":
     run._Run._write_plan = die
+elif place == "repair":
+    stages.repair = die
 elif place == "build":
     build.sidecar_files = die          # behind the weights, before the rest
 elif place == "built":
@@ -195,12 +201,13 @@ run.run(run.Recipe.load(Path(sys.argv[1])))
     [
         ("analyze", ALL),
         ("plan", ALL[1:]),
-        ("build", ALL[2:]),
-        ("built", ALL[2:]),
-        ("evaluate", ALL[3:]),
-        ("bench", ALL[4:]),
-        ("samples", ALL[5:]),
-        ("report", ALL[6:]),
+        ("repair", ALL[2:]),
+        ("build", ALL[3:]),
+        ("built", ALL[3:]),
+        ("evaluate", ALL[4:]),
+        ("bench", ALL[5:]),
+        ("samples", ALL[6:]),
+        ("report", ALL[7:]),
     ],
 )
 def test_killed_and_resumed(tmp_path: Path, place: str, redone: list[str]) -> None:
@@ -211,7 +218,7 @@ def test_killed_and_resumed(tmp_path: Path, place: str, redone: list[str]) -> No
         check=False,
     )
     assert done.returncode == -signal.SIGKILL
-    assert (tmp_path / "killed" / "child").exists() == (place not in ("analyze", "plan", "build"))
+    assert (tmp_path / "killed" / "child").exists() == (place not in ("analyze", "plan", "repair", "build"))
     stages = Stages()
     run(Recipe.load(path), listener=stages)
     assert stages.done == redone

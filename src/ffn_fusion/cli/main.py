@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import typer
 
-from ffn_fusion.cli import analyze, bench, build, evaluate, explain, inspect, plan, report, run, score, windows
+from ffn_fusion.cli import analyze, bench, build, evaluate, explain, inspect, plan, repair, report, run, score, windows
 from ffn_fusion.errors import INTERRUPTED, FfnFusionError, UsageError
 from ffn_fusion.processes import lead
 
@@ -45,6 +45,7 @@ app.command("explain")(explain.explain)
 app.command("windows")(windows.windows)
 app.command("build")(build.build)
 app.command("fuse")(build.fuse)
+app.command("repair")(repair.repair)
 app.command("eval")(evaluate.evaluate)
 app.command("score")(score.score)
 app.command("bench")(bench.bench)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -58,6 +58,23 @@ def changes_table(scores: ChangeScores) -> Table:
     columns = ("blocks", "change, alone in the parent", "KL", "loss", "agreement", "hidden distance")
     table = table_of(Grid(columns, cells, words=2))
     table.caption = Text(f"single KLs add up to {small(scores.summed_kl)}; ± standard error over windows")
+    return table
+
+
+def repairs_table(record: Mapping[str, Any]) -> Table:
+    """Every place that was solved: lambda, and the error that is left on held-out tokens."""
+    rows = tuple(
+        (
+            str(row["block"]),
+            row["why"],
+            f"{row['width']:,}",
+            small(row["lambda"]) if row["lambda"] is not None else NOTHING,
+            f"{row['held_out_error']:.1%}" if row["reason"] is None else f"kept: {row['reason']}",
+        )
+        for row in record["places"]
+    )
+    table = table_of(Grid(("child block", "FFN", "width", "lambda", "error left, held out"), rows, words=2))
+    table.caption = Text(f"on {record['calibration']['tokens']:,} tokens; error: distance to the parent's state")
     return table
 
 

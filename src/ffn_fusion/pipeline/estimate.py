@@ -10,6 +10,7 @@ from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.processes import current
 
+_REPAIR_PASSES = 4  # the parent's and the child's blocks, activations once more, and their squares
 _DISK_BYTES_PER_SECOND = 300e6  # read, hashed, written and synced: what a modest disk manages
 _MODELS_SCORED = 3  # parent, pruned, fused
 _CONTROLS_SCORED = 3
@@ -42,6 +43,11 @@ def remaining_seconds(recipe: Recipe, checkpoint: Checkpoint, child_bytes: int, 
     texts = max(1, len(recipe.evaluation.texts))
     scored = _MODELS_SCORED + (_CONTROLS_SCORED if recipe.evaluation.controls else 0)
     found = {
+        "repair": _REPAIR_PASSES
+        * recipe.repair.tokens
+        * len(checkpoint.spec.blocks)
+        / (pace.tokens_per_second * current().world)
+        * recipe.repair.enabled,
         "build": child_bytes / _DISK_BYTES_PER_SECOND,
         "evaluate": scored * texts * recipe.evaluation.tokens * blocks / (pace.tokens_per_second * current().world),
     }

@@ -15,6 +15,7 @@ from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.result import Result
 from ffn_fusion.report.html import ReportData, write_report
 from ffn_fusion.report.model_card import model_card, read_licence
+from ffn_fusion.surgery.repairs import Repairs, is_repaired
 
 
 def publish(recipe: Recipe, result: Result, evidence: Evidence) -> None:
@@ -27,6 +28,7 @@ def publish(recipe: Recipe, result: Result, evidence: Evidence) -> None:
         read_licence(result.checkpoint.folder),
         result.quality,
         result.latency,
+        Repairs(result.workspace.repairs).record if is_repaired(recipe.output) else None,
     )
     write_atomic(recipe.output / MODEL_CARD, card.encode())
     write_report(

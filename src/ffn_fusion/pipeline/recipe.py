@@ -17,6 +17,7 @@ from ffn_fusion.blueprint.ranges import parse_runs
 from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
 from ffn_fusion.errors import RecipeError, UsageError
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
+from ffn_fusion.repair.settings import DEFAULT_HELD_OUT, DEFAULT_HORIZON, DEFAULT_WEIGHTING, RepairSettings, Weighting
 from ffn_fusion.units import parse_bytes
 
 
@@ -124,6 +125,18 @@ def analysis_from_options(*, parts: str, scores: str, **options: Any) -> Analysi
         raise _wrong_option(error) from error
 
 
+def repair_from_options(**options: Any) -> RepairSection:
+    """The repair section that command-line options stand for.
+
+    Raises:
+        UsageError: a value is off.
+    """
+    try:
+        return RepairSection(**options)
+    except ValidationError as error:
+        raise _wrong_option(error) from error
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip() not in ("", "none"))
 
@@ -132,6 +145,24 @@ def _wrong_option(error: ValidationError) -> UsageError:
     first = error.errors()[0]
     option = "--" + str(first["loc"][0]).replace("_", "-")
     return UsageError(f"{option}: {first['msg']} (found {first['input']!r})", "see ffn-fusion --help")
+
+
+class RepairSection(_Section):
+    """Output projections solved anew on text, in closed form (docs/repair.md). No ``texts``: those of the calibration.
+
+    ``horizon``: so many unchanged blocks behind a changed one take part.
+    """
+
+    enabled: bool = True
+    texts: tuple[Path, ...] = ()
+    tokens: int = Field(24_576, gt=0)
+    context: int = Field(512, ge=8)
+    horizon: int = Field(DEFAULT_HORIZON, ge=0)
+    held_out: float = Field(DEFAULT_HELD_OUT, gt=0, lt=1)
+    weighting: Weighting = DEFAULT_WEIGHTING
+
+    def settings(self) -> RepairSettings:
+        return RepairSettings(horizon=self.horizon, held_out=self.held_out, weighting=self.weighting)
 
 
 class BuildSection(_Section):
@@ -178,6 +209,7 @@ class Recipe(_Section):
     calibration: Text = Text()
     analysis: AnalysisSection = AnalysisSection()
     plan: PlanSection = PlanSection()
+    repair: RepairSection = RepairSection()
     build: BuildSection = BuildSection()
     evaluation: EvaluationSection = EvaluationSection()
     bench: BenchSection = BenchSection()
@@ -218,6 +250,7 @@ class Recipe(_Section):
                 "model": str(local.resolve()) if local.exists() else self.model,
                 "output": (folder / self.output.expanduser()).resolve(),
                 "calibration": _resolve(self.calibration, folder),
+                "repair": _resolve(self.repair, folder),
                 "evaluation": _resolve(self.evaluation, folder),
             }
         )
@@ -226,7 +259,7 @@ class Recipe(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-SectionT = TypeVar("SectionT", bound=Text)
+SectionT = TypeVar("SectionT", Text, EvaluationSection, RepairSection)
 
 
 def _resolve(section: SectionT, folder: Path) -> SectionT:

@@ -27,8 +27,10 @@ from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.result import Result
 from ffn_fusion.pipeline.workspace import Workspace, stage_key
 from ffn_fusion.processes import current
+from ffn_fusion.repair.places import places
 from ffn_fusion.surgery.build import build_id, child_bytes, files_state
 from ffn_fusion.surgery.child import Child
+from ffn_fusion.surgery.repairs import RECORD, Repairs
 
 
 class Listener(Protocol):
@@ -121,7 +123,7 @@ def _check_ours(workspace: Workspace) -> None:
 class _Run:
     """One run: each method is a stage, called in order; keys chain, so a change redoes what depends on it."""
 
-    STAGES = ("analyze", "plan", "build", "evaluate", "bench", "samples", "report")
+    STAGES = ("analyze", "plan", "repair", "build", "evaluate", "bench", "samples", "report")
 
     def __init__(self, recipe: Recipe, workspace: Workspace, checkpoint: Checkpoint, listener: Listener) -> None:
         self.recipe = recipe
@@ -152,6 +154,10 @@ class _Run:
         self.listener.planned(self.checkpoint, plan, self._remaining(plan))
         if dry_run:
             return Result(self.checkpoint, plan, space)
+        if self._repairs(plan.blueprint):
+            texts = stages.state(recipe.calibration), stages.state(recipe.repair)
+            key = stage_key(key, recipe.repair, recipe.calibration, texts)
+            self._stage("repair", key, [space.repairs / RECORD], lambda: self._repair(plan.blueprint))
         key = stage_key(key, recipe.build)
         self._stage("build", key, [recipe.output / "config.json"], lambda: self._build(plan.blueprint))
         quality_key = stage_key(key, recipe.evaluation, stages.state(recipe.evaluation))
@@ -202,9 +208,17 @@ class _Run:
         about = {"damage": plan.selection.damage, "counted_speedup": plan.counted_speedup}
         write_atomic(self.workspace.plan, (json.dumps(about, indent=1) + "\n").encode())
 
+    def _repairs(self, blueprint: Blueprint) -> bool:
+        """Whether there is something to repair, and it's wanted."""
+        return self.recipe.repair.enabled and bool(places(blueprint))
+
+    def _repair(self, blueprint: Blueprint) -> None:
+        stages.repair(self.checkpoint, blueprint, self.recipe, self.workspace.repairs, self.listener.progress)
+
     def _build(self, blueprint: Blueprint) -> None:
         section, output = self.recipe.build, self.recipe.output
-        child = Child(self.checkpoint, blueprint, section.width_multiple)
+        repairs = Repairs(self.workspace.repairs) if self._repairs(blueprint) else None
+        child = Child(self.checkpoint, blueprint, section.width_multiple, repairs)
         if output.exists():  # finished, and killed before it was noted
             manifest = read_manifest(output) or {}
             if manifest.get("build") == build_id(child, section.max_shard_bytes):

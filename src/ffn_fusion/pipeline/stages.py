@@ -33,13 +33,15 @@ from ffn_fusion.evaluation.quality import Control, Quality
 from ffn_fusion.latency.load import load_model, realise
 from ffn_fusion.latency.measure import bench
 from ffn_fusion.latency.timing import Latency
-from ffn_fusion.pipeline.recipe import BuildSection, DtypeName, PlanSection, Recipe, Text
+from ffn_fusion.pipeline.recipe import BuildSection, DtypeName, PlanSection, Recipe, RepairSection, Text
+from ffn_fusion.repair.repair import repair_child
 from ffn_fusion.report.model_card import model_card, read_licence
 from ffn_fusion.surgery.build import build, child_bytes
 from ffn_fusion.surgery.child import Child
+from ffn_fusion.surgery.repairs import Repairs, is_repaired
 from ffn_fusion.units import parse_bytes
 
-PRUNED, FUSED = "pruned", "fused"
+PRUNED, FUSED, UNREPAIRED = "pruned", "fused", "unrepaired"
 Progress = Callable[[str, int, int], None]
 
 
@@ -52,9 +54,9 @@ class Sample:
     child: str
 
 
-def state(text: Text) -> str:
+def state(section: Text | RepairSection) -> str:
     """Names, sizes and ages of a section's text files, so that a changed text is measured again."""
-    files = [f for t in text.texts for f in (sorted(t.rglob("*")) if t.is_dir() else [t]) if f.is_file()]
+    files = [f for t in section.texts for f in (sorted(t.rglob("*")) if t.is_dir() else [t]) if f.is_file()]
     return "\n".join(f"{f} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
 
 
@@ -133,6 +135,16 @@ def make_plan(checkpoint: Checkpoint, evidence: Evidence | None, section: PlanSe
     return Plan(blueprint, Selection(()), counted_speedup(checkpoint.spec, blueprint))
 
 
+def repair(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recipe, folder: Path, progress: Progress) -> Repairs:
+    """Solve the changed FFNs' output projections anew, on the calibration's texts if the repair has none of its own."""
+    section = recipe.repair
+    text = Text(texts=section.texts or recipe.calibration.texts, tokens=section.tokens, context=section.context)
+    windows = calibration_windows(checkpoint.folder, text, recipe.seed)
+    return repair_child(
+        checkpoint, blueprint, windows, folder, settings=section.settings(), device=recipe.device, progress=progress
+    )
+
+
 def build_child(child: Child, section: BuildSection, output: Path, progress: Progress) -> None:
     """Write the child with its first model card; evaluation puts its figures on the card later."""
     total, done = child_bytes(child), 0
@@ -142,13 +154,20 @@ def build_child(child: Child, section: BuildSection, output: Path, progress: Pro
         done += count
         progress("bytes", done, total)
 
-    card = model_card(output.name, child.blueprint, version("ffn-fusion"), licence=read_licence(child.parent.folder))
+    card = model_card(
+        output.name,
+        child.blueprint,
+        version("ffn-fusion"),
+        licence=read_licence(child.parent.folder),
+        repairs=child.repairs.record if child.repairs else None,
+    )
     build(
         child.parent,
         child.blueprint,
         output,
         width_multiple=section.width_multiple,
         max_shard_bytes=section.max_shard_bytes,
+        repairs=child.repairs,
         model_card=card,
         on_bytes=on_bytes,
     )
@@ -164,6 +183,11 @@ def score(
         FUSED: open_folder(recipe.output),
     }
     controls = []
+    if is_repaired(recipe.output):
+        models[UNREPAIRED] = Child(checkpoint, blueprint)
+        dropped, runs = format_blocks(blueprint.dropped_attentions), format_runs(blueprint.runs)
+        meaning = "the same child before its output projections were solved anew"
+        controls.append(Control(name=UNREPAIRED, meaning=meaning, dropped=dropped, runs=runs))
     if recipe.evaluation.controls:
         scored = [blueprint]
         for control in control_plans(blueprint, evidence, recipe.plan.budget()):

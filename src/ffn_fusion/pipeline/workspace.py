@@ -24,6 +24,7 @@ class Workspace:
         self.recipe = self.folder / "recipe.yaml"
         self.evidence = self.folder / "evidence"
         self.child_evidence = self.folder / "child-evidence"
+        self.repairs = self.folder / "repairs"
         self.analysis = self.folder / ".analysis"  # finished blocks, while the analysis runs
         self.pace = self.folder / "pace.json"
         self.blueprint = self.folder / "blueprint.json"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -28,12 +29,14 @@ def model_card(
     licence: str | None = None,
     quality: Quality | None = None,
     latency: Latency | None = None,
+    repairs: Mapping[str, Any] | None = None,
 ) -> str:
     """README.md of a child.
 
     Args:
         name: what the child is called.
         version: of ffn-fusion.
+        repairs: the record of what repair did (``repairs.json``); None: nothing.
         licence: the parent's, as the hub names it (see :func:`read_licence`); the child has the same.
     """
     parent = blueprint.parent
@@ -41,8 +44,7 @@ def model_card(
         _front_matter(parent.name, licence),
         f"# {_plain(name)}\n",
         f"{_plain(parent.name)} rebuilt with ffn-fusion so that it answers sooner. {sentence(blueprint)}\n",
-        "**Unrepaired: not trained after surgery.** The weights are the parent's, rearranged; quality that "
-        "was lost stays lost until the model is distilled or fine-tuned.\n",
+        _training(repairs),
         "## What was done\n",
         _markdown(plan_grid(blueprint)),
         "A fused FFN computes the FFNs of a run of blocks side by side, on one shared input.\n",
@@ -51,6 +53,20 @@ def model_card(
         _provenance(blueprint, version, licence),
     ]
     return "\n".join(parts)
+
+
+def _training(repairs: Mapping[str, Any] | None) -> str:
+    if repairs is None:
+        return (
+            "**Unrepaired: not trained after surgery.** The weights are the parent's, rearranged; quality that "
+            "was lost stays lost until the model is distilled or fine-tuned.\n"
+        )
+    count, tokens = len(repairs["files"]), repairs["calibration"]["tokens"]
+    return (
+        f"**Repaired, not trained.** The output projections of {count} FFNs were solved anew in closed form, on "
+        f"{tokens:,} tokens of text, so that the states come close to the parent's; all other weights are its own. "
+        "Distillation or fine-tuning can bring it closer.\n"
+    )
 
 
 def _front_matter(parent: str, licence: str | None) -> str:

@@ -23,6 +23,7 @@ from ffn_fusion.errors import BlueprintError, CheckpointError
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.surgery.child import Child
 from ffn_fusion.surgery.child_config import MODELING_FILES, child_config
+from ffn_fusion.surgery.repairs import RECORD, Repairs
 
 BLUEPRINT = "blueprint.json"
 _MARGIN = 64 << 20  # tokenizer, config and the file system's own
@@ -35,6 +36,7 @@ def build(
     *,
     width_multiple: int = WIDTH_MULTIPLE,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    repairs: Repairs | None = None,
     model_card: str = "",
     on_bytes: Callable[[int], None] = lambda count: None,
 ) -> Path:
@@ -43,6 +45,7 @@ def build(
     Args:
         width_multiple: FFN widths are zero-padded to a multiple of this. Below 256 the child keeps exact widths,
             but only transformers and vLLM load it.
+        repairs: weights that repair solved anew.
         model_card: text of README.md.
         on_bytes: called with every count of bytes written.
 
@@ -52,7 +55,7 @@ def build(
         OutputError: the target exists, overlaps the input, or the disk is too small.
     """
     check_blueprint(parent, blueprint)
-    child = Child(parent, blueprint, width_multiple)
+    child = Child(parent, blueprint, width_multiple, repairs)
     staging.check_target(target, parent.folder)
     tensors = output_tensors(child)
     staging.check_space(target, sum(tensor.nbytes for tensor in tensors) + _MARGIN)
@@ -69,6 +72,8 @@ def build(
         config = child_config(child.spec, width_multiple)
         stage.write("config.json", (json.dumps(config, indent=2) + "\n").encode())
         stage.write(BLUEPRINT, blueprint.to_json().encode())
+        if repairs is not None:
+            stage.write(RECORD, (json.dumps(repairs.record, indent=1) + "\n").encode())
         if model_card:
             stage.write(staging.MODEL_CARD, model_card.encode())
         stage.commit(
@@ -136,6 +141,8 @@ def build_id(child: Child, max_shard_bytes: int = MAX_SHARD_BYTES) -> str:
     digest = hashlib.sha256(child.parent.fingerprint.encode())
     digest.update(child.blueprint.to_json().encode())
     digest.update(f"{child.width_multiple} {max_shard_bytes} {version('ffn-fusion')}".encode())
+    if child.repairs is not None:
+        digest.update(child.repairs.digest.encode())
     return digest.hexdigest()
 
 

@@ -31,8 +31,9 @@ from ffn_fusion.families.layout import (
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.surgery.fold_norm import fold_norm
 from ffn_fusion.surgery.fuse_ffn import add_biases, fuse_columns, fuse_rows
+from ffn_fusion.surgery.repairs import Repairs
 
-Join = Literal["copy", "rows", "columns", "add", "ones"]
+Join = Literal["copy", "rows", "columns", "add", "ones", "repaired"]
 _ROUNDING_ORDER = ("F64", "F32", "BF16", "F16")
 
 
@@ -58,13 +59,21 @@ class Child:
 
     Args:
         width_multiple: FFN widths are padded with zero channels to this; 256 is what engines can load.
+        repairs: tensors that take the place of what the blueprint alone would give.
     """
 
-    def __init__(self, parent: Checkpoint, blueprint: Blueprint, width_multiple: int = WIDTH_MULTIPLE) -> None:
+    def __init__(
+        self,
+        parent: Checkpoint,
+        blueprint: Blueprint,
+        width_multiple: int = WIDTH_MULTIPLE,
+        repairs: Repairs | None = None,
+    ) -> None:
         assert blueprint.parent.blocks == parent.spec.parent("").blocks, "a blueprint of another model"
         self.parent = parent
         self.blueprint = blueprint
         self.width_multiple = width_multiple
+        self.repairs = repairs
 
     @cached_property
     def spec(self) -> ModelSpec:
@@ -94,6 +103,9 @@ class Child:
         dtype = torch_dtype(tensor.dtype)
         if tensor.join == "ones":
             return torch.ones(stop - start, dtype=dtype)
+        if tensor.join == "repaired":
+            assert self.repairs is not None
+            return fuse_columns([self.repairs.rows(name, start, stop).to(dtype)], tensor.padding)
         if tensor.join == "rows":
             return self._joined_rows(tensor, start, stop).to(dtype)
         parts = [self.parent.rows(source, start, stop).to(dtype) for source in tensor.sources]
@@ -135,6 +147,8 @@ class Child:
         sources = tuple(block_prefix(source) + name for source in block.ffn.sources)
         padding = self._width(block) - self.blueprint.width(block)
         tensor = ChildTensor(block_prefix(i) + name, self._dtype(sources), shape, "copy", sources)
+        if self.repairs is not None and tensor.name in self.repairs:
+            return replace(tensor, join="repaired", padding=padding)
         if name == FFN_NORM:
             return replace(tensor, join="ones") if own else self._copy(tensor.name, sources[-1])
         if name == "mlp.down_proj.bias":

@@ -1,0 +1,96 @@
+"""Repaired weights beside a blueprint: tensors of the child that were solved anew, read as they are needed.
+
+A folder: ``repairs.json`` (what belongs to what, and what was measured) and a safetensors file for every place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ffn_fusion.checkpoint.reader import torch_dtype
+from ffn_fusion.checkpoint.safetensors_file import TensorInfo, read_bytes, read_header
+from ffn_fusion.checkpoint.staging import write_atomic
+from ffn_fusion.errors import DataError
+
+RECORD = "repairs.json"
+
+
+class Repairs(Mapping[str, TensorInfo]):
+    """Repaired tensors by the child's names, unpadded. ``record`` is what ``repairs.json`` says.
+
+    Raises:
+        DataError: nothing there, or not what the record says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        again = "repair the child again"
+        try:
+            self.record: dict[str, Any] = json.loads((folder / RECORD).read_bytes())
+            files = {str(name): folder / Path(str(file)).name for name, file in self.record["files"].items()}
+        except OSError as error:
+            raise DataError(f"{folder}: no repairs there ({error.strerror})", again) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{folder / RECORD}: can't be read", again) from error
+        self._infos: dict[str, TensorInfo] = {}
+        for name, file in files.items():
+            tensors, _ = read_header(file)
+            if name not in tensors:
+                raise DataError(f"{file}: doesn't hold {name}", again)
+            self._infos[name] = tensors[name]
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of a repaired tensor, in its own dtype."""
+        info = self._infos[name]
+        raw = torch.empty((stop - start) * info.row_bytes, dtype=torch.uint8)
+        read_bytes(info, start * info.row_bytes, raw.numpy().data)
+        return raw.view(torch_dtype(info.dtype)).view(stop - start, *info.shape[1:])
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash over the weights themselves."""
+        digest = hashlib.sha256()
+        for name, info in sorted(self._infos.items()):
+            digest.update(name.encode())
+            with info.file.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    def __getitem__(self, name: str) -> TensorInfo:
+        return self._infos[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+
+def is_repaired(child: Path) -> bool:
+    """Whether a child on disk was repaired: its record lies with it."""
+    return (child / RECORD).is_file()
+
+
+def save_repair(folder: Path, name: str, weight: Tensor) -> str:
+    """Write one tensor; returns its file's name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = f"{name}.safetensors"
+    part = folder / f"{file}.part"
+    save_file({name: weight.contiguous()}, part)
+    part.replace(folder / file)
+    return file
+
+
+def save_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """What the files are; written last, so that a folder with a record is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
