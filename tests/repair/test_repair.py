@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from makers import Made, llama_config, random_ids, write_model
 from reference import Reference, Step
+from tiny import tiny_text
 
 from ffn_fusion.blockwise import Stack, final_states
 from ffn_fusion.blueprint import Blueprint, apply
@@ -21,7 +27,7 @@ from ffn_fusion.data import TokenWindows
 from ffn_fusion.errors import DataError
 from ffn_fusion.evaluation.evaluate import evaluate
 from ffn_fusion.repair.places import places
-from ffn_fusion.repair.repair import repair_child
+from ffn_fusion.repair.repair import repair_child, split_windows
 from ffn_fusion.repair.settings import RepairSettings
 from ffn_fusion.repair.walk import walk
 from ffn_fusion.surgery.build import build
@@ -66,7 +72,7 @@ def test_a_place_is_lstsq(made: Made, parent: Checkpoint, blueprint: Blueprint) 
     ids = random_ids(made.config, 150, 16)
     settings = RepairSettings(horizon=0, lambdas=(lam,), weighting="none", held_out=0.2)
     stacks = [Stack(source, dtype=torch.float64) for source in (parent, Child(parent, blueprint, 1))]
-    found = next(walk(*stacks, blueprint, ids, settings))
+    found = next(walk(*stacks, blueprint, ids, 120, settings))
     assert found.weight is not None
     want = Reference(made.config, made.tensors)
     x = want.states(ids, [Step(0, (0,)), Step(1, (1,))])
@@ -132,6 +138,37 @@ def test_too_little_text(made: Made, parent: Checkpoint, blueprint: Blueprint, t
     assert not (tmp_path / "r").exists()
 
 
+@given(count=st.integers(4, 200), share=st.floats(0.01, 0.9))
+def test_every_window_is_fitted_or_decides(count: int, share: float) -> None:
+    fitted, held_out = split_windows(count, share)
+    assert sorted(fitted + held_out) == list(range(count))
+    assert fitted
+    assert len(held_out) == min(max(1, round(share * count)), count - 1)
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(tiny: Path, tmp_path: Path) -> None:
+    """They sum their normal equations; the same windows decide."""
+    tiny_text(tmp_path / "t.txt")
+    command = Path(sys.executable).with_name("ffn-fusion")
+    words = [command, "fuse", tiny, "-o", tmp_path / "child", "--drop-attention", "2-4", "--runs", "2-3"]
+    subprocess.run(words, check=True, capture_output=True)
+    words = [command, "repair", tmp_path / "child", "--parent", tiny, "--text", tmp_path / "t.txt"]
+    words += ["--tokens", "800", "--context", "32", "--json"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    places = []
+    for start, out in (([], "one"), (launch, "two")):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*start, *words, "-o", tmp_path / out], check=True, capture_output=True, env=environment)
+        places.append(json.loads(done.stdout)["places"])
+    for one, two in zip(*places, strict=True):
+        assert (one["block"], one["lambda"], one["reason"]) == (two["block"], two["lambda"], two["reason"])
+        assert two["held_out_error"] == pytest.approx(one["held_out_error"], rel=1e-4)
+    one, two = (open_folder(tmp_path / name) for name in ("one", "two"))
+    for name in one.tensors:
+        assert torch.allclose(one.read(name), two.read(name), rtol=1e-3, atol=1e-4)
+
+
 def test_deterministic(made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path) -> None:
     digests = {repair_child(parent, blueprint, texts(made), tmp_path / k).digest for k in "ab"}
     assert len(digests) == 1
@@ -141,8 +178,6 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def test_on_the_command_line(ffn_fusion: Run, tiny: Path, tmp_path: Path) -> None:
-    from tiny import tiny_text
-
     text = ("--text", tiny_text(tmp_path / "t.txt"), "--tokens", 512, "--context", 32)
     child = tmp_path / "child"
     assert ffn_fusion("fuse", tiny, "-o", child, "--drop-attention", "2-4", "--runs", "2-3")[0] == 0

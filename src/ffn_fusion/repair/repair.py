@@ -59,7 +59,8 @@ def repair_child(
     settings = settings or RepairSettings()
     ids_NT = torch.from_numpy(np.concatenate([text.ids_NT for text in texts]))
     here = current()
-    mine_NT = ids_NT[_spread(len(ids_NT), here.rank, here.world)]
+    fitted, held_out = split_windows(len(ids_NT), settings.held_out)
+    mine = fitted[here.rank :: here.world], held_out[here.rank :: here.world]
     if len(ids_NT) < _LEAST_WINDOWS * here.world:
         raise DataError(
             f"{len(ids_NT)} windows of text are too few to repair on",
@@ -72,7 +73,13 @@ def repair_child(
     files, rows = {}, []
     ours, theirs = Stack(child, dtype=dtype, device=place), Stack(parent, dtype=dtype, device=place)
     for found in walk(
-        theirs, ours, blueprint, mine_NT, settings, on_progress=lambda done, total: progress("repair", done, total)
+        theirs,
+        ours,
+        blueprint,
+        ids_NT[mine[0] + mine[1]],
+        len(mine[0]),
+        settings,
+        on_progress=lambda done, total: progress("repair", done, total),
     ):
         name = f"{block_prefix(found.place.block)}mlp.down_proj.weight"
         if found.weight is not None and not here.rank:
@@ -97,9 +104,13 @@ def planned_places(blueprint: Blueprint, settings: RepairSettings) -> tuple[Plac
     return places(blueprint, settings.horizon)
 
 
-def _spread(windows: int, rank: int, world: int) -> slice:
-    """Every world-th window, so that each process sees all texts."""
-    return slice(rank, windows, world)
+def split_windows(count: int, share: float) -> tuple[list[int], list[int]]:
+    """Which windows are fitted and which decide: those are taken evenly from all texts, however many processes there
+    are.
+    """
+    held = min(max(1, round(share * count)), count - 1)
+    chosen = sorted({int((k + 0.5) * count / held) for k in range(held)})
+    return [n for n in range(count) if n not in set(chosen)], chosen
 
 
 def _row(found: PlaceRepair) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def walk(
     child: Stack,
     blueprint: Blueprint,
     ids_NT: Tensor,
+    held: int,
     settings: RepairSettings,
     *,
     rows: int = 2048,
@@ -56,7 +57,7 @@ def walk(
 
     Args:
         child: of the unrepaired child (``Child``), unpadded.
-        ids_NT: this process's windows; the last of them are held out.
+        ids_NT: this process's windows. held: those from here on aren't fitted, and decide.
         on_progress: called with (block evaluations of both models done, in all).
     """
     todo = {place.block: place for place in places(blueprint, settings.horizon)}
@@ -64,7 +65,6 @@ def walk(
         return
     kept = blueprint.kept_blocks
     first, end = min(todo), max(todo)
-    ids_NT, held = _held_out_last(ids_NT, settings.held_out)
     parts = [*_slices(0, held, rows // ids_NT.shape[1]), *_slices(held, len(ids_NT), rows // ids_NT.shape[1])]
     theirs, ours = MemoryStates(len(ids_NT)), MemoryStates(len(ids_NT))
     for part in parts:
@@ -142,14 +142,6 @@ def _advance(states: States, parts: Sequence[slice], block: Block) -> None:
         added = block.contributions(x)
         states.write(_SLOT, part, x + added.attention + added.ffn)
     states.turn()
-
-
-def _held_out_last(ids_NT: Tensor, share: float) -> tuple[Tensor, int]:
-    """The windows with those that are held out behind the others, taken evenly from all texts; where they begin."""
-    count = min(max(1, round(share * len(ids_NT))), len(ids_NT) - 1)
-    chosen = {int((k + 0.5) * len(ids_NT) / count) for k in range(count)}
-    order = [n for n in range(len(ids_NT)) if n not in chosen] + sorted(chosen)
-    return ids_NT[order], len(ids_NT) - len(chosen)
 
 
 def _slices(start: int, stop: int, size: int) -> list[slice]:
