@@ -6,9 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from makers import Made, llama_config, random_ids, write_model
 from reference import Reference, Step
-from tiny import tiny_text
+from tiny import tiny_model, tiny_text
 
 from ffn_fusion.blockwise import Stack, final_states
 from ffn_fusion.blueprint import Blueprint, apply
@@ -147,8 +145,9 @@ def test_every_window_is_fitted_or_decides(count: int, share: float) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_does(tiny: Path, tmp_path: Path) -> None:
+def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
     """They sum their normal equations; the same windows decide."""
+    tiny = tiny_model(tmp_path / "parent").folder
     tiny_text(tmp_path / "t.txt")
     command = Path(sys.executable).with_name("ffn-fusion")
     words = [command, "fuse", tiny, "-o", tmp_path / "child", "--drop-attention", "2-4", "--runs", "2-3"]
@@ -172,28 +171,3 @@ def test_two_processes_find_what_one_does(tiny: Path, tmp_path: Path) -> None:
 def test_deterministic(made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path) -> None:
     digests = {repair_child(parent, blueprint, texts(made), tmp_path / k).digest for k in "ab"}
     assert len(digests) == 1
-
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-def test_on_the_command_line(ffn_fusion: Run, tiny: Path, tmp_path: Path) -> None:
-    text = ("--text", tiny_text(tmp_path / "t.txt"), "--tokens", 512, "--context", 32)
-    child = tmp_path / "child"
-    assert ffn_fusion("fuse", tiny, "-o", child, "--drop-attention", "2-4", "--runs", "2-3")[0] == 0
-    code, out, err = ffn_fusion("repair", child, "--parent", tiny, "-o", tmp_path / "better", *text)
-    assert code == 0, err
-    assert "held out" in out
-    assert "Repaired" in (tmp_path / "better" / "README.md").read_text()
-    assert not list(tmp_path.glob(".better*"))
-    mistakes: list[tuple[tuple[Any, ...], int, str]] = [
-        ((child, "--parent", tiny, "-o", tmp_path / "better", *text), 8, "exists"),
-        ((child, "--parent", tiny, "-o", tmp_path / "n", *text, "--weighting", "heavy"), 2, "--weighting"),
-        ((child, "--parent", tiny, "-o", tmp_path / "n", *text[:3], 64, "--context", 32), 7, "too few"),
-        ((tiny, "--parent", tiny, "-o", tmp_path / "n", *text), 5, "blueprint"),
-    ]
-    for words, expected, says in mistakes:
-        code, out, err = ffn_fusion("repair", *words)
-        assert (code, says in err) == (expected, True), err
-        assert not (tmp_path / "n").exists()
-        assert not list(tmp_path.glob(".n*"))
