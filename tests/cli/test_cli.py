@@ -207,4 +207,4 @@ def test_optimize_with_defaults(ffn_fusion: Run, parent: Path, tmp_path: Path) -
     assert (child / "config.json").is_file()
     code, _, err = ffn_fusion("run", tmp_path / "child.run" / "recipe.yaml")
     assert code == 0
-    assert err.count("done already") == 7
+    assert err.count("done already") == 8
