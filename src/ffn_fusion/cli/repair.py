@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -52,17 +52,16 @@ def repair(
     check_target(output, model.folder)
     windows = calibration_windows(model.folder, Text(texts=tuple(text or ()), tokens=tokens, context=context), seed)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.repairs-") as folder,
-        progress_bars() as bars,
-    ):
-        found = solve(
-            model, blueprint, windows, Path(folder), settings=section.settings(), device=device, progress=bars
-        )
-        build_child(
-            Child(model, blueprint, width_multiple, found), BuildSection(width_multiple=width_multiple), output, bars
-        )
+    folder = output.with_name(f".{output.name}.repairs")  # always there: what a killed call left goes with the next
+    try:
+        with progress_bars() as bars:
+            found = solve(model, blueprint, windows, folder, settings=section.settings(), device=device, progress=bars)
+            built = Child(model, blueprint, width_multiple, found)
+            build_child(built, BuildSection(width_multiple=width_multiple), output, bars)
+            record = found.record
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     if as_json:
-        emit({"output": str(output), **found.record})
+        emit({"output": str(output), **record})
         return
-    say(repairs_table(found.record), f"child: {output}", err=False)
+    say(repairs_table(record), f"child: {output}", err=False)
