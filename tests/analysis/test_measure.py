@@ -351,6 +351,25 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(measured: Measured, tmp_pat
             assert begun_at == finished[0], "a block that was finished was done again"
 
 
+@pytest.mark.parametrize("lost", ["block-0001.npz", "states-0.bin", "states-1.bin", "journal.json"])
+def test_what_the_disk_lost_is_measured_again(lost: str, measured: Measured, tmp_path: Path) -> None:
+    checkpoint, ids, _ = measured
+    want = analyze(checkpoint, windows(ids), max_stretch=1)
+    done = 0
+
+    def kill(*_: Any) -> None:
+        nonlocal done
+        done += 1
+        if done == 25:
+            raise Killed
+
+    with pytest.raises(Killed):
+        analyze(checkpoint, windows(ids), max_stretch=1, workspace=tmp_path, progress=kill)
+    (file,) = tmp_path.rglob(lost)
+    file.write_bytes(b"")
+    same(analyze(checkpoint, windows(ids), max_stretch=1, workspace=tmp_path), want)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 20, 35, 48])
 def test_kill_9(at: int, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ says what all of it belongs to and how far it has come. Without a folder, the ta
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,6 +61,8 @@ class Journal:
         part = self.folder / f"{name}.part"
         with part.open("wb") as file:
             np.savez(file, **dict(tables))  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())  # before any note that counts on it
         part.replace(self.folder / f"{name}.npz")
 
     def load(self, name: str) -> dict[str, Table] | None:

@@ -113,11 +113,11 @@ def sweep(
     total = N * evaluations(len(stack), edits.values())
     kept = tuple(name for name in edits if keep(name))
     swept = Swept(stack, states, journal, N, kept)
-    if journal.position.get("finished"):
+    if journal.position.get("finished") and _whole(journal, len(stack)):
         return swept
     done = int(journal.position.get("blocks", 0))
-    if done and not states.restore(journal.position["states"]):
-        done = 0  # the disk lost them
+    if done and not (_whole(journal, done) and states.restore(journal.position["states"])):
+        done = 0  # the disk lost something
     if not done:
         for part in pass_.parts:
             states.write((PARENT, 0), part, stack.embed(ids_NT[part]))
@@ -151,6 +151,11 @@ def final_states(stack: Stack, ids_NT: Tensor) -> Tensor:
 def evaluations(blocks: int, edits: Iterable[Edit]) -> int:
     """Block evaluations of a sweep for one window: the parent's, and each variant's behind its change."""
     return blocks + sum(blocks - 1 - edit.last for edit in edits)
+
+
+def _whole(journal: Journal, blocks: int) -> bool:
+    """Whether what was observed at the first so many blocks is all there."""
+    return all(journal.load(f"block-{i:04d}") is not None for i in range(blocks))
 
 
 def _evaluations_at(i: int, edits: Iterable[Edit]) -> int:
