@@ -11,12 +11,14 @@ from ffn_fusion.blueprint import (
     Blueprint,
     FusedFfn,
     KeptSubBlock,
+    NarrowedFfn,
     NoSubBlock,
     Parent,
     ParentBlock,
     apply,
     drop_attention,
     fuse_run,
+    narrow_ffn,
     split_run,
     unfused,
 )
@@ -90,6 +92,32 @@ def test_a_run_may_swallow_a_fused_run_whole() -> None:
     assert once == twice
 
 
+def test_narrow_keeps_the_channels_in_the_parents_order() -> None:
+    before = Blueprint.identity(parent(8, 16))
+    after = narrow_ffn(before, 1, [9, 3, 3, 4])
+    assert before.is_identity
+    assert not after.is_identity
+    assert after.blocks[0] == before.blocks[0]
+    assert after.blocks[1].attention == before.blocks[1].attention
+    assert after.blocks[1].ffn == NarrowedFfn(source=1, channels=(3, 4, 9))
+    assert after.blocks[1].ffn.sources == (1,)
+    assert [after.width(block) for block in after.blocks] == [8, 3]
+    assert after.runs == after.dropped_attentions == ()
+    assert unfused(after) == before
+
+
+def test_narrowing_goes_with_other_edits() -> None:
+    start = Blueprint.identity(parent(8, 8, 8))
+    assert narrow_ffn(start, 1, range(8)) == start
+    twice = narrow_ffn(narrow_ffn(start, 1, [1, 3, 5]), 1, [3, 5])
+    assert twice == narrow_ffn(start, 1, [3, 5])
+    assert narrow_ffn(twice, 1, [3, 5]) == twice
+    assert drop_attention(twice, [1, 2]) == narrow_ffn(drop_attention(start, [1, 2]), 1, [3, 5])
+    fused = narrow_ffn(apply(start, [1, 2], [(1, 2)]), 0, [7])
+    assert fused == apply(narrow_ffn(start, 0, [7]), [1, 2], [(1, 2)])
+    assert fused.runs == ((1, 2),)
+
+
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
@@ -116,6 +144,17 @@ def test_a_run_may_swallow_a_fused_run_whole() -> None:
         (lambda: apply(free(8, 8, 8, 8), runs=[(0, 3), (1, 2)]), "runs 0-3 and 1-2 overlap"),
         (lambda: apply(free(8, 8), runs=[(0, 5)]), "block 5 is outside"),
         (lambda: apply(Blueprint.identity(parent(8, 8, 8)), drop=[1], runs=[(0, 2)]), "goes through block 2"),
+        (lambda: narrow_ffn(free(8, 8), 2, [0]), "block 2 is outside the model"),
+        (lambda: narrow_ffn(free(8, 8), 0, []), "the FFN of block 0: no channel would be left"),
+        (lambda: narrow_ffn(free(8, 8), 0, [8]), "channel 8 is outside it, which has 8"),
+        (lambda: narrow_ffn(free(8, 8), 0, [-1, 3]), "channel -1 is outside it"),
+        (lambda: narrow_ffn(narrow_ffn(free(8, 8), 0, [1, 2]), 0, [2, 3]), "block 0: channel 3 is gone already"),
+        (lambda: narrow_ffn(free(8, "linear"), 1, [0]), "the FFN of block 1 is linear"),
+        (lambda: narrow_ffn(free(8, None), 1, [0]), "block 1 has no FFN"),
+        (lambda: narrow_ffn(fuse_run(free(8, 8, 8), 1, 2), 2, [0]), "block 2 is fused in run 1-2"),
+        (lambda: narrow_ffn(free(2_000_000), 0, [0]), "2,000,000 wide"),
+        (lambda: fuse_run(narrow_ffn(free(8, 8, 8), 2, [0]), 0, 2), "run 0-2: the FFN of block 2 is narrowed"),
+        (lambda: apply(narrow_ffn(free(8, 8, 8), 0, [0]), runs=[(0, 2)], max_width=16), "block 0 is narrowed"),
     ],
 )
 def test_refusals(edit: Callable[[], object], says: str) -> None:
@@ -173,8 +212,11 @@ def edits(draw: st.DrawFn) -> Blueprint:
     for _ in range(draw(st.integers(0, 6))):
         before = blueprint.to_json()
         try:
-            if draw(st.booleans()):
+            kind = draw(st.sampled_from(["drop", "narrow", "fuse"]))
+            if kind == "drop":
                 blueprint = drop_attention(blueprint, draw(st.sets(block)))
+            elif kind == "narrow":
+                blueprint = narrow_ffn(blueprint, draw(block), draw(st.sets(st.integers(-1, 24))))
             else:
                 runs = draw(st.lists(st.tuples(block, block), max_size=2))
                 width = draw(st.none() | st.integers(8, 600))
@@ -199,7 +241,10 @@ def test_any_legal_sequence_covers_the_parent_once_and_keeps_every_ffn(blueprint
     sources = [source for b in blueprint.blocks for source in b.ffn.sources]
     assert sources == [i for i, b in enumerate(blueprint.parent.blocks) if b.ffn]
     total = sum(b.ffn_width for b in blueprint.parent.blocks)
-    assert sum(blueprint.width(b) for b in blueprint.blocks) == total
+    narrowed = [b for b in blueprint.blocks if b.ffn.kind == "narrowed"]
+    cut = sum(blueprint.parent.blocks[b.ffn.sources[0]].ffn_width - blueprint.width(b) for b in narrowed)
+    assert sum(blueprint.width(b) for b in blueprint.blocks) == total - cut
+    assert all(cut > 0 and blueprint.width(b) > 0 for b in narrowed)
     attentions = {source for b in blueprint.blocks for source in b.attention.sources}
     assert attentions | set(blueprint.dropped_attentions) == set(range(count))
     assert not attentions & set(blueprint.dropped_attentions)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffn_fusion.blueprint import Blueprint, Parent, ParentBlock, apply
+from ffn_fusion.blueprint import Blueprint, NarrowedFfn, Parent, ParentBlock, apply, narrow_ffn
 from ffn_fusion.errors import BlueprintError
 
 PARENT = Parent(
@@ -33,6 +33,67 @@ def test_round_trip(tmp_path: Path) -> None:
         "attention": {"kind": "none"},
         "ffn": {"kind": "fused", "sources": [1, 2], "norm": "last"},
     }
+
+
+NARROWED = narrow_ffn(FUSED, 0, [*range(100), 105, *range(107, 201)])
+
+
+def test_channels_are_ranges_in_json_and_numbers_here(tmp_path: Path) -> None:
+    path = tmp_path / "blueprint.json"
+    NARROWED.save(path)
+    assert json.loads(path.read_text())["blocks"][0]["ffn"] == {
+        "kind": "narrowed",
+        "source": 0,
+        "channels": "0-99,105,107-200",
+    }
+    loaded = Blueprint.load(path)
+    assert loaded == NARROWED
+    assert isinstance(loaded.blocks[0].ffn, NarrowedFfn)
+    assert loaded.blocks[0].ffn.channels[99:102] == (99, 105, 107)
+    assert Blueprint.model_validate(NARROWED.model_dump()) == NARROWED
+
+
+def test_a_wide_ffn_with_every_other_channel_gone_stays_small() -> None:
+    wide = Parent(name="wide", blocks=(ParentBlock(attention="attention", ffn="gated", ffn_width=14_336),))
+    blueprint = narrow_ffn(Blueprint.identity(wide), 0, range(0, 14_336, 2))
+    assert len(blueprint.to_json()) < 50_000
+    assert Blueprint.model_validate_json(blueprint.to_json()) == blueprint
+
+
+@pytest.mark.parametrize(
+    ("channels", "says"),
+    [
+        ("", "channels"),
+        ([], "channels"),
+        (None, "channels"),
+        ("none", "'none' is not a range of channels"),
+        ("5,3", "channels 3 come after 5"),
+        ("0-3,3", "channels 3 come after 3"),
+        ([5, 3], "must ascend"),
+        ([3, 3], "must ascend"),
+        ([-1, 3], "count from 0"),
+        ([1_000_000], "count from 0"),
+        ("0-256", "block 0: channel 256 is outside the FFN of parent block 0, which has 256"),
+        ("0-255", "block 0: an FFN narrowed to all of its channels is a kept one"),
+    ],
+)
+def test_bad_channels_are_refused_in_one_line(channels: Any, says: str, tmp_path: Path) -> None:
+    document = json.loads(NARROWED.to_json())
+    document["blocks"][0]["ffn"]["channels"] = channels
+    path = tmp_path / "blueprint.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(BlueprintError, match=re.escape(says)) as caught:
+        Blueprint.load(path)
+    assert "\n" not in caught.value.message
+
+
+def test_only_gated_ffns_are_narrowed(tmp_path: Path) -> None:
+    path = tmp_path / "blueprint.json"
+    document = json.loads(NARROWED.to_json())
+    document["parent"]["blocks"][0] = {"attention": "attention", "ffn": "linear", "ffn_width": 0}
+    path.write_text(json.dumps(document))
+    with pytest.raises(BlueprintError, match="block 0: only gated FFNs can be narrowed; that of parent block 0"):
+        Blueprint.load(path)
 
 
 def at(*place: Any, value: Any) -> Callable[[Any], None]:
@@ -77,6 +138,7 @@ def reverse(document: Any) -> None:
         (at("parent", "blocks", 1, "ffn", value="linear"), "only gated FFNs can be fused"),
         (at("parent", "blocks", 1, "ffn_width", value=-1), "parent.blocks.1.ffn_width"),
         (at("parent", "blocks", 1, "ffn_width", value=1.5), "parent.blocks.1.ffn_width"),
+        (at("blocks", 0, "ffn", value={"kind": "narrowed", "source": 1, "channels": "0"}), "don't lie in order in 0-0"),
         (at("version", value=2), "version"),
         (at("colour", value="red"), "colour"),
         (at("blocks", 0, "colour", value="red"), "blocks.0.colour"),
@@ -118,7 +180,7 @@ JSON = st.recursive(
 
 @given(data=st.data())
 def test_any_value_anywhere_loads_whole_or_is_refused(data: st.DataObject, tmp_path: Path) -> None:
-    document = json.loads(FUSED.to_json())
+    document = json.loads(NARROWED.to_json())
     place: Any = document
     while True:
         key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffn_fusion.blueprint.ranges import format_blocks, format_runs, parse_blocks, parse_runs
+from ffn_fusion.blueprint.ranges import (
+    format_blocks,
+    format_channels,
+    format_runs,
+    parse_blocks,
+    parse_channels,
+    parse_runs,
+)
 from ffn_fusion.errors import UsageError
 
 
@@ -43,3 +50,18 @@ def test_format() -> None:
 def test_round_trip(blocks: set[int]) -> None:
     text = format_blocks(blocks)
     assert parse_blocks("" if text == "none" else text) == tuple(sorted(blocks))
+
+
+@given(st.sets(st.integers(0, 400), min_size=1))
+def test_round_trip_of_channels(channels: set[int]) -> None:
+    text = format_channels(channels)
+    assert " " not in text
+    assert parse_channels(text) == tuple(sorted(channels))
+
+
+@pytest.mark.parametrize("text", ["5,3", "3,3", "0-9,9-12", "0-999999,0-999999"])
+def test_channels_out_of_order(text: str) -> None:
+    with pytest.raises(UsageError, match="come after"):
+        parse_channels(text)
+    with pytest.raises(UsageError, match="'x' is not a range of channels"):
+        parse_channels("x")

@@ -111,6 +111,8 @@ def change_of(block: Block) -> str:
     words = [f"attention {_numbers(gone)} dropped"] if gone else []
     if block.ffn.kind == "fused":
         words.append(f"FFN {_numbers(block.ffn.sources)} fused")
+    elif block.ffn.kind == "narrowed":
+        words.append(f"FFN {block.ffn.source} narrowed to {len(block.ffn.channels):,}")
     elif block.ffn.kind == "none":
         words.append("FFN dropped")
     return ", ".join(words)
@@ -119,7 +121,7 @@ def change_of(block: Block) -> str:
 def _is_changed(block: Block) -> bool:
     first, last = block.parent_blocks
     own = (first,)
-    return first != last or block.attention.sources != own or block.ffn.sources != own
+    return first != last or block.attention.sources != own or block.ffn.sources != own or block.ffn.kind == "narrowed"
 
 
 def _numbers(blocks: Sequence[int]) -> str:

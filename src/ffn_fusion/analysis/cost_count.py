@@ -11,7 +11,7 @@ parallelism show on a 405B model; a small model spends more). A count, not a mea
 from __future__ import annotations
 
 from ffn_fusion.blueprint import Blueprint
-from ffn_fusion.families import ModelSpec
+from ffn_fusion.families import FfnSpec, ModelSpec
 from ffn_fusion.families.layout import sub_block_parameters
 
 STEP_SHARE = 0.35
@@ -24,17 +24,25 @@ def steps(blueprint: Blueprint) -> int:
 
 def counted_speedup(spec: ModelSpec, blueprint: Blueprint) -> float:
     """How many times as fast as the parent the child's decoding is by this count."""
+    cut = sum(
+        sub_block_parameters(spec, spec.blocks[block.ffn.source].ffn)
+        - sub_block_parameters(spec, FfnSpec("gated", blueprint.width(block)))
+        for block in blueprint.blocks
+        if block.ffn.kind == "narrowed"
+    )
     return counted_speedup_of(
-        spec, blueprint.dropped_attentions, steps(Blueprint.identity(blueprint.parent)) - steps(blueprint)
+        spec, blueprint.dropped_attentions, steps(Blueprint.identity(blueprint.parent)) - steps(blueprint), cut
     )
 
 
-def counted_speedup_of(spec: ModelSpec, dropped: tuple[int, ...], steps_saved: int) -> float:
-    """The same from what is saved: attentions dropped, and sequential steps in all (dropped and fused)."""
+def counted_speedup_of(spec: ModelSpec, dropped: tuple[int, ...], steps_saved: int, cut: int = 0) -> float:
+    """The same from what is saved: attentions dropped, sequential steps in all (dropped and fused), and ``cut``
+    parameters of narrowed FFNs.
+    """
     head = spec.vocab_size * spec.hidden_size  # read whole for every token; of the embedding one row is
     weights = head + sum(
         sub_block_parameters(spec, block.attention) + sub_block_parameters(spec, block.ffn) for block in spec.blocks
     )
-    saved = sum(sub_block_parameters(spec, spec.blocks[i].attention) for i in dropped)
+    saved = cut + sum(sub_block_parameters(spec, spec.blocks[i].attention) for i in dropped)
     all_steps = sum((block.attention is not None) + (block.ffn is not None) for block in spec.blocks)
     return 1 / (1 - (1 - STEP_SHARE) * saved / weights - STEP_SHARE * steps_saved / all_steps)

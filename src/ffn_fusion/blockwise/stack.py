@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -213,23 +213,24 @@ class Block:
         result: Tensor = self._layer.mlp(self._layer.post_attention_layernorm(x))
         return result
 
-    def ffn_inner(self, x: Tensor) -> Tensor:
-        """The FFN's activations, which its output projection reads: [N, T, D] -> [N, T, F]."""
-        mlp = self._layer.mlp
-        x = self._layer.post_attention_layernorm(x)
-        result: Tensor = mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
-        return result
+    def inner_and_outer(self, part: Literal["attention", "ffn"], x: Tensor) -> tuple[Tensor, Tensor]:
+        """What a sub-block's output projection reads, and what it gives: [N, T, D] -> [N, T, F], [N, T, D].
 
-    def ffn_outer(self, inner: Tensor) -> Tensor:
-        """The FFN's output projection: [N, T, F] -> [N, T, D]."""
-        result: Tensor = self._layer.mlp.down_proj(inner)
-        return result
+        F is the FFN's width, or the attention's heads times their size.
+        """
+        caught: list[Tensor] = []
+        hook = self.projection(part).register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        try:
+            outer = self.attention(x) if part == "attention" else self.ffn(x)
+        finally:
+            hook.remove()
+        return caught[0], outer
 
-    @property
-    def down_projection(self) -> Tensor:
-        """The gated FFN's output projection [D, F] itself."""
-        weight: Tensor = self._layer.mlp.down_proj.weight.data
-        return weight
+    def projection(self, part: Literal["attention", "ffn"]) -> nn.Linear:
+        """The output projection itself: weight [D, F], and a bias [D] where the model has one."""
+        found = self._layer.self_attn.o_proj if part == "attention" else self._layer.mlp.down_proj
+        assert isinstance(found, nn.Linear)
+        return found
 
 
 class ReadAhead:

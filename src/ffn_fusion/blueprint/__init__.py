@@ -6,11 +6,12 @@ from ffn_fusion.blueprint.blocks import (
     FusedFfn,
     FusionNorm,
     KeptSubBlock,
+    NarrowedFfn,
     NoSubBlock,
     Parent,
     ParentBlock,
 )
-from ffn_fusion.blueprint.edits import apply, drop_attention, fuse_run, split_run, unfused
+from ffn_fusion.blueprint.edits import apply, drop_attention, fuse_run, narrow_ffn, split_run, unfused
 
 __all__ = [
     "Block",
@@ -18,12 +19,14 @@ __all__ = [
     "FusedFfn",
     "FusionNorm",
     "KeptSubBlock",
+    "NarrowedFfn",
     "NoSubBlock",
     "Parent",
     "ParentBlock",
     "apply",
     "drop_attention",
     "fuse_run",
+    "narrow_ffn",
     "split_run",
     "unfused",
 ]

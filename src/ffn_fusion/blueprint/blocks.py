@@ -9,18 +9,29 @@ with one. A child block names the parent sub-blocks its attention and its FFN co
 
 ``parent_blocks`` is the range of the parent that the child block stands for: the ranges of all child blocks cover
 the parent exactly once and in order, so a child block ends where parent block ``parent_blocks[1]`` ends.
-Another way to make a sub-block (narrower, fewer KV heads, linear, side by side) is another ``kind``.
+A narrowed FFN names the channels it keeps, ``{"kind": "narrowed", "source": 3, "channels": "0-99,105"}``.
+Another way to make a sub-block (fewer KV heads, linear, side by side) is another ``kind``.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
-from ffn_fusion.errors import BlueprintError
+from ffn_fusion.blueprint.ranges import LARGEST, format_channels, parse_channels
+from ffn_fusion.errors import BlueprintError, UsageError
 
 FusionNorm = Literal["own", "last"]
 """How a fused FFN normalises its input: every FFN with its own scale (exact), or all with the last one's (paper)."""
@@ -71,8 +82,45 @@ class FusedFfn(_Frozen):
     norm: FusionNorm = "own"
 
 
+def _read_channels(value: Any) -> Any:
+    try:
+        return parse_channels(value) if isinstance(value, str) else value
+    except UsageError as error:
+        raise ValueError(error.message) from error
+
+
+def _ascending(channels: tuple[int, ...]) -> tuple[int, ...]:
+    if any(later <= earlier for earlier, later in pairwise(channels)):
+        raise ValueError("channels must ascend, each once")
+    if channels and not 0 <= channels[0] <= channels[-1] <= LARGEST:
+        raise ValueError(f"channels count from 0 to {LARGEST:,} at most")
+    return channels
+
+
+Channels = Annotated[
+    tuple[int, ...],
+    Field(min_length=1),
+    BeforeValidator(_read_channels),
+    AfterValidator(_ascending),
+    PlainSerializer(format_channels, return_type=str, when_used="json"),
+]
+"""Channels of an FFN in ascending order; in JSON as ranges, since FFNs are tens of thousands of channels wide."""
+
+
+class NarrowedFfn(_Frozen):
+    """``channels`` of the gated FFN of ``source``; the others' part of its sum is left out."""
+
+    kind: Literal["narrowed"] = "narrowed"
+    source: int
+    channels: Channels
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        return (self.source,)
+
+
 AttentionPlan = Annotated[NoSubBlock | KeptSubBlock, Field(discriminator="kind")]
-FfnPlan = Annotated[NoSubBlock | KeptSubBlock | FusedFfn, Field(discriminator="kind")]
+FfnPlan = Annotated[NoSubBlock | KeptSubBlock | FusedFfn | NarrowedFfn, Field(discriminator="kind")]
 
 
 class Block(_Frozen):
@@ -137,12 +185,16 @@ class Blueprint(_Frozen):
                 raise ValueError(
                     f"block {i}: only gated FFNs can be fused; {list(block.ffn.sources)} holds a linear one"
                 )
+            if block.ffn.kind == "narrowed":
+                _check_narrowed(i, block.ffn, parent[block.ffn.source])
         return self
 
     # ---- reading it
 
     def width(self, block: Block) -> int:
         """FFN width of a child block, before padding to what the format can say."""
+        if block.ffn.kind == "narrowed":
+            return len(block.ffn.channels)
         return sum(self.parent.blocks[source].ffn_width for source in block.ffn.sources)
 
     @property
@@ -188,3 +240,15 @@ class Blueprint(_Frozen):
                 f"{path}: {place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}",
                 "write the blueprint anew with `ffn-fusion plan`",
             ) from error
+
+
+def _check_narrowed(i: int, ffn: NarrowedFfn, parent: ParentBlock) -> None:
+    if parent.ffn != "gated":
+        raise ValueError(f"block {i}: only gated FFNs can be narrowed; that of parent block {ffn.source} is linear")
+    if ffn.channels[-1] >= parent.ffn_width:
+        raise ValueError(
+            f"block {i}: channel {ffn.channels[-1]} is outside the FFN of parent block {ffn.source}, "
+            f"which has {parent.ffn_width:,}"
+        )
+    if len(ffn.channels) == parent.ffn_width:
+        raise ValueError(f"block {i}: an FFN narrowed to all of its channels is a kept one")

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ffn_fusion.blueprint.blocks import Block, Blueprint, FusedFfn, FusionNorm, NoSubBlock
-from ffn_fusion.blueprint.ranges import format_blocks
+from ffn_fusion.blueprint.blocks import (
+    Block,
+    Blueprint,
+    FusedFfn,
+    FusionNorm,
+    NarrowedFfn,
+    NoSubBlock,
+)
+from ffn_fusion.blueprint.ranges import LARGEST, format_blocks, format_runs
 from ffn_fusion.errors import BlueprintError
 
 
@@ -36,7 +43,7 @@ def fuse_run(blueprint: Blueprint, first: int, last: int, norm: FusionNorm = "ow
 
     Raises:
         BlueprintError: the run leaves the model, cuts through an already fused run, runs through a block that keeps
-            its attention, holds fewer than two FFNs, or holds a linear one.
+            its attention, holds fewer than two FFNs, or holds a linear or a narrowed one.
     """
     name = f"run {first}-{last}"
     _check_inside(blueprint, (first, last))
@@ -60,6 +67,9 @@ def fuse_run(blueprint: Blueprint, first: int, last: int, norm: FusionNorm = "ow
     linear = [s for s in sources if blueprint.parent.blocks[s].ffn == "linear"]
     if linear:
         raise BlueprintError(f"{name}: the FFN of block {linear[0]} is linear, not gated", "end the run before it")
+    narrowed = [ffn.source for ffn in ffns if isinstance(ffn, NarrowedFfn)]
+    if narrowed:
+        raise BlueprintError(f"{name}: the FFN of block {narrowed[0]} is narrowed", "fuse it whole, or leave it out")
     if len(sources) < 2:
         raise BlueprintError(f"{name} holds {len(sources)} FFN, so there is nothing to fuse", "choose a longer run")
     if any(isinstance(ffn, FusedFfn) and ffn.norm != norm for ffn in ffns):
@@ -67,6 +77,56 @@ def fuse_run(blueprint: Blueprint, first: int, last: int, norm: FusionNorm = "ow
     fused = Block(parent_blocks=(first, last), attention=inside[0].attention, ffn=FusedFfn(sources=sources, norm=norm))
     at = blueprint.blocks.index(inside[0])
     return _with_blocks(blueprint, [*blueprint.blocks[:at], fused, *blueprint.blocks[at + len(inside) :]])
+
+
+def narrow_ffn(blueprint: Blueprint, block: int, channels: Iterable[int]) -> Blueprint:
+    """Keep only these channels of a parent block's gated FFN, in the parent's order.
+
+    Of an FFN narrowed before, ``channels`` must be among those still there. All channels: the FFN as it is.
+
+    Raises:
+        BlueprintError: a block or channel outside the model, an FFN that is linear, fused or gone, or no channel.
+    """
+    _check_inside(blueprint, (block,))
+    kept = tuple(sorted(set(channels)))
+    at, there = _narrowable(blueprint, block)
+    missing = sorted(set(kept).difference(there))
+    if missing:
+        width = blueprint.parent.blocks[block].ffn_width
+        why = "is gone already" if 0 <= missing[0] < width else f"is outside it, which has {width:,}"
+        raise BlueprintError(
+            f"the FFN of block {block}: channel {missing[0]} {why}",
+            f"channels are the parent's and count from 0 to {width - 1}",
+        )
+    if not kept:
+        raise BlueprintError(f"the FFN of block {block}: no channel would be left", "keep at least one")
+    if len(kept) == len(there):
+        return blueprint
+    changed = blueprint.blocks[at].model_copy(update={"ffn": NarrowedFfn(source=block, channels=kept)})
+    return _with_blocks(blueprint, [*blueprint.blocks[:at], changed, *blueprint.blocks[at + 1 :]])
+
+
+def _narrowable(blueprint: Blueprint, source: int) -> tuple[int, Sequence[int]]:
+    """Which child block holds the gated FFN of this parent block for itself, and the channels that it has."""
+    for at, block in enumerate(blueprint.blocks):
+        if source not in block.ffn.sources:
+            continue
+        if block.ffn.kind == "fused":
+            run = format_runs([block.parent_blocks])
+            raise BlueprintError(
+                f"the FFN of block {source} is fused in run {run} and can't be narrowed", "narrow blocks outside runs"
+            )
+        if blueprint.parent.blocks[source].ffn == "linear":
+            raise BlueprintError(
+                f"the FFN of block {source} is linear, not gated: it has no channels", "name another block"
+            )
+        width = blueprint.parent.blocks[source].ffn_width
+        if width > LARGEST + 1:
+            raise BlueprintError(
+                f"the FFN of block {source} is {width:,} wide", f"at most {LARGEST + 1:,} can be named"
+            )
+        return at, block.ffn.channels if isinstance(block.ffn, NarrowedFfn) else range(width)
+    raise BlueprintError(f"block {source} has no FFN to narrow", "name another block")
 
 
 def split_run(blueprint: Blueprint, first: int, last: int, max_width: int | None) -> list[tuple[int, int]]:

@@ -116,6 +116,7 @@ def _child_boxes(blueprint: Blueprint, block: Block, number: int, x: float, scal
     fused = block.ffn.kind == "fused"
     if not fused:
         says = f"{name}: FFN {width:,} wide" if width else f"{name}: linear FFN"
+        says += f", narrowed from {parent[block.ffn.source].ffn_width:,}" if block.ffn.kind == "narrowed" else ""
         yield Box(x, _FFN_STEP * scale.unit, scale.ffn(width), "ffn" if width else "linear", says)
         return
     says = f"{name}: {len(block.ffn.sources)} FFNs fused, {width:,} wide"

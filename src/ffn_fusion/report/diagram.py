@@ -20,7 +20,7 @@ from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.report.tables import sequential_steps
 
 _LABELS = ("parent attention ", "       FFN       ", "child  attention ", "       FFN       ")
-_STYLES = {"●": "green", "■": "cyan", "·": "dim red", "~": "dim"}
+_STYLES = {"●": "green", "■": "cyan", "▪": "cyan", "·": "dim red", "~": "dim"}
 _FUSED_STYLE = "bold blue"
 
 
@@ -66,11 +66,12 @@ def _glyphs(blueprint: Blueprint) -> _Lines:
     parent = blueprint.parent.blocks
     attention = ["~" if b.attention == "linear" else "●" if b.attention else "·" for b in parent]
     ffn = ["~" if b.ffn == "linear" else "■" if b.ffn else "·" for b in parent]
+    narrowed = {block.ffn.source for block in blueprint.blocks if block.ffn.kind == "narrowed"}
     return _Lines(
         "".join(attention),
         "".join(ffn),
         "".join(glyph if i in attentions else "·" for i, glyph in enumerate(attention)),
-        "".join(glyph if i in ffns else "·" for i, glyph in enumerate(ffn)),
+        "".join("▪" if i in narrowed else glyph if i in ffns else "·" for i, glyph in enumerate(ffn)),
     )
 
 
@@ -120,6 +121,7 @@ def _legend(blueprint: Blueprint) -> Text:
     parts: list[tuple[str, str, Callable[[Blueprint], bool]]] = [
         ("●", "attention", lambda _: True),
         ("■", "FFN", lambda _: True),
+        ("▪", "narrowed FFN", lambda b: any(block.ffn.kind == "narrowed" for block in b.blocks)),
         ("·", "none", lambda b: bool(b.dropped_attentions)),
         ("~", "linear", lambda b: any("linear" in (block.attention, block.ffn) for block in b.parent.blocks)),
     ]

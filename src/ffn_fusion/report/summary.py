@@ -27,7 +27,8 @@ def sentence(blueprint: Blueprint) -> str:
     """What was done, in one sentence."""
     dropped, runs = blueprint.dropped_attentions, blueprint.runs
     blocks = len(blueprint.parent.blocks)
-    if not dropped and not runs:
+    narrowed = [block.ffn.source for block in blueprint.blocks if block.ffn.kind == "narrowed"]
+    if not dropped and not runs and not narrowed:
         return f"Nothing was changed: the child has the parent's {blocks} blocks."
     done = []
     if dropped:
@@ -37,6 +38,9 @@ def sentence(blueprint: Blueprint) -> str:
     if runs:
         wide = "one wide FFN" if len(runs) == 1 else f"{len(runs)} wide FFNs"
         done.append(f"{fused_ffns(blueprint)} FFNs were fused into {wide} ({_named('run', format_runs(runs))})")
+    if narrowed:
+        were = "FFN was" if len(narrowed) == 1 else "FFNs were"
+        done.append(f"{len(narrowed)} {were} narrowed ({_named('block', format_blocks(narrowed))})")
     return f"{' and '.join(done)}: {blocks} blocks became {len(blueprint.kept_blocks)}."
 
 

@@ -140,6 +140,8 @@ def _ffn(blueprint: Blueprint, block: Block) -> tuple[str, str]:
         return "none", NOTHING
     if block.ffn.kind == "kept":
         return "kept", total if widths[0] else "linear"
+    if block.ffn.kind == "narrowed":
+        return "narrowed", f"{blueprint.width(block):,} of {total}"
     shown = f"{min(widths):,} to {max(widths):,}, together {total}"
     if len(set(widths)) == 1:
         shown = f"{len(widths)} × {widths[0]:,} = {total}"  # noqa: RUF001

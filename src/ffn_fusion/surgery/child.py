@@ -1,7 +1,8 @@
 """A child that isn't built yet: blueprint + parent -> every tensor of the child, computed when it's asked for.
 
 One description serves both ends: the builder streams it to disk row by row, and the blockwise engine runs it without
-a file. A tensor of the child is a copy of one of the parent's, or parts of several joined by ``surgery.fuse_ffn``.
+a file. A tensor of the child is a copy of one of the parent's, parts of several joined by ``surgery.fuse_ffn``, or some
+channels of one by ``surgery.narrow_ffn``.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from ffn_fusion.families.layout import (
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.surgery.fold_norm import fold_norm
 from ffn_fusion.surgery.fuse_ffn import add_biases, fuse_columns, fuse_rows
+from ffn_fusion.surgery.narrow_ffn import narrow_columns, narrow_rows
 from ffn_fusion.surgery.repairs import Repairs
 
 Join = Literal["copy", "rows", "columns", "add", "ones", "repaired"]
@@ -42,7 +44,8 @@ class ChildTensor:
     """How one tensor of the child comes about.
 
     ``sources`` are the parent's tensors, joined by ``join``; ``scales`` (when given) are the norm scales folded into
-    them first, one a source; ``padding`` zero rows or columns follow.
+    them first, one a source; ``padding`` zero rows or columns follow. ``channels`` (when given) are the only rows or
+    columns of the one source that are taken.
     """
 
     name: str
@@ -52,6 +55,7 @@ class ChildTensor:
     sources: tuple[str, ...]
     scales: tuple[str, ...] = ()
     padding: int = 0
+    channels: tuple[int, ...] = ()
 
 
 class Child:
@@ -105,11 +109,14 @@ class Child:
             return torch.ones(stop - start, dtype=dtype)
         if tensor.join == "repaired":
             assert self.repairs is not None
-            return fuse_columns([self.repairs.rows(name, start, stop).to(dtype)], tensor.padding)
+            repaired = self.repairs.rows(name, start, stop).to(dtype)
+            return fuse_columns([repaired], tensor.padding) if tensor.padding else repaired
         if tensor.join == "rows":
-            return self._joined_rows(tensor, start, stop).to(dtype)
+            taken = self._narrowed_rows if tensor.channels else self._joined_rows
+            return taken(tensor, start, stop).to(dtype)
         parts = [self.parent.rows(source, start, stop).to(dtype) for source in tensor.sources]
         if tensor.join == "columns":
+            parts = [narrow_columns(part, tensor.channels) for part in parts] if tensor.channels else parts
             return fuse_columns(parts, tensor.padding)
         return add_biases(parts) if tensor.join == "add" else parts[0]
 
@@ -124,7 +131,7 @@ class Child:
         if block.attention.kind == "kept":
             attention = parent[block.attention.source].attention
         ffn: FfnSpec | None = None
-        if block.ffn.kind == "fused":
+        if block.ffn.kind in ("fused", "narrowed"):
             ffn = FfnSpec("gated", self._width(block))
         elif block.ffn.kind == "kept":
             ffn = parent[block.ffn.source].ffn
@@ -136,30 +143,36 @@ class Child:
         spec = self.spec.blocks[i]
         if block.attention.kind == "kept" and spec.attention:
             for name, _ in attention_tensors(self.spec, spec.attention):
-                yield self._copy(block_prefix(i) + name, block_prefix(block.attention.source) + name)
+                tensor = self._copy(block_prefix(i) + name, block_prefix(block.attention.source) + name)
+                yield replace(tensor, join="repaired") if self._is_repaired(tensor) else tensor
         if spec.ffn:
             for name, shape in ffn_tensors(self.spec, spec.ffn):
                 yield self._ffn_tensor(i, block, name, shape)
 
     def _ffn_tensor(self, i: int, block: Block, name: str, shape: Shape) -> ChildTensor:
-        """One tensor of a kept or fused FFN. Own norms are folded; with the last one's, the others are dropped."""
+        """One tensor of a kept, narrowed or fused FFN. Own norms are folded; with the last one's, others dropped."""
         own = block.ffn.kind == "fused" and block.ffn.norm == "own"
         sources = tuple(block_prefix(source) + name for source in block.ffn.sources)
         padding = self._width(block) - self.blueprint.width(block)
+        channels = block.ffn.channels if block.ffn.kind == "narrowed" else ()
+        changed = len(sources) > 1 or padding > 0 or bool(channels)
         tensor = ChildTensor(block_prefix(i) + name, self._dtype(sources), shape, "copy", sources)
-        if self.repairs is not None and tensor.name in self.repairs:
-            return replace(tensor, join="repaired", padding=padding)
+        if self._is_repaired(tensor):
+            return replace(tensor, join="repaired", padding=padding if name.endswith(".weight") else 0)
         if name == FFN_NORM:
             return replace(tensor, join="ones") if own else self._copy(tensor.name, sources[-1])
         if name == "mlp.down_proj.bias":
             return tensor if len(sources) == 1 else replace(tensor, join="add")
-        if name == "mlp.down_proj.weight" and (len(sources) > 1 or padding):
-            return replace(tensor, join="columns", padding=padding)
-        if name.startswith(("mlp.gate_proj", "mlp.up_proj")) and (len(sources) > 1 or padding):
+        if name == "mlp.down_proj.weight" and changed:
+            return replace(tensor, join="columns", padding=padding, channels=channels)
+        if name.startswith(("mlp.gate_proj", "mlp.up_proj")) and changed:
             scales = tuple(block_prefix(source) + FFN_NORM for source in block.ffn.sources)
             folded = own and name.endswith(".weight")
-            return replace(tensor, join="rows", padding=padding, scales=scales if folded else ())
+            return replace(tensor, join="rows", padding=padding, scales=scales if folded else (), channels=channels)
         return tensor
+
+    def _is_repaired(self, tensor: ChildTensor) -> bool:
+        return self.repairs is not None and tensor.name in self.repairs
 
     def _copy(self, name: str, source: str) -> ChildTensor:
         info = self.parent.tensors[source]
@@ -186,3 +199,10 @@ class Child:
         if not parts:
             return torch.zeros(missing, *tensor.shape[1:], dtype=torch_dtype(tensor.dtype))
         return fuse_rows(parts, missing)
+
+    def _narrowed_rows(self, tensor: ChildTensor, start: int, stop: int) -> Tensor:
+        channels = tensor.channels[start:stop]
+        if not channels:
+            return torch.zeros(stop - start, *tensor.shape[1:], dtype=torch_dtype(tensor.dtype))
+        part = self.parent.rows(tensor.sources[0], channels[0], channels[-1] + 1)
+        return fuse_rows([narrow_rows(part, channels, channels[0])], stop - start - len(channels))
