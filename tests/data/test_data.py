@@ -99,7 +99,28 @@ def test_no_tokenizer(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
-def test_built_in_texts_are_there_and_apart() -> None:
-    calibration, held_out = read_documents(BUILT_IN_CALIBRATION)[0], read_documents(BUILT_IN_HELD_OUT)[0]
-    assert min(len(calibration), len(held_out)) > 50_000
-    assert held_out[1000:1200] not in calibration
+def test_what_pieces_leave_over_is_used_where_the_text_is_short(folder: Path) -> None:
+    """A text of 1,000 tokens in pieces of one window and a half gives nearly all of them."""
+    (folder / "a.txt").write_text("".join(f"{i:03d} " for i in range(250)))
+    windows = make_windows(load_tokenizer(folder / "tokenizer"), folder / "a.txt", 30, 10**6)
+    assert windows.ids_NT.size > 900
+
+
+def test_lines_that_are_no_documents(folder: Path) -> None:
+    """Cut at line ends only, blank lines left out."""
+    (folder / "a.jsonl").write_text('{"text": "one\u2028still one"}\n\n{"text": " "}\n{"text": "two"}\n', "utf-8")
+    assert read_documents(folder / "a.jsonl") == ["one\u2028still one", "two"]
+
+
+def test_built_in_texts_are_broad_small_and_apart() -> None:
+    assert [t.stem for t in BUILT_IN_CALIBRATION] == [t.stem for t in BUILT_IN_HELD_OUT]
+    assert len(BUILT_IN_CALIBRATION) == 5
+    calibration, held_out = (
+        "\n".join(str(d) for text in texts for d in read_documents(text))
+        for texts in (BUILT_IN_CALIBRATION, BUILT_IN_HELD_OUT)
+    )
+    assert all(text.stat().st_size >= 25_000 for text in BUILT_IN_CALIBRATION)
+    assert all(text.stat().st_size >= 8_000 for text in BUILT_IN_HELD_OUT)
+    assert len(calibration) + len(held_out) < 500_000
+    shared = {line for line in held_out.splitlines() if len(line) > 60} & set(calibration.splitlines())
+    assert not shared

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ffn_fusion.data.text import read_documents
+from ffn_fusion.data.conversation import Conversation
+from ffn_fusion.data.text import Document, read_documents
 from ffn_fusion.errors import CheckpointError, DataError
 
 _CHARACTERS_PER_TOKEN = 6  # a piece of a long document holds a window or two, so that few tokens come from many places
@@ -54,10 +55,12 @@ def make_windows(
 
     Documents are cut into pieces of about a window, the pieces shuffled by ``seed``. A piece that fills windows gives
     them; shorter ones are joined, with the end-of-text token between them. Where the tokenizer begins a text with a
-    special token, every window begins with it. A text shorter than asked for gives the windows that it has.
+    special token, every window begins with it. A conversation is written by the tokenizer's chat template and cut
+    before a user's turn. What is left over of pieces is used where the text is short; one shorter than asked for gives
+    the windows that it has.
 
     Raises:
-        DataError: the text has fewer than two windows.
+        DataError: the text has fewer than two windows, or a conversation that the chat template can't write.
     """
     start, end = _special(tokenizer)
     room = context - len(start)
@@ -66,16 +69,20 @@ def make_windows(
     random.Random(seed).shuffle(pieces)
     rows: list[list[int]] = []
     joined: list[int] = []
+    left: list[int] = []
     for piece in pieces:
-        ids = tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+        ids, ending = _encode(tokenizer, piece, start, end)
         if len(ids) < room:
-            joined += ids + end
-            ids = joined if len(joined) >= room else []
-        rows += [start + ids[i : i + room] for i in range(0, len(ids) - room + 1, room)]
-        if ids is joined:
-            joined = []
+            joined += ids + ending
+            if len(joined) < room:
+                continue
+            ids, ending, joined = joined, [], []
+        rows += _rows(ids, start, room)
+        left += ids[len(ids) // room * room :] + ending
         if len(rows) >= wanted:
             break
+    else:
+        rows += _rows(left + joined, start, room)
     if len(rows) < MIN_WINDOWS:
         raise DataError(
             f"{path}: too short: {len(rows)} window of {context:,} tokens, and {MIN_WINDOWS} are needed",
@@ -84,8 +91,15 @@ def make_windows(
     return TokenWindows(label or path.stem, np.asarray(rows[:wanted], dtype=np.int64))
 
 
-def _pieces(document: str, size: int) -> Iterator[str]:
-    """Cut at line ends or blanks into pieces of at most ``size`` characters."""
+def _rows(ids: list[int], start: list[int], room: int) -> list[list[int]]:
+    return [start + ids[i : i + room] for i in range(0, len(ids) - room + 1, room)]
+
+
+def _pieces(document: Document, size: int) -> Iterator[Document]:
+    """Cut at line ends or blanks into pieces of at most ``size`` characters; conversations before a user's turn."""
+    if isinstance(document, Conversation):
+        yield from document.parts(size)
+        return
     while len(document) > size:
         cut = max(document.rfind("\n", size // 2, size), document.rfind(" ", size // 2, size))
         cut = cut if cut > 0 else size
@@ -93,6 +107,17 @@ def _pieces(document: str, size: int) -> Iterator[str]:
         document = document[cut:].lstrip()
     if document.strip():
         yield document
+
+
+def _encode(tokenizer: Any, piece: Document, start: list[int], end: list[int]) -> tuple[list[int], list[int]]:
+    """A piece's tokens, and what ends it; chat templates write those that begin and end a text themselves."""
+    text = piece if isinstance(piece, str) else piece.render(tokenizer)
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if isinstance(piece, str):
+        return ids, end
+    if start and ids[:1] == start:
+        ids = ids[1:]
+    return ids, [] if end and end[0] in ids[-2:] else end  # the last may be a line end
 
 
 def _special(tokenizer: Any) -> tuple[list[int], list[int]]:

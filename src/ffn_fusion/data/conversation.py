@@ -1,0 +1,82 @@
+"""A conversation -> text, as the model was taught to read it: by its tokenizer's chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ffn_fusion.errors import DataError
+
+ROLES = ("system", "user", "assistant")
+_FIXED_DATE = "{% macro strftime_now(format) %}26 July 2024{% endmacro +%}"
+"""In front of every template. Some write today's date into each conversation; tokens must be the same on every day."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """What one side said; ``role`` is one of ``ROLES``."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages in their order.
+
+    Args:
+        place: file and line, for error messages.
+        plain: a tokenizer without a chat template, or one that refuses these messages, gets "role: content"
+            paragraphs. So with our own texts, which serve every model; a person's text is never changed in silence.
+    """
+
+    messages: tuple[Message, ...]
+    place: str
+    plain: bool = False
+
+    def __str__(self) -> str:
+        return "\n\n".join(f"{message.role}: {message.content}" for message in self.messages) + "\n"
+
+    def parts(self, size: int) -> Iterator[Conversation]:
+        """Cut a long one before a user's turn, into parts of about ``size`` characters.
+
+        What stands before the first user's turn, so a system message, goes with every part.
+        """
+        first = next((i for i, message in enumerate(self.messages) if message.role == "user"), len(self.messages))
+        head = self.messages[:first]
+        part: list[Message] = []
+        for message in self.messages[first:]:
+            if message.role == "user" and part and sum(len(m.content) for m in part) >= size:
+                yield Conversation((*head, *part), self.place, self.plain)
+                part = []
+            part.append(message)
+        if head or part:
+            yield Conversation((*head, *part), self.place, self.plain)
+
+    def render(self, tokenizer: Any) -> str:
+        """The text, special tokens written out; templates run in transformers' sandbox.
+
+        Raises:
+            DataError: the tokenizer has no chat template, or it refuses these messages; not where ``plain``.
+        """
+        messages = [{"role": message.role, "content": message.content} for message in self.messages]
+        try:
+            template = _FIXED_DATE + tokenizer.get_chat_template()
+            return str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False))
+        except Exception as error:  # a template is a program of the model's maker: it can fail in any way
+            if self.plain:
+                return str(self)
+            if not getattr(tokenizer, "chat_template", None):
+                raise DataError(
+                    f"{self.place}: a conversation, and the model's tokenizer has no chat template",
+                    'give plain text: .txt, or .jsonl with {"text": ...} a line',
+                ) from error
+            raise DataError(
+                f"{self.place}: the model's chat template refuses this conversation ({_first_line(error)})",
+                "change its roles or their order to what the model takes, or leave it out",
+            ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
