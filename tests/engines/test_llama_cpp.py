@@ -1,0 +1,281 @@
+"""llama.cpp computes what transformers computes from the same checkpoint, and cuts texts as its tokenizer does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from llama_cpp import CONVERTER, ENGINE, QUANTIZE, VOCABULARIES, greedy, logits, needs_llama_cpp, tokens
+from makers import Blocks, llama_config, nas_config, write_model
+from real_model import REAL_MODEL, needs_real_model
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+from vocabularies import BYTE_LEVEL, SIZES, TEXTS, added, byte_level, sentencepiece, write_tokenizer
+
+from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.checkpoint.gguf_file import GgufFile, read_gguf
+from ffn_fusion.checkpoint.gguf_tokenizer import tokenizer_files
+from ffn_fusion.checkpoint.source import open_model
+from ffn_fusion.export import gguf_writer
+from ffn_fusion.export.gguf_writer import plan_gguf, write_gguf
+from ffn_fusion.surgery.build import build
+
+pytestmark = [pytest.mark.engines, needs_llama_cpp]
+
+MIXED: Blocks = [(2, 64), (None, 96), (None, 768), (4, 40), (1, 256), (None, None), (None, 30), (2, 64), (None, 512)]
+IDS = [(7 * i * i + 3 * i) % SIZES["vocab_size"] for i in range(40)]
+TOLERANCE = 2e-3
+
+
+def make(folder: Path, blocks: Blocks, **changes: Any) -> Path:
+    made = write_model(folder, nas_config(blocks, **(SIZES | changes)), blocks)
+    write_tokenizer(made.folder)
+    return made.folder
+
+
+def exported(model: Path, target: Path, **options: Any) -> Path:
+    return write_gguf(plan_gguf(open_model(model), **options), target)
+
+
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def expected(folder: Path, ids: list[int] = IDS) -> Tensor:
+    with torch.no_grad():
+        return load(folder)(input_ids=torch.tensor([ids])).logits[0]  # type: ignore[no-any-return]
+
+
+def error(have: Tensor, want: Tensor) -> float:
+    """Largest difference of logits, relative to the largest logit."""
+    return float((have - want).abs().max() / want.abs().max())
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"attention_bias": True, "mlp_bias": True},
+        {"head_dim": 16},
+        {"rope_theta": 500.0, "rope_scaling": LLAMA3, "rms_norm_eps": 1e-3},
+        {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
+    ],
+    ids=["plain", "tied", "biases", "head-size", "llama3", "linear", "yarn"],
+)
+@pytest.mark.parametrize("blocks", [[(2, 64)] * 3, MIXED], ids=["llama", "deci"])
+def test_logits_and_text(tmp_path: Path, blocks: Blocks, changes: dict[str, Any]) -> None:
+    """Attention-free blocks in the middle and at the end, an empty one, groups and widths of every block's own."""
+    folder = make(tmp_path / "m", blocks, **changes)
+    file = exported(folder, tmp_path / "m.gguf")
+    want = expected(folder)
+    assert error(logits(file, IDS), want) < TOLERANCE
+    model, ids = load(folder), IDS[:12]
+    for _ in range(16):
+        with torch.no_grad():
+            ids = [*ids, int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())]
+    assert greedy(file, IDS[:12], 16) == ids[12:]
+
+
+def test_a_linear_layer_in_an_attentions_place(tmp_path: Path) -> None:
+    folder = make(tmp_path / "m", [(2, 64), ("linear", 64), (None, 64), ("linear", 32)])
+    assert error(logits(exported(folder, tmp_path / "m.gguf"), IDS), expected(folder)) < TOLERANCE
+
+
+@pytest.mark.parametrize("norm", ["own", "last"])
+def test_a_fused_child(tmp_path: Path, norm: Any) -> None:
+    parent = write_model(tmp_path / "p", llama_config(num_hidden_layers=8, **SIZES))
+    write_tokenizer(parent.folder)
+    checkpoint = open_model(parent.folder)
+    blueprint = apply(Blueprint.identity(checkpoint.spec.parent("p")), (2, 3, 4, 7), ((1, 3), (6, 7)), norm=norm)
+    child = build(checkpoint, blueprint, tmp_path / "child")
+    assert error(logits(exported(child, tmp_path / "m.gguf"), IDS), expected(child)) < TOLERANCE
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("f16", 5e-3), ("bf16", 4e-2), ("q8_0", 0.15), ("q4_k_m", 0.8)])
+def test_other_dtypes(tmp_path: Path, dtype: str, tolerance: float) -> None:
+    blocks: Blocks = [(2, 512), (None, 1024), (4, 256), (None, 256)]
+    folder = make(tmp_path / "m", blocks, hidden_size=256)
+    file = exported(folder, tmp_path / "m.gguf", dtype=dtype, quantizer=QUANTIZE)
+    have, want = logits(file, IDS), expected(folder)
+    assert float((have - want).norm() / want.norm()) < tolerance
+    kinds = {tensor.kind_name for tensor in read_gguf(file).tensors.values()}
+    assert ("Q4_K" if dtype == "q4_k_m" else dtype.upper()) in kinds
+
+
+# ---- why something is refused
+
+
+def unchecked(folder: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(gguf_writer, "check_loadable", lambda spec: None)
+    return exported(folder, target)
+
+
+def test_what_is_refused_is_silently_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attention without an FFN: llama.cpp loads it, says nothing and computes something else."""
+    folder = make(tmp_path / "m", [(2, 64), (2, None), (None, 64), (2, 64)])
+    found = logits(unchecked(folder, tmp_path / "m.gguf", monkeypatch), IDS)
+    assert error(found, expected(folder)) > 0.1
+
+
+@pytest.mark.parametrize("blocks", [[(None, 64), (2, 64)], [(2, 64), (None, None)]])
+def test_what_is_refused_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: Blocks) -> None:
+    folder = make(tmp_path / "m", blocks)
+    file = unchecked(folder, tmp_path / "m.gguf", monkeypatch)
+    with pytest.raises(subprocess.CalledProcessError):
+        greedy(file, IDS, 2)
+
+
+# ---- texts
+
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHINESE = "[一-龥ࠀ-一가-퟿]+"
+
+
+def steps(*regexes: str, digits: bool = False) -> dict[str, Any]:
+    cuts: list[dict[str, Any]] = [
+        {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False} for regex in regexes
+    ]
+    cuts += [{"type": "Digits", "individual_digits": True}] if digits else []
+    return {"type": "Sequence", "pretokenizers": [*cuts, BYTE_LEVEL | {"use_regex": False}]}
+
+
+SMOLLM = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]}
+
+
+def written_in_llama_cpp(beginning: str) -> str:
+    """A pattern of every script's letters: as llama.cpp's source has it, where look-alikes can't be mistaken."""
+    source = (ENGINE / "src" / "src" / "llama-vocab.cpp").read_text(encoding="utf-8")
+    start = source.index('"' + beginning.replace("\\", "\\\\")) + 1
+    return source[start : source.index('"', start)].replace("\\\\", "\\")
+
+
+CUTS = {
+    "gpt-2": BYTE_LEVEL,
+    "llama-bpe": steps(LLAMA3_SPLIT),
+    "qwen2": steps(LLAMA3_SPLIT.replace("{1,3}", "")),
+    "starcoder": SMOLLM,
+    "refact": SMOLLM,
+    "deepseek-coder": steps("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CHINESE, digits=True),
+}
+
+
+def byte_level_of(file: GgufFile, name: str) -> dict[str, Any]:
+    """tokenizer.json of a vocabulary that llama.cpp ships for its own tests."""
+    if name == "deepseek-llm":
+        cased, punctuation = written_in_llama_cpp(r"\s?[A-Za-z"), written_in_llama_cpp(r"\s?[!-/:-~")
+        cut = steps("[\r\n]", cased, punctuation, r"\s+$", CHINESE, digits=True)
+    else:
+        cut = CUTS[name]
+    words: list[str] = file.metadata["tokenizer.ggml.tokens"]
+    kinds = [int(kind) for kind in file.metadata["tokenizer.ggml.token_type"]]
+    extra = [added(word, i, special=kinds[i] == 3) for i, word in enumerate(words) if kinds[i] in (3, 4)]
+    model = {
+        "vocab": {word: i for i, word in enumerate(words) if kinds[i] == 1},
+        "merges": [merge.split(" ", 1) for merge in file.metadata["tokenizer.ggml.merges"]],
+        "ignore_merges": name == "llama-bpe",
+    }
+    return byte_level(pre_tokenizer=cut, post_processor=BYTE_LEVEL, added_tokens=extra) | {
+        "model": {"type": "BPE", **model}
+    }
+
+
+@pytest.mark.parametrize("name", [*CUTS, "deepseek-llm", "llama-spm"])
+def test_texts_are_cut_as_llama_cpps_own_vocabularies_are(tmp_path: Path, name: str) -> None:
+    """Real vocabularies, with the texts and ids that llama.cpp keeps for them (ids by the model's own tokenizer)."""
+    source = VOCABULARIES / f"ggml-vocab-{name}.gguf"
+    file = read_gguf(source)
+    size = len(file.metadata["tokenizer.ggml.tokens"])
+    made = write_model(tmp_path / "m", llama_config(vocab_size=size, num_hidden_layers=1, tie_word_embeddings=True))
+    if name == "llama-spm":
+        for part, content in tokenizer_files(file).items():
+            (made.folder / part).write_bytes(content)
+    else:
+        write_tokenizer(made.folder, byte_level_of(file, name), bos_token=None, eos_token=None)
+    target = exported(made.folder, tmp_path / "m.gguf")
+    texts = source.with_suffix(".gguf.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
+    wanted = source.with_suffix(".gguf.out").read_text(encoding="utf-8").split("\n")
+    ours = Tokenizer.from_file(str(made.folder / "tokenizer.json"))
+    assert len(texts) > 40
+    for text, ids, found in zip(texts, wanted, tokens(target, texts), strict=False):
+        want = [int(word) for word in ids.split()]
+        assert ours.encode(text, add_special_tokens=False).ids == want, text
+        assert found == want, text
+
+
+def test_texts_of_small_vocabularies(tmp_path: Path) -> None:
+    words = {"he": -1.0, "▁a": -2.0, "ab": -3.0, "cd": -4.0, "abcd": -5.0, "▁ab": -0.5, "bc": -2.5, "▁▁": -3.5}
+    for name, tokenizer in {"bytes": byte_level(), "pieces": sentencepiece(words)}.items():
+        size = len(tokenizer["model"]["vocab"])
+        made = write_model(tmp_path / name, llama_config(vocab_size=size))
+        write_tokenizer(made.folder, tokenizer)
+        target = exported(made.folder, tmp_path / f"{name}.gguf")
+        ours = Tokenizer.from_file(str(made.folder / "tokenizer.json"))
+        texts = [*TEXTS, "abcd hehe  cd ab", "abcabcab", "a  b\u00e9"]
+        for text, found in zip(texts, tokens(target, texts), strict=True):
+            assert found == ours.encode(text, add_special_tokens=False).ids, text
+
+
+# ---- the real model
+
+
+def converted(folder: Path, target: Path, dtype: str) -> Path:
+    """By llama.cpp's own converter."""
+    path = f"{CONVERTER.parent / 'gguf-py'}{os.pathsep}{ENGINE / 'python'}"
+    command = [sys.executable, CONVERTER, folder, "--outfile", target, "--outtype", dtype]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": path})
+    return target
+
+
+@needs_real_model
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "q8_0"])
+def test_the_parent_is_what_llama_cpps_converter_writes(tmp_path: Path, dtype: str) -> None:
+    """Every tensor byte for byte, every hyperparameter and the whole vocabulary; only names and the like differ."""
+    checkpoint = open_model(REAL_MODEL)
+    ours = read_gguf(exported(REAL_MODEL, tmp_path / "ours.gguf", dtype=dtype))
+    theirs = read_gguf(converted(checkpoint.folder, tmp_path / "theirs.gguf", dtype))
+    assert set(ours.tensors) == set(theirs.tensors)
+    for name, tensor in ours.tensors.items():
+        other = theirs.tensors[name]
+        assert (tensor.kind, tensor.shape) == (other.kind, other.shape)
+        assert np.array_equal(tensor.rows(0, tensor.shape[0]), other.rows(0, other.shape[0])), name
+    about = {"name", "basename", "finetune", "size_label", "license"}
+    keys = {key for key in {*ours.metadata, *theirs.metadata} if key.removeprefix("general.") not in about}
+    for key in keys:
+        assert np.array_equal(ours.metadata[key], theirs.metadata[key]), key
+
+
+@needs_real_model
+def test_a_child_of_the_real_model(tmp_path: Path) -> None:
+    parent = open_model(REAL_MODEL)
+    blueprint = apply(Blueprint.identity(parent.spec.parent("p")), (10, 11, 12, 20), ((9, 12), (19, 20)))
+    child = build(parent, blueprint, tmp_path / "child")
+    file = exported(child, tmp_path / "m.gguf")
+    text = "The capital of France is Paris. In 1789, the people of the city rose against the king, and"
+    ids = tokens(file, [text])[0]
+    assert ids == Tokenizer.from_file(str(child / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    assert error(logits(file, ids), expected(child, ids)) < TOLERANCE
+    with torch.no_grad():
+        out = load(child).generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False, pad_token_id=2)
+    want = out[0, len(ids) :].tolist()
+    assert greedy(file, ids, len(want)) == want

@@ -1,0 +1,277 @@
+"""vLLM computes what transformers computes from the same checkpoint, with and without our package; what it refuses.
+
+vLLM takes long to start: checkpoints are asked about together, in as few processes as can be.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pytest
+import torch
+from makers import LLAMA3_ROPE, Blocks, nas_config, random_ids, write_model
+from real_model import HELD_OUT, REAL_MODEL, needs_real_model
+from tiny import VOCABULARY, write_tokenizer
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+from vllm_engine import VLLM, Answer, Asked, Said, ask, environment, needs_vllm
+
+from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.checkpoint.reader import open_folder
+from ffn_fusion.checkpoint.source import open_model
+from ffn_fusion.data import load_tokenizer, make_windows
+from ffn_fusion.portability.check import check
+from ffn_fusion.surgery.build import build
+from ffn_fusion.surgery.child_config import AUTO_MAP, MODELING_FILES
+
+pytestmark = [pytest.mark.engines, needs_vllm]
+
+TOLERANCE = 2e-3
+NEW = 16
+SIZES = {"vocab_size": VOCABULARY, "bos_token_id": 256, "eos_token_id": 257, "hidden_size": 256}
+ONE_SEQUENCE = {"max_model_len": 64, "max_num_seqs": 2}
+MIXED: Blocks = [(2, 256), (None, 512), (None, None), (2, 256), (2, None), (None, 1024)]
+
+RUNS: dict[str, tuple[Blocks, dict[str, Any]]] = {
+    "attention-free middle and end": (MIXED, {}),
+    "tied": (MIXED, {"tie_word_embeddings": True}),
+    "llama 3's rotary scaling": (MIXED, {"rope_scaling": LLAMA3_ROPE, "rms_norm_eps": 1e-3}),
+    "biases and wide heads": (MIXED, {"attention_bias": True, "mlp_bias": True, "head_dim": 128}),
+    "KV groups of each block's own": ([(1, 256), (4, 512), (None, 256), (2, 256)], {}),
+    "odd widths": ([(2, 48), (None, 300), (2, 40)], {}),
+    "an empty last block": ([(2, 256), (None, 256), (None, None)], {}),
+}
+REFUSED: dict[str, tuple[str, Blocks, dict[str, Any]]] = {
+    "first-attention": ("too many values to unpack", [(None, 256), (2, 256)], {}),
+    "linear-attention": ("NoneType", [(2, 256), ("linear", 256)], {}),
+    "linear-ffn": ("NoneType", [(2, 256), (2, "linear")], {}),
+    "activation-name": ("Only silu", [(2, 256)], {"hidden_act": "swish"}),
+    "activation": ("Only silu", [(2, 256)], {"hidden_act": "gelu"}),
+    "no-op-keys": ("no_op", [(2, 256), (None, 256)], {}),
+    "ffn-mult-null": ("NoneType", [(2, 256)], {}),
+    "architecture": ("NoSuchModelForCausalLM", [(2, 256)], {}),
+}
+"""By the rule that's broken: a piece of vLLM's error, and the model."""
+
+
+def make(folder: Path, blocks: Blocks, **changes: Any) -> Path:
+    """A random model as ffn-fusion writes a child: with its code, and exact widths under their own key."""
+    config = nas_config(blocks, **(SIZES | changes)) | {"auto_map": AUTO_MAP}
+    config["rope_parameters"] = {"rope_type": "default", **(config.get("rope_scaling") or {}), "rope_theta": 1e4}
+    for block in config["block_configs"]:
+        if "intermediate_size" in block["ffn"]:
+            del block["ffn"]["ffn_mult"]
+    made = write_model(folder, config, blocks)
+    write_tokenizer(made.folder)
+    for name, source in MODELING_FILES.items():
+        shutil.copy(source, made.folder / name)
+    return made.folder
+
+
+def spoil(folder: Path, rule: str) -> None:
+    """Make config.json break a rule about how it says things."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    if rule == "no-op-keys":
+        del config["block_configs"][0]["ffn"]["no_op"]
+    if rule == "ffn-mult-null":
+        config["block_configs"][0]["ffn"] |= {"ffn_mult": None, "intermediate_size": 256}
+    if rule == "architecture":
+        config["architectures"] = ["NoSuchModelForCausalLM"]
+    path.write_text(json.dumps(config))
+
+
+def prompts(count: int = 2, tokens: int = 24) -> list[list[int]]:
+    ids: list[list[int]] = random_ids(nas_config([], **SIZES), count, tokens).tolist()
+    return ids
+
+
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@torch.no_grad()
+def expected(folder: Path, ids: list[list[int]], new: int = NEW) -> list[Answer]:
+    """The same from transformers in float32."""
+    model = load(folder)
+    answers = []
+    for prompt in ids:
+        tokens = torch.tensor([prompt])
+        logprobs_TV: Tensor = model(input_ids=tokens).logits[0, :-1].log_softmax(-1)
+        given = logprobs_TV.gather(1, tokens[0, 1:, None])[:, 0].tolist()
+        answers.append(Answer(given, logprobs_TV.argmax(-1).tolist(), greedy(model, tokens, new)))
+    return answers
+
+
+def greedy(model: Any, tokens: Tensor, new: int) -> list[int]:
+    """The likeliest next tokens, the end of a text among them (generate would stop there, or leave it out)."""
+    out = model(input_ids=tokens, use_cache=True)
+    ids: list[int] = []
+    while True:
+        ids.append(int(out.logits[0, -1].argmax()))
+        if len(ids) == new:
+            return ids
+        out = model(input_ids=torch.tensor([ids[-1:]]), past_key_values=out.past_key_values, use_cache=True)
+
+
+def error(have: Sequence[Answer], want: Sequence[Answer]) -> float:
+    """Largest difference of log-probabilities, relative to the largest."""
+    a, b = (np.concatenate([answer.given for answer in answers]) for answers in (have, want))
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+def agreement(have: Sequence[Answer], want: Sequence[Answer]) -> float:
+    """Share of places with the same likeliest token."""
+    a, b = (np.concatenate([answer.best for answer in answers]) for answers in (have, want))
+    return float((a == b).mean())
+
+
+def verdict(folder: Path) -> tuple[str, set[str]]:
+    (row,) = check(open_folder(folder), ["vllm"])
+    return row.verdict, {problem.rule for problem in row.problems}
+
+
+# ---- random models: one process for all of them
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    made = {}
+    for i, (name, (*_, blocks, changes)) in enumerate([*RUNS.items(), *REFUSED.items()]):
+        made[name] = make(root / str(i), blocks, **changes)
+        spoil(made[name], name)
+    return made
+
+
+def new_tokens(answers: Sequence[Answer]) -> list[list[int]]:
+    return [answer.new for answer in answers]
+
+
+@pytest.fixture(scope="module")
+def said(folders: dict[str, Path]) -> dict[str, Said]:
+    """What vLLM says of each, without trusting any code: the package's entry point is what reads block_configs."""
+    asked = {name: Asked(str(folder), prompts(), NEW) for name, folder in folders.items()}
+    return ask(asked, {"trust_remote_code": False, **ONE_SEQUENCE})
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_random_models(folders: dict[str, Path], said: dict[str, Said], name: str) -> None:
+    have, want = said[name], expected(folders[name], prompts())
+    assert have.ours
+    assert not have.error
+    assert error(have.answers, want) < TOLERANCE
+    assert new_tokens(have.answers) == new_tokens(want)
+    assert verdict(folders[name]) == ("loads", set())
+
+
+@pytest.mark.parametrize("rule", REFUSED)
+def test_what_is_refused(folders: dict[str, Path], said: dict[str, Said], rule: str) -> None:
+    assert REFUSED[rule][0] in said[rule].error
+    assert rule in verdict(folders[rule])[1]
+
+
+def test_without_our_package(folders: dict[str, Path]) -> None:
+    """The code that travels in the child is enough where it's trusted, and needed where the package isn't there."""
+    name = "attention-free middle and end"
+    asked = {name: Asked(str(folders[name]), prompts(), NEW)}
+    trusted = ask(asked, {"trust_remote_code": True, **ONE_SEQUENCE}, VLLM_PLUGINS="")[name]
+    assert not trusted.ours
+    assert not trusted.error
+    assert error(trusted.answers, expected(folders[name], prompts())) < TOLERANCE
+    untrusted = ask(asked, {"trust_remote_code": False, **ONE_SEQUENCE}, VLLM_PLUGINS="")[name]
+    assert not untrusted.ours
+    assert "trust_remote_code" in untrusted.error
+
+
+def test_tensor_parallel(folders: dict[str, Path]) -> None:
+    """Two processes, each with half the heads and half of every FFN's channels."""
+    name = "biases and wide heads"
+    options = {"trust_remote_code": False, "tensor_parallel_size": 2, **ONE_SEQUENCE}
+    two = ask({name: Asked(str(folders[name]), prompts(), NEW)}, options)[name]
+    want = expected(folders[name], prompts())
+    assert not two.error
+    assert error(two.answers, want) < TOLERANCE
+    assert new_tokens(two.answers) == new_tokens(want)
+
+
+# ---- vllm serve
+
+
+@contextmanager
+def served(folder: Path, *options: str) -> Iterator[str]:
+    """Address of a running server; it's stopped afterwards."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [VLLM, "serve", folder, "--host", "127.0.0.1", "--port", str(port), *options]
+    log = folder.parent / "server.log"
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            command, env=environment(VLLM_ENABLE_V1_MULTIPROCESSING="1"), stdout=out, stderr=subprocess.STDOUT
+        )
+        try:
+            until = time.monotonic() + 600
+            while not answers(f"http://127.0.0.1:{port}/health"):
+                assert server.poll() is None, log.read_text()[-4000:]
+                assert time.monotonic() < until, log.read_text()[-4000:]
+                time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+def answers(address: str) -> bool:
+    try:
+        with urlopen(address, timeout=10):
+            return True
+    except (URLError, OSError):
+        return False
+
+
+def test_serve(folders: dict[str, Path]) -> None:
+    """The server's own command, which needs no --trust-remote-code where our package is installed."""
+    folder, (ids, *_) = folders["tied"], prompts()
+    body = {"model": "child", "prompt": ids, "max_tokens": NEW, "temperature": 0, "ignore_eos": True}
+    options = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "64", "--served-model-name", "child")
+    with served(folder, *options) as address:
+        asked = Request(
+            f"{address}/v1/completions",
+            json.dumps(body | {"return_token_ids": True}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urlopen(asked, timeout=120) as answer:
+            (choice,) = json.load(answer)["choices"]
+    assert choice["token_ids"] == expected(folder, [ids])[0].new
+
+
+# ---- the real model
+
+
+@needs_real_model
+def test_a_child_of_the_real_model(tmp_path: Path) -> None:
+    """Attentions 5-8 dropped, FFNs 5-7 fused: float32 on some windows, bfloat16's likeliest tokens on 2,000 tokens."""
+    parent = open_model(REAL_MODEL)
+    blueprint = apply(Blueprint.identity(parent.spec.parent(parent.name)), range(5, 9), [(5, 7)])
+    child = build(parent, blueprint, tmp_path / "child")
+    ids = make_windows(load_tokenizer(child), HELD_OUT / "speech.txt", 500, 2000).ids_NT.tolist()
+    asked = {dtype: Asked(str(child), ids, NEW, dtype) for dtype in ("float32", "bfloat16")}
+    said = ask(asked, {"trust_remote_code": False, "max_model_len": 1024, "max_num_seqs": 4})
+    assert [one.error for one in said.values()] == ["", ""]
+    exact, rounded, want = said["float32"].answers, said["bfloat16"].answers, expected(child, ids)
+    assert error(exact, want) < TOLERANCE
+    assert agreement(exact, want) > 0.999
+    assert new_tokens(exact) == new_tokens(want)
+    assert agreement(rounded, want) >= 0.99
