@@ -70,6 +70,11 @@ class MissingExtraError(FfnFusionError):
     meaning = "an optional package is needed and isn't installed"
 
 
+class CheckError(FfnFusionError):
+    exit_code = 10
+    meaning = "a check failed: an engine that was asked for can't load the checkpoint, or it isn't what it should be"
+
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C: finished stages are kept, the same command goes on from there."""
 

@@ -1,0 +1,140 @@
+"""``ffn-fusion check``: which engines load a child, and the same child in a form that more of them load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ffn_fusion.blueprint.ranges import format_blocks
+from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
+from ffn_fusion.cli.options import Revision
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ffn_fusion.checkpoint.reader import Checkpoint
+    from ffn_fusion.portability.check import EngineCheck
+    from ffn_fusion.portability.rules import Engine
+
+EngineNames = Annotated[
+    list[str] | None,
+    typer.Option("--engine", help="Engine that has to load it, or all; may be repeated. Default: a report on all."),
+]
+
+
+def check(
+    child: Annotated[str, typer.Argument(help="Child: checkpoint folder or hub id.", metavar="OUT")],
+    engine: EngineNames = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Write it anew, exactly, so that more engines load it.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where the fixed child goes; must not exist.")
+    ] = None,
+    revision: Revision = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say which inference engines load a child, and if not, at which block and why."""
+    from ffn_fusion.checkpoint.source import open_model
+    from ffn_fusion.errors import UsageError
+    from ffn_fusion.portability.check import check as find
+    from ffn_fusion.portability.rules import ENGINES, parse_engines
+
+    asked = parse_engines(engine or ())
+    if fix != (output is not None):
+        raise UsageError("--fix and -o go together", "give both: --fix -o FIXED")
+    checkpoint = open_model(child, revision=revision)
+    steps: tuple[str, ...] = ()
+    if output is not None:
+        checkpoint, steps = _fix(checkpoint, output, asked)
+    found = find(checkpoint, asked or ENGINES)
+    if as_json:
+        emit(_as_json(checkpoint.name, found, output, steps))
+    else:
+        _show(checkpoint.name, found, output, steps)
+    if asked:
+        _demand(checkpoint.name, found)
+
+
+def _fix(checkpoint: Checkpoint, output: Path, asked: Sequence[Engine]) -> tuple[Checkpoint, tuple[str, ...]]:
+    from ffn_fusion.portability.check import fix
+
+    done, total = 0, checkpoint.nbytes
+    with progress_bars() as bars:
+
+        def count(written: int) -> None:
+            nonlocal done
+            done += written
+            bars("fixing", done, max(total, done))
+
+        return fix(checkpoint, output, asked, on_bytes=count)
+
+
+def _demand(name: str, found: Sequence[EngineCheck]) -> None:
+    from ffn_fusion.errors import CheckError
+
+    failed = [row for row in found if row.verdict != "loads"]
+    if failed:
+        names = ", ".join(row.engine for row in failed)
+        can = all(row.verdict == "loads after --fix" for row in failed)
+        hint = f"ffn-fusion check {name} --fix -o FIXED writes one that they load" if can else "plan another child"
+        raise CheckError(f"{name}: can't be loaded as it is by {names}", hint)
+
+
+def _show(name: str, found: Sequence[EngineCheck], output: Path | None, steps: Sequence[str]) -> None:
+    say(verdict_table(found), err=False)
+    for row in found:
+        for note in row.notes:
+            say(f"{row.engine}: {note}", err=False)
+    if output is not None:
+        say("", *(f"- {step}" for step in steps), f"fixed: {output}", err=False)
+    elif any(row.verdict == "loads after --fix" for row in found):
+        say(
+            f"ffn-fusion check {name} --fix -o FIXED writes one that more engines load; logits stay the same", err=False
+        )
+
+
+_STYLES = {"loads": "green", "loads after --fix": "yellow", "cannot": "red"}
+
+
+def verdict_table(found: Sequence[EngineCheck]) -> Table:
+    """A row for every engine and reason; blocks that share one stand together."""
+    from ffn_fusion.report.tables import Grid
+    from ffn_fusion.report.terminal import table_of
+
+    rows, styles = [], []
+    for check in found:
+        for n, (blocks, why) in enumerate(reasons(check) or [("", "")]):
+            rows.append(("" if n else check.engine, "" if n else check.verdict, blocks, why))
+            styles.append(_STYLES[check.verdict])
+    table = table_of(Grid(("engine", "verdict", "blocks", "why"), tuple(rows), words=4))
+    for drawn, style in zip(table.rows, styles, strict=True):
+        drawn.style = style
+    return table
+
+
+def reasons(check: EngineCheck) -> list[tuple[str, str]]:
+    """(blocks, why) of an engine's problems, one for every rule that's broken."""
+    found = []
+    for _, same in groupby(check.problems, key=lambda problem: problem.rule):
+        problems = list(same)
+        blocks = [problem.block for problem in problems if problem.block is not None]
+        fixable = "" if problems[0].fixable else " (can't be rewritten)"
+        found.append((format_blocks(blocks) if blocks else "", problems[0].reason + fixable))
+    return found
+
+
+def _as_json(name: str, found: Sequence[EngineCheck], output: Path | None, steps: Sequence[str]) -> dict[str, Any]:
+    engines = {
+        row.engine: {
+            "verdict": row.verdict,
+            "problems": [
+                {"rule": p.rule, "block": p.block, "reason": p.reason, "fixable": p.fixable} for p in row.problems
+            ],
+            "notes": list(row.notes),
+        }
+        for row in found
+    }
+    return {"name": name, "engines": engines, "fixed": str(output) if output else None, "steps": list(steps)}

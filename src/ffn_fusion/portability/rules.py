@@ -1,0 +1,46 @@
+"""What each engine loads of a model: asked by the checker, the fixer, the exporter and the planner. No torch.
+
+The rules themselves stand in ``portability.form`` (blocks, sizes) and ``portability.shipped`` (config.json, files).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.checkpoint.reader import Checkpoint
+from ffn_fusion.families import ModelSpec
+from ffn_fusion.portability.form import FORM_RULES
+from ffn_fusion.portability.rule import ENGINES, Engine, Problem, Verdict, broken, parse_engines, verdict
+
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "Problem",
+    "Verdict",
+    "blueprint_problems",
+    "child_spec",
+    "parse_engines",
+    "problems",
+    "verdict",
+]
+
+
+def problems(spec: ModelSpec, engine: Engine) -> tuple[Problem, ...]:
+    """Everything that keeps ``engine`` from loading a model of this form, as far as its blocks and sizes tell."""
+    return broken(FORM_RULES, spec, engine)
+
+
+def blueprint_problems(blueprint: Blueprint, parent: ModelSpec, engine: Engine) -> tuple[Problem, ...]:
+    """What would keep ``engine`` from loading the child of this blueprint: for planning, before anything is built.
+
+    Blocks are the child's, numbered without the empty ones.
+    """
+    return problems(child_spec(blueprint, parent), engine)
+
+
+def child_spec(blueprint: Blueprint, parent: ModelSpec) -> ModelSpec:
+    """Sizes of the child that a blueprint describes, from the parent's sizes alone."""
+    from ffn_fusion.surgery.child import Child  # with torch: only for those who ask
+
+    return Child(Checkpoint(Path(), parent, {}, fingerprint="", name=blueprint.parent.name), blueprint).spec

@@ -1,0 +1,260 @@
+"""Verify a child on disk: its files against its manifest, its weights against its parent, its logits by running it.
+
+Weights: what isn't repaired is a copy or a fusion of the parent's tensors, and must be that bit for bit. Logits: the
+child as an engine loads it from disk, against the parallel form run on the parent's own weights (arXiv 2503.18908,
+theorem 1: X + sum_j FFN_j(n_j(X))).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffn_fusion.blockwise.stack import Stack
+from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.checkpoint.reader import Checkpoint, inside, open_folder
+from ffn_fusion.checkpoint.safetensors_file import CHUNK_BYTES, ITEM_SIZES
+from ffn_fusion.checkpoint.staging import MANIFEST, MODEL_CARD, mismatches, read_manifest
+from ffn_fusion.errors import CheckpointError
+from ffn_fusion.families import ModelSpec
+from ffn_fusion.families.layout import FFN_NORM, block_prefix
+from ffn_fusion.portability.engines import RUNNABLE, runnable
+from ffn_fusion.portability.fix import Fixed, read_fixes
+from ffn_fusion.portability.rewrite import plan_rewrite
+from ffn_fusion.portability.rule import Engine
+from ffn_fusion.surgery.build import BLUEPRINT, check_blueprint
+from ffn_fusion.surgery.child import Child
+from ffn_fusion.surgery.fold_norm import fold_norm
+from ffn_fusion.surgery.repairs import RECORD
+
+TOLERANCE = {"F64": 1e-5, "F32": 1e-4, "F16": 2e-3, "BF16": 5e-3}
+"""By the child's dtype: largest relative difference of logits (norms) that is rounding. Both sides compute in float32;
+16-bit weights of the parent are folded and rounded as the child's were, and may differ by ``LOOSE`` as they are.
+"""
+LOOSE = 0.2
+_KNOWN = ("none", "kept", "fused", "narrowed")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check came to."""
+
+    check: str
+    ok: bool
+    words: str
+
+
+@dataclass(frozen=True)
+class Against:
+    """What a child is held against: its parent, and tokens [N, T] to run both on. ``tokens`` says what they are."""
+
+    parent: Checkpoint
+    ids_NT: Tensor
+    tokens: str
+    engine: Engine = "transformers"
+
+
+def verify(
+    folder: Path, against: Against | None = None, on_bytes: Callable[[int], None] = lambda count: None
+) -> Iterator[Finding]:
+    """The checks, one after another as they're done; with a parent, those that need one.
+
+    Args:
+        on_bytes: called with every count of bytes of weights compared.
+
+    Raises:
+        UsageError: the engine can't be run from here. BlueprintError, CheckpointError: the folder holds no child, or
+            one of another parent, so that nothing can be compared.
+    """
+    if against:
+        runnable(against.engine)
+    yield _files(folder)
+    try:
+        child = open_folder(folder)
+    except CheckpointError as error:
+        yield Finding("weights", False, error.message)
+        return
+    yield Finding("weights", True, f"{len(child.tensors):,} tensors, just those that config.json names")
+    if against:
+        yield from _against_parent(folder, child, against, on_bytes)
+
+
+def _files(folder: Path) -> Finding:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return Finding("files", False, f"no {MANIFEST}: nothing to hold them against")
+    named = manifest["files"]
+    if not isinstance(named, dict) or not all(
+        Path(name).name == name and isinstance(entry, dict) and "sha256" in entry for name, entry in named.items()
+    ):
+        return Finding("files", False, f"{MANIFEST} isn't one that ffn-fusion wrote")
+    changed = mismatches(folder)
+    if changed:
+        return Finding("files", False, f"not as {MANIFEST} says: {', '.join(changed)}")
+    others = {path.name for path in folder.iterdir()} - set(named) - {MANIFEST, MODEL_CARD}
+    more = f"; beside them {', '.join(sorted(others))}" if others else ""
+    return Finding("files", True, f"{len(named)} files, each with the sha256 that {MANIFEST} says{more}")
+
+
+def _against_parent(
+    folder: Path, child: Checkpoint, against: Against, on_bytes: Callable[[int], None]
+) -> Iterator[Finding]:
+    parent, blueprint = against.parent, Blueprint.load(folder / BLUEPRINT)
+    made_of = (read_manifest(folder) or {}).get("parent") or {}
+    same = made_of.get("fingerprint") == parent.fingerprint
+    yield Finding("parent", same, f"{parent.name} is {'the' if same else 'not the'} parent that {MANIFEST} names")
+    check_blueprint(parent, blueprint)
+    expected = _expected(folder, child.spec, parent, blueprint)
+    if expected is None:
+        yield Finding("blocks", False, f"not those that {BLUEPRINT} describes")
+        return
+    yield Finding("blocks", True, f"{len(child.spec.blocks)}, as {BLUEPRINT} describes")
+    repaired = _repaired(folder)
+    yield _tensors(child, expected, repaired, on_bytes)
+    if repaired:
+        return  # the parallel form isn't what a repaired child computes
+    kinds = {block.ffn.kind for block in blueprint.blocks} | {block.attention.kind for block in blueprint.blocks}
+    if kinds <= set(_KNOWN):
+        yield _logits(folder, child, blueprint, against)
+
+
+def _expected(folder: Path, spec: ModelSpec, parent: Checkpoint, blueprint: Blueprint) -> Child | Fixed | None:
+    """The child as blueprint and parent say it is, rewritten as fixes.json says. None if its blocks are others.
+
+    What its widths were padded to isn't written down; it's the largest number that gives the widths found.
+    """
+    engines = read_fixes(folder)
+    for multiple in _divisors(math.gcd(*(block.ffn.width for block in spec.blocks if block.ffn))):
+        child = Child(parent, blueprint, multiple)
+        expected = child if engines is None else Fixed(child, plan_rewrite(child.spec, engines))
+        if expected.spec.blocks == spec.blocks:
+            return expected
+    return None
+
+
+def _divisors(number: int) -> list[int]:
+    """The largest first; of 0, as of a model without FFNs, just 1."""
+    small = [k for k in range(1, math.isqrt(number) + 1) if number % k == 0]
+    return sorted({*small, *(number // k for k in small)}, reverse=True) or [1]
+
+
+def _repaired(folder: Path) -> frozenset[str]:
+    """Names of the child's tensors (before it was fixed) that were solved anew."""
+    path = folder / RECORD
+    if not path.is_file():
+        return frozenset()
+    try:
+        return frozenset(map(str, json.loads(inside(folder, RECORD).read_bytes())["files"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: can't be read", "get the child again, or build it again") from error
+
+
+def _tensors(
+    child: Checkpoint, expected: Child | Fixed, repaired: Collection[str], on_bytes: Callable[[int], None]
+) -> Finding:
+    """Every unrepaired tensor against what it's made of, a few rows at a time."""
+    compared = 0
+    for name, tensor in expected.tensors.items():
+        origin = expected.tensors[name].source if isinstance(expected, Fixed) else name
+        if origin in repaired:
+            continue
+        if child.tensors[name].dtype != tensor.dtype or not _equal(child, expected, name, on_bytes):
+            return Finding("tensors", False, f"{name} isn't what {BLUEPRINT} makes of the parent")
+        compared += 1
+    left = len(expected.tensors) - compared
+    unchecked = f"; {left} repaired, which nothing here can tell" if left else ""
+    return Finding("tensors", True, f"{compared:,} copied or fused from the parent, bit for bit{unchecked}")
+
+
+def _equal(child: Checkpoint, expected: Child | Fixed, name: str, on_bytes: Callable[[int], None]) -> bool:
+    info = child.tensors[name]
+    count, step = info.shape[0], max(1, CHUNK_BYTES // max(1, info.row_bytes))
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        have, want = child.rows(name, start, stop), expected.rows(name, start, stop).contiguous()
+        if not torch.equal(have.view(torch.uint8), want.view(torch.uint8)):
+            return False
+        on_bytes(have.numel() * ITEM_SIZES[info.dtype])
+    return True
+
+
+def _logits(folder: Path, child: Checkpoint, blueprint: Blueprint, against: Against) -> Finding:
+    dtype = torch.float64 if child.dtype == "F64" else torch.float32
+    have = RUNNABLE[against.engine](folder, against.ids_NT, dtype)
+
+    def difference(rounded: bool) -> tuple[float, float]:
+        want = parallel_logits(against.parent, blueprint, against.ids_NT, dtype, rounded=rounded)
+        same = float((have.argmax(-1) == want.argmax(-1)).double().mean())
+        return float((have.double() - want.double()).norm() / want.double().norm()), same
+
+    apart, same = difference(rounded=False)
+    ok, words = apart <= TOLERANCE[child.dtype], ""
+    if child.dtype in ("F16", "BF16"):
+        like, _ = difference(rounded=True)
+        ok, words = like <= TOLERANCE[child.dtype] and apart <= LOOSE, f", {like:.1e} with its weights rounded alike"
+    found = f"relative difference {apart:.1e}{words}; {same:.1%} the same top token"
+    return Finding("logits", ok, f"{against.engine} against the parallel form on {against.tokens}: {found}")
+
+
+@torch.inference_mode()
+def parallel_logits(
+    parent: Checkpoint, blueprint: Blueprint, ids_NT: Tensor, dtype: torch.dtype, *, rounded: bool = False
+) -> Tensor:
+    """The child's logits [N, T, V] from the parent's own weights: X + Attn(n(X)), then + sum_j FFN_j(n_j(X)).
+
+    Nothing is fused: this is what the fused child must equal. ``rounded``: norms are folded into the weights of each
+    FFN and rounded to the parent's dtype, as fusing does.
+    """
+    stack = Stack(_ParentView(parent, blueprint, rounded), dtype=dtype)
+    x = stack.embed(ids_NT)
+    for block in blueprint.kept_blocks:
+        for source in block.attention.sources:
+            x = x + stack.block(source).attention(x)
+        total = torch.zeros_like(x)
+        for source in block.ffn.sources:
+            total = total + stack.block(source).ffn(x)
+        x = x + total
+    return stack.logits(x)
+
+
+class _ParentView:
+    """The parent with just those of its weights changed that a parallel form changes: norms shared with the last FFN
+    of a run, channels that a narrowed FFN left out, and (``rounded``) norms folded into the weights behind them.
+    """
+
+    def __init__(self, parent: Checkpoint, blueprint: Blueprint, rounded: bool) -> None:
+        self.spec = parent.spec
+        self.tensors: Mapping[str, Any] = parent.tensors
+        self._parent = parent
+        self._shared: dict[str, str] = {}
+        self._channels: dict[str, tuple[int, ...]] = {}
+        self._folded: set[str] = set()
+        for block in blueprint.blocks:
+            norms = [block_prefix(source) + FFN_NORM for source in block.ffn.sources]
+            if block.ffn.kind == "fused" and block.ffn.norm == "last":
+                self._shared |= dict.fromkeys(norms, norms[-1])
+            elif block.ffn.kind == "fused" and rounded:
+                self._folded |= set(norms)
+            if block.ffn.kind == "narrowed":
+                self._channels[block_prefix(block.ffn.source) + "mlp.down_proj.weight"] = block.ffn.channels
+
+    def read(self, name: str) -> Tensor:
+        tensor = self._parent.read(self._shared.get(name, name))
+        if name in self._folded:
+            return torch.ones_like(tensor)
+        if name.endswith(("mlp.gate_proj.weight", "mlp.up_proj.weight")):
+            norm = name[: name.index("mlp.")] + FFN_NORM
+            return fold_norm(tensor, self._parent.read(norm)) if norm in self._folded else tensor
+        if name not in self._channels:
+            return tensor
+        kept = torch.zeros_like(tensor)
+        channels = torch.tensor(self._channels[name])
+        kept[:, channels] = tensor[:, channels]
+        return kept

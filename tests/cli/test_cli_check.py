@@ -1,0 +1,93 @@
+"""``check`` and ``verify``: what they print, what they leave, and the code they end with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from makers import nas_config, write_model
+from tiny import tiny_text
+
+from ffn_fusion.portability.rules import ENGINES
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def child(ffn_fusion: Run, parent: Path, tmp_path: Path) -> Path:
+    """Its first block has no attention, so that two engines and llama.cpp don't load it."""
+    target = tmp_path / "child"
+    assert ffn_fusion("fuse", parent, "-o", target, "--drop-attention", "0,2-4", "--runs", "2-3")[0] == 0
+    return target
+
+
+def test_a_report_on_every_engine(ffn_fusion: Run, child: Path) -> None:
+    code, out, err = ffn_fusion("check", child)
+    assert (code, err) == (0, "")
+    assert all(engine in out for engine in ENGINES)
+    assert "too many values to unpack" in out
+    assert "--fix -o FIXED" in out
+
+
+def test_an_asked_engine_decides_the_code(ffn_fusion: Run, child: Path, tmp_path: Path) -> None:
+    assert ffn_fusion("check", child, "--engine", "transformers", "--engine", "mlx")[0] == 0
+    code, out, err = ffn_fusion("check", child, "--engine", "vllm", "--json")
+    assert code == 10
+    assert err.splitlines()[0] == f"error: {child}: can't be loaded as it is by vllm"
+    assert "--fix" in err.splitlines()[1]
+    (problem,) = json.loads(out)["engines"]["vllm"]["problems"]
+    assert (problem["block"], problem["rule"], problem["fixable"]) == (0, "first-attention", True)
+    fixed = tmp_path / "fixed"
+    code, out, err = ffn_fusion("check", child, "--fix", "-o", fixed, "--engine", "all")
+    assert code == 0, err
+    assert "block 0: an attention of zeros" in out
+    assert f"fixed: {fixed}" in out
+    assert ffn_fusion("check", fixed, "--engine", "all")[0] == 0
+
+
+def test_mistakes(ffn_fusion: Run, child: Path, parent: Path, tmp_path: Path) -> None:
+    write_model(tmp_path / "linear", nas_config([(2, 256), ("linear", 256)]), [(2, 256), ("linear", 256)])
+    fix = ("--fix", "-o", tmp_path / "x")
+    for words, expected, says in (
+        ((child, "--engine", "onnx"), 2, "no engine 'onnx'"),
+        ((child, "--fix"), 2, "go together"),
+        ((child, "-o", tmp_path / "x"), 2, "go together"),
+        ((parent,), 4, "a plain llama model"),
+        ((tmp_path / "nothing",), 3, "no such folder"),
+        ((child, *fix, "--engine", "mlx"), 2, "nothing to fix"),
+        ((tmp_path / "linear", *fix, "--engine", "vllm"), 10, "vllm can't be helped, block 1"),
+        ((child, "--fix", "-o", child), 8, "lie in one another"),
+    ):
+        code, _, err = ffn_fusion("check", *words)
+        assert (code, says in err) == (expected, True), err
+        assert not list(tmp_path.glob("x*"))
+
+
+def test_verify(ffn_fusion: Run, child: Path, parent: Path, tmp_path: Path) -> None:
+    code, out, _ = ffn_fusion("verify", child)
+    assert code == 0
+    assert [line.split()[1] for line in out.splitlines()] == ["files:", "weights:"]
+    text = ("--text", tiny_text(tmp_path / "t.txt"), "--tokens", 64, "--context", 16)
+    code, out, err = ffn_fusion("verify", child, "--parent", parent, *text)
+    assert code == 0, err
+    assert [line.split()[0] for line in out.splitlines()] == ["ok"] * 6
+    assert "64 tokens of text" in out
+    (child / "tokenizer.json").write_text("{}")
+    code, out, err = ffn_fusion("verify", child, "--parent", parent, *text, "--json")
+    assert code == 10
+    assert "1 of 6 checks failed: files" in err
+    assert json.loads(out)["ok"] is False
+    assert ffn_fusion("verify", child, "--parent", parent, "--engine", "vllm")[0] == 2
+    assert ffn_fusion("verify", child, "--parent", parent, "--engine", "onnx")[0] == 2
+    assert ffn_fusion("verify", tmp_path / "nothing")[0] == 10
+
+
+def test_verify_without_a_tokenizer(ffn_fusion: Run, child: Path, parent: Path, tmp_path: Path) -> None:
+    for path in parent.glob("*token*"):
+        path.unlink()
+    code, out, err = ffn_fusion("verify", child, "--parent", parent)
+    assert code == 0, err
+    assert "128 random tokens" in out
+    assert ffn_fusion("verify", child, "--parent", parent, "--text", tiny_text(tmp_path / "t.txt"))[0] == 3
