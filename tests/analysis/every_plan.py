@@ -55,8 +55,16 @@ def random_evidence(draw: st.DrawFn, most: int = 7) -> Evidence:
         for keeps in (False, True)
     ]
     chosen = draw(st.lists(st.sampled_from(shapes), unique=True, max_size=10))
+    maybe = st.one_of(st.none(), kl.map(damage))
     stretches = [
-        Stretch(first=first, last=last, fused_last=fused_last, keeps_attention=keeps, damage=damage(draw(kl)))
+        Stretch(
+            first=first,
+            last=last,
+            fused_last=fused_last,
+            keeps_attention=keeps,
+            damage=damage(draw(kl)),
+            repaired=draw(maybe),
+        )
         for first, last, fused_last, keeps in chosen
     ]
     alone = draw(st.lists(kl, min_size=blocks, max_size=blocks))
@@ -64,7 +72,8 @@ def random_evidence(draw: st.DrawFn, most: int = 7) -> Evidence:
     upper = np.triu_indices(blocks, k=1)
     matrix[upper] = draw(st.lists(st.floats(0, 1), min_size=len(upper[0]), max_size=len(upper[0])))
     made = make_evidence(blocks, stretches, width=10, kl=alone)
-    return made.model_copy(update={"matrices": {"block.mean": matrix.tolist()}})
+    removals = tuple(row.model_copy(update={"repaired": draw(maybe)}) for row in made.removals)
+    return made.model_copy(update={"matrices": {"block.mean": matrix.tolist()}, "removals": removals})
 
 
 widths = st.sampled_from([None, 20, 30])

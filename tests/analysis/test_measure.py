@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from ffn_fusion.analysis import passes
-from ffn_fusion.analysis.evidence import STATISTICS, Evidence
+from ffn_fusion.analysis.evidence import STATISTICS, Evidence, Stretch
 from ffn_fusion.analysis.measure import analyze, plan_analysis
 from ffn_fusion.analysis.passes import PassPlan
 from ffn_fusion.analysis.questions import Questions
@@ -264,8 +264,50 @@ def test_one_pass_answers_what_two_do(measured: Measured) -> None:
     once = analyze(Counting(checkpoint, reads), windows(ids), candidate_share=1, max_stretch=3)  # type: ignore[arg-type]
     assert {name: reads.count(name) for name in reads} == dict.fromkeys(checkpoint.tensors, 1)
     for stretch in once.stretches:
-        twin = next(s for s in evidence.stretches if vars(s) | {"damage": 0} == vars(stretch) | {"damage": 0})
+        twin = next(s for s in evidence.stretches if shape_of(s) == shape_of(stretch))
         assert stretch.damage.kl == pytest.approx(twin.damage.kl, rel=1e-5)
+        assert stretch.repaired is not None
+        assert twin.repaired is not None
+        assert stretch.repaired.kl == pytest.approx(twin.repaired.kl, rel=1e-3)
+
+
+def shape_of(stretch: Stretch) -> dict[str, Any]:
+    return stretch.model_dump(exclude={"damage", "repaired"})
+
+
+def test_repaired_only_where_it_can_be(measured: Measured) -> None:
+    """An attention whose block has no gated FFN has nothing to repair; other parts aren't candidates."""
+    checkpoint, _, evidence = measured
+    for row in evidence.removals:
+        block = checkpoint.spec.blocks[row.block]
+        assert (row.repaired is not None) == bool(row.part == "attention" and block.ffn)
+    assert all(s.repaired and s.judged() is s.repaired and s.judged(False) is s.damage for s in evidence.stretches)
+    assert evidence.repaired
+
+
+def test_unrepaired_figures_are_the_same_without(measured: Measured) -> None:
+    checkpoint, ids, _ = measured
+    asked: dict[str, Any] = {"candidate_share": 1, "max_stretch": 3}
+    both, plain = (analyze(checkpoint, windows(ids), **asked, repaired=repaired) for repaired in (True, False))
+    close(both, plain)
+    assert not plain.repaired
+
+
+def test_one_window_is_not_repaired(measured: Measured) -> None:
+    checkpoint, ids, _ = measured
+    assert not analyze(checkpoint, windows(ids[:1]), max_stretch=1).repaired
+
+
+def test_older_evidence_can_be_read(measured: Measured, tmp_path: Path) -> None:
+    evidence = measured[2]
+    evidence.save(tmp_path)
+    content = json.loads((tmp_path / "evidence.json").read_text())
+    for row in (*content["removals"], *content["stretches"]):
+        del row["repaired"]
+    (tmp_path / "evidence.json").write_text(json.dumps(content))
+    old = Evidence.load(tmp_path)
+    assert not old.repaired
+    assert [row.judged() for row in old.stretches] == [row.damage for row in evidence.stretches]
 
 
 def test_every_weight_is_read_once_a_pass(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,14 @@ def test_auto_fuses_while_it_costs_no_more_than_dropping(evidence: Evidence) -> 
     assert plan(spec(), evidence, Budget(drop_attention=4)).blueprint.runs == ((4, 5),)
 
 
+def test_auto_counts_what_repaired_changes_do(evidence: Evidence) -> None:
+    """Dropping three does as much as before, and the run, repaired, hardly anything."""
+    stretches = tuple(s.model_copy(update={"repaired": damage(s.damage.kl / 10)}) for s in evidence.stretches)
+    repaired = evidence.model_copy(update={"stretches": stretches})
+    assert plan(spec(), repaired, Budget(drop_attention=3)).blueprint.runs != ()
+    assert plan(spec(), repaired, Budget(drop_attention=3, repaired=False)).blueprint.runs == ()
+
+
 def test_speedup_budget_is_reached_with_the_least_damage(evidence: Evidence) -> None:
     made = plan(spec(), evidence, Budget(speedup=1.1))
     assert made.counted_speedup >= 1.1

@@ -54,12 +54,14 @@ def test_frontier_is_the_best_of_every_plan(case: tuple[int, list[Move]], must_c
         assert all(m.first > end for m, end in zip(selection.moves, ends, strict=False))
 
 
-@given(random_evidence(10), widths, st.integers(1, 20))
-def test_a_budget_of_steps_is_met_with_the_least_damage(evidence: Evidence, max_width: int | None, most: int) -> None:
+@given(random_evidence(10), widths, st.integers(1, 20), st.booleans())
+def test_a_budget_of_steps_is_met_with_the_least_damage(
+    evidence: Evidence, max_width: int | None, most: int, repaired: bool
+) -> None:
     blocks = len(evidence.parent.blocks)
     spec = read_spec(llama_config(num_hidden_layers=blocks, intermediate_size=10))
-    budget = Budget(steps=most, max_damage=9, max_width=max_width)
-    best = least_of_every_plan(every_plan(blocks, possible_moves(evidence, 9, max_width)))
+    budget = Budget(steps=most, max_damage=9, max_width=max_width, repaired=repaired)
+    best = least_of_every_plan(every_plan(blocks, possible_moves(evidence, 9, max_width, repaired)))
     fewest = min(2 * blocks - n - f for n, f in best)
     if most < fewest:
         with pytest.raises(BlueprintError, match=f"{fewest} is the fewest"):
@@ -100,6 +102,29 @@ def test_a_child_that_wasn_t_measured_has_no_count() -> None:
     assert made_of(apply(identity, (1, 2, 3), [(1, 3)]), moves) is None
     assert made_of(apply(identity, (1, 2), [(1, 2)]), moves) is None
     assert made_of(identity, moves) == Selection(())
+
+
+@given(random_evidence(), st.booleans())
+def test_a_move_does_the_damage_that_counts(evidence: Evidence, repaired: bool) -> None:
+    """That of the repaired change where it was measured and the child will be repaired, else the plain one."""
+    moves = possible_moves(evidence, 2.5, None, repaired)
+    rows = [*evidence.importance, *evidence.stretches]
+    counts = [row.repaired.kl if repaired and row.repaired else row.damage.kl for row in rows]
+    alone = len(evidence.importance)
+    wanted = counts[:alone] + [kl for kl in counts[alone:] if kl <= 2.5]
+    assert [move.damage for move in moves] == wanted
+
+
+def test_what_is_cheap_repaired_is_chosen() -> None:
+    dear, cheap = stretch(1, 3, 2, 0.4), stretch(4, 6, 5, 0.2)
+    stretches = [dear.model_copy(update={"repaired": damage(0.05)}), cheap.model_copy(update={"repaired": damage(0.1)})]
+    evidence = make_evidence(8, stretches, kl=[1.0] * 8)
+    spec = read_spec(llama_config(num_hidden_layers=8))
+    chosen = [
+        plan(spec, evidence, Budget(drop_attention=3, fuse=1, repaired=repaired)).blueprint.runs
+        for repaired in (True, False)
+    ]
+    assert chosen == [((1, 2),), ((4, 5),)]
 
 
 def test_catastrophes_are_no_moves() -> None:

@@ -143,6 +143,28 @@ def test_every_schedule_is_possible(
     assert found.disk_bytes <= 100 * GIB
 
 
+@given(windows=st.integers(1, 40), wanted=st.integers(1, 12), disk=st.floats(0.05, 40), in_files=st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_edits_that_look_at_other_windows_get_them(windows: int, wanted: int, disk: float, in_files: bool) -> None:
+    """Never a chunk of one where two are needed, and as many as are wanted where they fit."""
+    work = replace(work_of(spec(num_hidden_layers=20, hidden_size=1024), 512), windows_wanted=wanted)
+    room = replace(ROOM, disk=int(disk * GIB))
+    try:
+        found = decide(work, windows, 8 * GIB, in_files, room)
+    except OutputError:
+        return
+    slices = found.slices(windows)
+    assert [n for part in slices for n in range(part.start, part.stop)] == list(range(windows))
+    assert len(slices) == found.chunks
+    sizes = [part.stop - part.start for part in slices]
+    assert min(sizes) >= min(windows, 1 if wanted == 1 else 2)
+    window = max(work.states) * 512 * 1024 * 4
+    if found.in_files:
+        assert found.disk_bytes == 2 * window * max(sizes) <= room.disk
+        if 2 * window * 2 * min(wanted, windows) <= room.disk:
+            assert max(sizes) >= min(wanted, windows)
+
+
 # ---- time
 
 

@@ -48,6 +48,16 @@ def test_every_question(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == ["evidence.json", "evidence.safetensors"]
 
 
+@pytest.mark.parametrize("repaired", [True, False])
+def test_repaired_or_not(repaired: bool, ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
+    out = tmp_path / "e"
+    flag = "--repaired" if repaired else "--no-repaired"
+    code, printed, _ = ffn_fusion("analyze", parent, "-o", out, *words(tmp_path), "--parts", "attention", flag)
+    assert code == 0
+    assert Evidence.load(out).repaired == repaired
+    assert ("solved anew" in " ".join(printed.split())) == repaired
+
+
 def test_of_a_blueprint(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
     child = tmp_path / "child"
     assert ffn_fusion("fuse", parent, "-o", child, "--drop-attention", "2-4", "--runs", "2-3")[0] == 0

@@ -48,6 +48,22 @@ def child(evidence: Evidence, tmp_path: Path) -> Path:
     return child
 
 
+def test_explain_goes_by_what_the_child_was_planned_by(ffn_fusion: Run, child: Path, evidence: Evidence) -> None:
+    """Repaired damages, unless the recipe leaves the repair out."""
+    space = child.with_suffix(".run")
+    stretches = tuple(s.model_copy(update={"repaired": damage(s.damage.kl / 4)}) for s in evidence.stretches)
+    evidence.model_copy(update={"stretches": stretches}).save(space / "evidence")
+    for enabled, damages in ((True, ("0.0500", "repaired changes")), (False, ("0.2000",))):
+        recipe = {"model": "m", "output": str(child), "repair": {"enabled": enabled}}
+        (space / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        code, out, _ = ffn_fusion("explain", child, "--layer", 3)
+        assert code == 0
+        assert all(words in out for words in damages)
+        assert ("repaired" in out) == enabled
+        code, out, _ = ffn_fusion("explain", child, "--layer", 3, "--json")
+        assert json.loads(out)["repaired"] == enabled
+
+
 def test_explain_in_words(ffn_fusion: Run, child: Path) -> None:
     code, out, err = ffn_fusion("explain", child, "--layer", 3)
     assert (code, err) == (0, "")

@@ -53,6 +53,20 @@ def test_comparison(ffn_fusion: Run, words: tuple[object, ...]) -> None:
     assert "not every run in it was measured" in err
 
 
+def test_repaired_damages_can_be_left_aside(ffn_fusion: Run, words: tuple[object, ...], tmp_path: Path) -> None:
+    stretches = [
+        Stretch(first=2, last=4, fused_last=3, keeps_attention=False, damage=damage(0.2), repaired=damage(0.1)),
+        Stretch(first=1, last=3, fused_last=2, keeps_attention=False, damage=damage(0.4), repaired=damage(0.04)),
+    ]
+    make_evidence(6, stretches).save(tmp_path / "evidence")
+    size = ("--drop-attention", 3, "--fuse", 1, "--json")
+    for flags, run, kl in (((), [1, 2], 0.04), (("--repaired",), [1, 2], 0.04), (("--no-repaired",), [2, 3], 0.2)):
+        code, out, _ = ffn_fusion(*words, *size, *flags)
+        assert code == 0
+        assert json.loads(out)["damage"] == pytest.approx(kl)
+        assert json.loads(out)["compared"][0]["runs"] == [run]
+
+
 @pytest.mark.parametrize(
     ("more", "code", "says"),
     [

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.blueprint import Blueprint, narrow_ffn
 from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
 from ffn_fusion.report import terminal
+from ffn_fusion.report.blocks_svg import blocks_diagram
+from ffn_fusion.report.summary import sentence
 
 
 def plain(renderable: RenderableType, width: int = 80) -> str:
@@ -142,6 +144,27 @@ def test_importance_of_a_part(part: str, said: str, thirty: Any) -> None:
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
+def test_repaired_figures_stand_beside_the_others(thirty: Any) -> None:
+    """And the table is in their order: they're what a plan goes by."""
+    removals = tuple(
+        row.model_copy(update={"repaired": row.damage.model_copy(update={"kl": 1 / (1 + row.block)})})
+        if row.part == "attention" and row.block > 3
+        else row
+        for row in thirty.evidence.removals
+    )
+    evidence = thirty.evidence.model_copy(update={"removals": removals})
+    text = plain(terminal.importance_table(evidence, 40))
+    assert "repaired" in text
+    best = min(evidence.importance, key=lambda row: row.judged().kl)
+    shown = line_with(text, "1 ")
+    assert shown.split()[1] == str(best.block)
+    assert f"{best.damage.kl:.4f} ± {best.damage.kl_error:.4f}" in shown
+    assert f"{best.judged().kl:.4f} ± " in shown
+    assert "–" in line_with(text, "30 ")  # noqa: RUF001
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "repaired" not in plain(terminal.importance_table(evidence, 3, "ffn"))
+
+
 def test_reverse_order_numbers(thirty: Any) -> None:
     table = terminal.reverse_order_table(thirty.evidence)
     assert table.row_count == 2
@@ -176,3 +199,17 @@ def test_names_of_others_are_text_and_nothing_else(small: Any) -> None:
     assert "[red]" in shown
     assert "[/nonsense]" in shown
     assert "\x1b" not in shown
+
+
+def test_narrowed_ffns_are_shown(small: Any) -> None:
+    start = Blueprint.identity(small.blueprint.parent)
+    width = start.width(start.blocks[1])
+    blueprint = narrow_ffn(start, 1, range(width // 2))
+    text = plain(terminal.plan_table(blueprint), 120)
+    assert line_with(text, "1 ").split()[2:4] == ["kept", "narrowed"]
+    assert f"{width // 2:,} of {width:,}" in text
+    lines = terminal.block_diagram(blueprint, 80).plain.splitlines()
+    assert lines[4].split()[1:3] == ["■", "▪"]
+    assert "▪ narrowed FFN" in lines[6]
+    assert "1 FFN was narrowed (block 1)" in sentence(blueprint)
+    assert f"FFN {width // 2:,} wide, narrowed from {width:,}" in blocks_diagram(blueprint)

@@ -26,6 +26,7 @@ class Budget:
         max_damage: no run is fused whose measured KL to the parent (nats a token) is above this.
         max_width: widest fused FFN; a wider run is split.
         norm: fusion convention.
+        repaired: judge changes by their repaired damage, where it was measured; False for a child that won't be.
     """
 
     drop_attention: float = DEFAULT_DROP
@@ -35,3 +36,4 @@ class Budget:
     max_damage: float = DEFAULT_MAX_DAMAGE
     max_width: int | None = None
     norm: FusionNorm = "own"
+    repaired: bool = True

@@ -24,9 +24,9 @@ class StretchShape:
 
 
 def least_important(removals: Sequence[Removal], share: float) -> set[int]:
-    """Blocks of that share of the attentions, by replace-1 damage."""
+    """Blocks of that share of the attentions, by replace-1 damage, repaired where that was measured."""
     importance = [row for row in removals if row.part == "attention"]
-    cheapest = sorted(importance, key=lambda row: row.damage.kl)
+    cheapest = sorted(importance, key=lambda row: row.judged().kl)
     return {row.block for row in cheapest[: round(share * len(cheapest))]}
 
 

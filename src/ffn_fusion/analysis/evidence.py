@@ -67,15 +67,27 @@ class Damage(_Frozen):
     hidden_distance: float
 
 
-class Removal(_Frozen):
+class _Candidate(_Frozen):
+    """A change that a plan may choose. ``repaired`` is its damage once the output projections of the FFNs that it
+    changes are solved anew; None: not measured.
+    """
+
+    damage: Damage
+    repaired: Damage | None = None
+
+    def judged(self, repaired: bool = True) -> Damage:
+        """The damage that counts: repaired if it's there, and asked for."""
+        return self.repaired if repaired and self.repaired else self.damage
+
+
+class Removal(_Candidate):
     """Replace-1: the damage when this sub-block (or the whole block) alone is dropped."""
 
     part: Part
     block: int
-    damage: Damage
 
 
-class Stretch(_Frozen):
+class Stretch(_Candidate):
     """The damage of dropping the attentions of blocks first..last and fusing FFNs first..fused_last.
 
     With ``keeps_attention`` the first block keeps its own. ``fused_last == first``: dropped, nothing fused.
@@ -85,7 +97,6 @@ class Stretch(_Frozen):
     last: int
     fused_last: int
     keeps_attention: bool
-    damage: Damage
 
     @property
     def dropped(self) -> tuple[int, ...]:
@@ -134,6 +145,11 @@ class Evidence(_Frozen):
     reverse_order: tuple[ReverseOrder, ...] = ()
     geometry: tuple[Geometry, ...] = ()
     matrices: dict[str, list[list[float]]] = {}
+
+    @property
+    def repaired(self) -> bool:
+        """Whether candidates were measured as they'll be once they're repaired."""
+        return any(row.repaired for row in (*self.removals, *self.stretches))
 
     @property
     def importance(self) -> tuple[Removal, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -35,6 +36,7 @@ _INSTEAD: dict[Fate, dict[SubBlock, Instead]] = {
     "kept": {"attention": "dropped", "ffn": "fused"},
     "dropped": {"attention": "kept"},
     "fused": {"ffn": "unfused"},
+    "narrowed": {},
     "none in the parent": {},
 }
 
@@ -71,27 +73,30 @@ def explain(
             f"the evidence is of {evidence.parent.name}, another model than {blueprint.parent.name}",
             "name the evidence that the child was planned from",
         )
-    measured = possible_moves(evidence, np.inf, budget.max_width if budget else None)
+    limits = budget or Budget()
+    measured = possible_moves(evidence, np.inf, limits.max_width, limits.repaired)
     own = made_of(blueprint, measured)
     taken = own.moves if own else ()
-    limit = (budget or Budget()).max_damage
-    allowed = [move for move in measured if _within(move, limit) or (budget is None and move in taken)]
+    allowed = [move for move in measured if _within(move, limits.max_damage) or (budget is None and move in taken)]
     size = len(blueprint.dropped_attentions), sum(last - first for first, last in blueprint.runs)
     least = _least(blocks, allowed, size)
-    decisions = tuple(_decision(blueprint, evidence, part, block, taken) for part in get_args(SubBlock))
+    alone = partial(_alone, evidence, limits.repaired)
+    decisions = tuple(_decision(blueprint, part, block, taken, alone(part, block)) for part in get_args(SubBlock))
     return Explanation(
         parent=blueprint.parent.name,
         block=block,
         blocks=blocks,
         size=size,
+        repaired=limits.repaired and evidence.repaired,
         chosen_by=_chosen_by(own, least, by_person),
         damage=own.damage if own else None,
         least=least,
         decisions=decisions,
         neighbours=tuple(
-            _neighbour(blueprint, evidence, i) for i in range(max(block - around, 0), min(block + around + 1, blocks))
+            _neighbour(blueprint, evidence, i, alone)
+            for i in range(max(block - around, 0), min(block + around + 1, blocks))
         ),
-        choices=_choices(evidence, measured, block, taken, limit),
+        choices=_choices(evidence, measured, block, taken, limits),
         dependencies=_dependencies(evidence, block),
         counterfactuals=tuple(
             _counterfactual(blocks, allowed, size, block, decision, own)
@@ -102,7 +107,7 @@ def explain(
 
 
 def _within(move: Move, max_damage: float) -> bool:
-    return move.stretch is None or move.stretch.damage.kl <= max_damage
+    return move.stretch is None or move.damage <= max_damage
 
 
 def _least(blocks: int, moves: Sequence[Move], size: tuple[int, int]) -> float | None:
@@ -121,7 +126,7 @@ def _chosen_by(own: Selection | None, least: float | None, by_person: bool) -> C
 # ---- what became of it
 
 
-def _decision(blueprint: Blueprint, evidence: Evidence, part: SubBlock, block: int, taken: Sequence[Move]) -> Decision:
+def _decision(blueprint: Blueprint, part: SubBlock, block: int, taken: Sequence[Move], alone: Alone | None) -> Decision:
     fate = _fate(blueprint, part, block)
     home = next((n for n, child in enumerate(blueprint.kept_blocks) if block in getattr(child, part).sources), None)
     name = f"{'FFN' if part == 'ffn' else part} {block}"
@@ -129,11 +134,11 @@ def _decision(blueprint: Blueprint, evidence: Evidence, part: SubBlock, block: i
     if home is not None:
         others = [i for i in blueprint.kept_blocks[home].ffn.sources if i != block] if fate == "fused" else []
         words += f" with FFN{'s' if len(others) > 1 else ''} {format_blocks(others)}" if others else ""
+        words += f" to {blueprint.width(blueprint.kept_blocks[home]):,}" if fate == "narrowed" else ""
         words += f", in child block {home}"
     by = next((move for move in taken if block in move.blocks), None)
     if part == "ffn" and fate == "kept" and by and by.stretch and block == by.last:
         words += f"; the last of the stretch {by.first}-{by.last}, left out of its fusion"
-    alone = _alone(evidence, part, block)
     if alone:
         words += f"; dropping it alone does {alone.kl:.4f}, rank {alone.rank} of {alone.ranked}"
     return Decision(part=part, fate=fate, child_block=home, words=words)
@@ -145,25 +150,29 @@ def _fate(blueprint: Blueprint, part: SubBlock, block: int) -> Fate:
     child = next((b for b in blueprint.blocks if block in getattr(b, part).sources), None)
     if child is None:
         return "dropped"
-    return "fused" if part == "ffn" and child.ffn.kind == "fused" else "kept"
+    if part == "ffn" and child.ffn.kind in ("fused", "narrowed"):
+        return child.ffn.kind
+    return "kept"
 
 
-def _neighbour(blueprint: Blueprint, evidence: Evidence, block: int) -> Neighbour:
-    alone = {part: found for part in PARTS if (found := _alone(evidence, part, block))}
+def _neighbour(
+    blueprint: Blueprint, evidence: Evidence, block: int, alone: Callable[[Part, int], Alone | None]
+) -> Neighbour:
     return Neighbour(
         block=block,
         attention=_fate(blueprint, "attention", block),
         ffn=_fate(blueprint, "ffn", block),
-        alone=alone,
+        alone={part: found for part in PARTS if (found := alone(part, block))},
         geometry=tuple(row for row in evidence.geometry if row.block == block),
     )
 
 
-def _alone(evidence: Evidence, part: Part, block: int) -> Alone | None:
-    rows = sorted((row for row in evidence.removals if row.part == part), key=lambda row: row.damage.kl)
-    for rank, row in enumerate(rows, start=1):
+def _alone(evidence: Evidence, repaired: bool, part: Part, block: int) -> Alone | None:
+    ranked = sorted((row for row in evidence.removals if row.part == part), key=lambda row: row.judged(repaired).kl)
+    for rank, row in enumerate(ranked, start=1):
         if row.block == block:
-            return Alone(kl=row.damage.kl, kl_error=row.damage.kl_error, rank=rank, ranked=len(rows))
+            damage = row.judged(repaired)
+            return Alone(kl=damage.kl, kl_error=damage.kl_error, rank=rank, ranked=len(ranked))
     return None
 
 
@@ -171,7 +180,7 @@ def _alone(evidence: Evidence, part: Part, block: int) -> Alone | None:
 
 
 def _choices(
-    evidence: Evidence, moves: Sequence[Move], block: int, taken: Sequence[Move], limit: float
+    evidence: Evidence, moves: Sequence[Move], block: int, taken: Sequence[Move], limits: Budget
 ) -> tuple[Choice, ...]:
     """What was chosen for the block, then the cheapest that weren't, by damage for each step saved."""
     here = sorted((move for move in moves if block in move.blocks), key=lambda move: move.damage / move.steps_saved)
@@ -183,20 +192,19 @@ def _choices(
             last=move.last,
             dropped=move.dropped,
             runs=move.pieces,
-            damage=_measured(evidence, move).kl,
-            damage_error=_measured(evidence, move).kl_error,
+            damage=_measured(evidence, move, limits.repaired).kl,
+            damage_error=_measured(evidence, move, limits.repaired).kl_error,
             per_step=move.damage / move.steps_saved,
             chosen=move in taken,
-            allowed=_within(move, limit),
+            allowed=_within(move, limits.max_damage),
         )
         for move in (*chosen, *others)
     )
 
 
-def _measured(evidence: Evidence, move: Move) -> Damage:
-    if move.stretch:
-        return move.stretch.damage
-    return next(row.damage for row in evidence.importance if row.block == move.first)
+def _measured(evidence: Evidence, move: Move, repaired: bool) -> Damage:
+    found = move.stretch or next(row for row in evidence.importance if row.block == move.first)
+    return found.judged(repaired)
 
 
 def _dependencies(evidence: Evidence, block: int) -> tuple[Dependency, ...]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from ffn_fusion.analysis.evidence import Geometry, Part
 
 SubBlock = Literal["attention", "ffn"]
-Fate = Literal["kept", "dropped", "fused", "none in the parent"]
+Fate = Literal["kept", "dropped", "fused", "narrowed", "none in the parent"]
 Instead = Literal["kept", "dropped", "unfused", "fused"]
 ChosenBy = Literal["programme", "person", "unknown"]
 
@@ -102,13 +102,15 @@ class Explanation(_Frozen):
     ``chosen_by``: the exact programme (the child has the least summed damage of its size), a person (the recipe names
     attentions and runs), or unknown (neither, as far as the evidence says). ``damage`` is the child's summed measured
     damage, None where its runs weren't measured as they are; ``least`` that of the best child of its size, None where
-    there is none. ``size``: attentions dropped, FFN steps fused away.
+    there is none. ``size``: attentions dropped, FFN steps fused away. ``repaired``: damages are those of changes whose
+    output projections were solved anew, where that was measured.
     """
 
     parent: str
     block: int
     blocks: int
     size: tuple[int, int]
+    repaired: bool = False
     chosen_by: ChosenBy
     damage: float | None
     least: float | None

@@ -46,6 +46,7 @@ from ffn_fusion.data import TokenWindows
 from ffn_fusion.errors import UsageError
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.processes import Progress, current, silent, together
+from ffn_fusion.repair.candidate import RepairedStretch, Workbench
 from ffn_fusion.surgery.build import build_id, child_bytes, files_state
 from ffn_fusion.surgery.child import Child
 
@@ -68,6 +69,7 @@ def analyze(
     candidate_share: float = 0.5,
     leave_last: bool = True,
     reverse: Sequence[tuple[int, int]] = (),
+    repaired: bool = True,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     memory: int | None = None,
@@ -80,7 +82,8 @@ def analyze(
     Args:
         model: a checkpoint, or a child that isn't built yet (its own blocks are then what is asked about).
         texts: calibration windows, all of one length.
-        parts, scores, max_stretch, candidate_share, leave_last, reverse: see :class:`Questions`.
+        parts, scores, max_stretch, candidate_share, leave_last, reverse, repaired: see :class:`Questions`. Nothing is
+            measured repaired with fewer than two windows a process.
         dtype: of the computation.
         device: with "cuda" and several processes, each takes a GPU of its own.
         memory: bytes that a process may use (default: half of what's free); weights and states are streamed to fit.
@@ -95,7 +98,7 @@ def analyze(
     Raises:
         UsageError: too little memory. OutputError: too little disk.
     """
-    asked = Questions(tuple(parts), tuple(scores), max_stretch, candidate_share, leave_last, tuple(reverse))
+    asked = Questions(tuple(parts), tuple(scores), max_stretch, candidate_share, leave_last, tuple(reverse), repaired)
     analysis = _Analysis(model, texts, asked, dtype, device, memory, workspace)
     return analysis.carry_out(seed, on_plan, progress)
 
@@ -134,6 +137,12 @@ class _Analysis:
         self.model, self.texts, self.asked, self.memory = model, texts, asked, memory
         self.stack = Stack(model, dtype=dtype, device=here.device(device), resident=False)
         self.ids_NT = torch.from_numpy(np.concatenate([text.ids_NT for text in texts]))
+        windows = len(self.ids_NT) // here.world  # of each process, at least
+        self.bench = (
+            Workbench(model.spec, self.ids_NT.shape[1], -(-len(self.ids_NT) // here.world), dtype)
+            if asked.repaired and windows > 1
+            else None
+        )
         self.folder = workspace / f"process-{here.rank}-of-{here.world}" if workspace else None
         self.parent, self.fingerprint, self.stored, self.key = _identity(model)
 
@@ -148,7 +157,9 @@ class _Analysis:
         scored = [name for name in edits if name.split()[0] in self.asked.scores]
         runs = reverse_order_edits(self.model, self.asked.reverse, self.stack.dtype, str(self.stack.device))
         if self.one_pass:
-            runs |= stretch_edits(self._shapes(range(len(self.stack.spec.blocks))))
+            runs |= stretch_edits(self._shapes(range(len(self.stack.spec.blocks))), self.bench)
+        if self.bench and "attention" in self.asked.scores:
+            runs |= repaired_removals(self.stack.spec, self.bench)
         observe = ContributionObserver(self.stack.spec)
         name = "dependency, importance and runs" if self.one_pass else "dependency and importance"
         return Pass(name, edits | runs, (*scored, *runs), observe)
@@ -167,7 +178,7 @@ class _Analysis:
         if self.asked.max_stretch > 1 and not self.one_pass:
             shapes = self._about_as_many()
             if shapes:
-                plans.append(self._plan(_stretch_pass(shapes), pace))
+                plans.append(self._plan(_stretch_pass(shapes, self.bench), pace))
         return tuple(plans)
 
     def carry_out(self, seed: int, on_plan: Callable[[PassPlan], None] | None, progress: Progress) -> Evidence:
@@ -177,7 +188,9 @@ class _Analysis:
         found = self._carry_out(pass_, pace, on_plan, progress)
         damages = _damages(found.divergences)
         removals = tuple(
-            Removal(part=part, block=i, damage=damages[removed(part, i)])
+            Removal(
+                part=part, block=i, damage=damages[removed(part, i)], repaired=damages.get(_repaired(removed(part, i)))
+            )
             for part in PARTS
             for i in range(len(spec.blocks))
             if removed(part, i) in damages
@@ -188,7 +201,7 @@ class _Analysis:
         if asked.max_stretch > 1:
             shapes = self._shapes(least_important(removals, asked.candidate_share))
             if shapes and not self.one_pass:
-                pass_ = _stretch_pass(shapes)
+                pass_ = _stretch_pass(shapes, self.bench)
                 damages |= _damages(self._carry_out(pass_, pace, on_plan, progress).divergences)
         return Evidence(
             parent=self.parent,
@@ -201,7 +214,14 @@ class _Analysis:
             ),
             parent_loss=parent_loss,
             removals=removals,
-            stretches=tuple(Stretch(**vars(shape), damage=damages[_stretch_name(shape)]) for shape in shapes),
+            stretches=tuple(
+                Stretch(
+                    **vars(shape),
+                    damage=damages[_stretch_name(shape)],
+                    repaired=damages.get(_repaired(_stretch_name(shape))),
+                )
+                for shape in shapes
+            ),
             reverse_order=tuple(
                 ReverseOrder(
                     first=first,
@@ -238,17 +258,49 @@ class _Analysis:
         return carry_out(pass_, plan, self.stack, self.ids_NT, self.folder, self.key, progress)
 
 
-def stretch_edits(shapes: Sequence[StretchShape]) -> dict[str, Edit]:
-    return {_stretch_name(s): FusedStretch(s.first, s.last, s.fused_last, s.keeps_attention) for s in shapes}
+def stretch_edits(shapes: Sequence[StretchShape], bench: Workbench | None = None) -> dict[str, Edit]:
+    """Every stretch; with a ``bench``, every stretch repaired as well."""
+    edits: dict[str, Edit] = {
+        _stretch_name(s): FusedStretch(s.first, s.last, s.fused_last, s.keeps_attention) for s in shapes
+    }
+    if bench is None:
+        return edits
+    longest: dict[tuple[int, bool], StretchShape] = {}
+    for s in sorted(shapes, key=lambda s: s.fused_last):
+        longest[s.first, s.keeps_attention] = s
+    for s in shapes:
+        lender = longest[s.first, s.keeps_attention]
+        edits[_repaired(_stretch_name(s))] = RepairedStretch(
+            s.first,
+            s.last,
+            s.fused_last,
+            s.keeps_attention,
+            bench,
+            lender=None if s is lender else _repaired(_stretch_name(lender)),
+        )
+    return edits
 
 
-def _stretch_pass(shapes: Sequence[StretchShape]) -> Pass:
-    edits = stretch_edits(shapes)
+def repaired_removals(spec: ModelSpec, bench: Workbench) -> dict[str, Edit]:
+    """Every attention dropped alone, with its block's FFN repaired where it's a gated one."""
+    return {
+        _repaired(removed("attention", i)): RepairedStretch(i, i, i, False, bench)
+        for i, block in enumerate(spec.blocks)
+        if block.attention and block.ffn and block.ffn.kind == "gated"
+    }
+
+
+def _stretch_pass(shapes: Sequence[StretchShape], bench: Workbench | None) -> Pass:
+    edits = stretch_edits(shapes, bench)
     return Pass("candidate runs", edits, tuple(edits))
 
 
 def _stretch_name(shape: StretchShape) -> str:
     return f"stretch {shape.first}-{shape.last} to {shape.fused_last}{' kept' if shape.keeps_attention else ''}"
+
+
+def _repaired(name: str) -> str:
+    return f"repaired {name}"
 
 
 def _check(spec: ModelSpec, asked: Questions) -> None:

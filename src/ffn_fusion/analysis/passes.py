@@ -69,6 +69,11 @@ class PassPlan:
     schedule: Schedule
     seconds: float | None
 
+    @property
+    def block_flops(self) -> float:
+        """Inside the blocks, of all windows."""
+        return self.windows * self.work.block_flops + self.schedule.chunks * sum(self.work.once)
+
 
 @dataclass(frozen=True)
 class Found:
@@ -117,10 +122,10 @@ def carry_out(
     blocks = evaluations(len(stack), pass_.edits.values())
     heads = round(plan.work.head_flops / max(1.0, plan.work.block_flops) * blocks)
     chunks, parts = [], []
-    for number, start in enumerate(range(0, len(mine_NT), schedule.chunk)):
-        chunk = mine_NT[start : start + schedule.chunk]
+    for number, part in enumerate(schedule.slices(len(mine_NT))):
+        chunk = mine_NT[part]
 
-        def tell(evaluated: int, before: int = start * (blocks + heads)) -> None:
+        def tell(evaluated: int, before: int = part.start * (blocks + heads)) -> None:
             progress(pass_.name, (before + evaluated) * len(ids_NT) // len(mine_NT), len(ids_NT) * (blocks + heads))
 
         place = folder / f"{pass_.name}-{number}".replace(" ", "-") if folder else None

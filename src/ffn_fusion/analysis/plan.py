@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -35,7 +34,7 @@ def plan(spec: ModelSpec, evidence: Evidence, budget: Budget) -> Plan:
     """
     if evidence.parent.blocks != spec.parent("").blocks:
         raise BlueprintError(f"the evidence is of {evidence.parent.name}, another model", "run `ffn-fusion analyze`")
-    moves = possible_moves(evidence, budget.max_damage, budget.max_width)
+    moves = possible_moves(evidence, budget.max_damage, budget.max_width, budget.repaired)
     attentions = len(evidence.importance)
     frontier = Frontier(len(spec.blocks), moves, attentions)
     if budget.steps is not None:
@@ -43,7 +42,7 @@ def plan(spec: ModelSpec, evidence: Evidence, budget: Budget) -> Plan:
     elif budget.speedup is not None:
         selection = _for_speedup(spec, frontier, budget.speedup)
     else:
-        selection = _for_count(evidence, frontier, _drop_count(budget.drop_attention, attentions), budget.fuse)
+        selection = _for_count(evidence, frontier, _drop_count(budget.drop_attention, attentions), budget)
     blueprint = apply(Blueprint.identity(evidence.parent), selection.dropped, selection.runs, norm=budget.norm)
     return Plan(blueprint, selection, _speedup(spec, selection))
 
@@ -58,12 +57,12 @@ def _drop_count(budget: float, attentions: int) -> int:
     return count
 
 
-def _for_count(evidence: Evidence, frontier: Frontier, drop: int, fuse: int | Literal["auto"]) -> Selection:
-    damage = frontier.damage[drop]
+def _for_count(evidence: Evidence, frontier: Frontier, drop: int, budget: Budget) -> Selection:
+    damage, fuse = frontier.damage[drop], budget.fuse
     if fuse == "auto":
         # What dropping costs; in a parent that came with attention-free blocks, what dropping those would have.
         given = sum(block.attention is None and block.ffn is not None for block in evidence.parent.blocks)
-        typical = float(np.median([row.damage.kl for row in evidence.importance] or [np.inf]))
+        typical = float(np.median([row.judged(budget.repaired).kl for row in evidence.importance] or [np.inf]))
         allowed = damage[0] * (1 + FUSE_TOLERANCE) + typical * given
         fuse = int(np.flatnonzero(np.isfinite(damage) & (damage <= allowed)).max())
     if fuse >= len(damage) or not np.isfinite(damage[fuse]):

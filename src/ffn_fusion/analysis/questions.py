@@ -21,6 +21,7 @@ class Questions:
             has to be known beforehand, and one pass over the weights answers everything.
         leave_last: measure stretches with their last FFN left out of the fusion, as the paper fuses; else both ways.
         reverse: runs (first, last) whose order is tested.
+        repaired: measure stretches, and attentions removed alone, as they'll be once they're repaired, too.
     """
 
     parts: tuple[Part, ...] = PARTS
@@ -29,3 +30,4 @@ class Questions:
     candidate_share: float = 0.5
     leave_last: bool = True
     reverse: tuple[tuple[int, int], ...] = ()
+    repaired: bool = True

@@ -50,7 +50,7 @@ def control_plans(blueprint: Blueprint, evidence: Evidence, budget: Budget) -> l
     * greedy rule: see ``analysis.greedy``.
 
     Args:
-        budget: its ``norm`` and ``max_width`` hold for all rules, its ``max_damage`` for the greedy one.
+        budget: its ``norm`` and ``max_width`` hold for all rules, ``max_damage`` and ``repaired`` for the greedy one.
 
     Returns:
         Nothing for a child without a fused run: all rules but the first are then the exact programme.
@@ -71,7 +71,7 @@ def control_plans(blueprint: Blueprint, evidence: Evidence, budget: Budget) -> l
 
 def compare(blueprint: Blueprint, evidence: Evidence, budget: Budget) -> tuple[Compared, ...]:
     """The exact programme's ``blueprint`` beside every rule's of the same size, with summed measured damages."""
-    moves = possible_moves(evidence, np.inf, budget.max_width)
+    moves = possible_moves(evidence, np.inf, budget.max_width, budget.repaired)
     exact = ControlPlan("exact programme", "the least summed measured damage of this size", blueprint)
     found = []
     for plan in (exact, *control_plans(blueprint, evidence, budget)):
@@ -108,7 +108,7 @@ def _paper_rule(evidence: Evidence, drop: int, steps: int, budget: Budget) -> _C
     the mean of the block matrix M over the upper triangle of its square, and the least dependent stretch is fused
     first; the stretch that isn't needed whole is fused from its front; where leaving the last FFNs out fuses too
     little they join, and where that is too little as well, so do the FFNs of the blocks before, which keep their
-    attention. Without a matrix, stretches are taken from the front of the model.
+    attention. Without a matrix, stretches are taken from the front of the model. Repaired damages aren't looked at.
     """
     dropped = sorted(row.block for row in sorted(evidence.importance, key=lambda row: row.damage.kl)[:drop])
     runs = _runs(evidence, dropped, steps, budget.max_width, by_dependency=True)
@@ -118,7 +118,7 @@ def _paper_rule(evidence: Evidence, drop: int, steps: int, budget: Budget) -> _C
 
 
 def _greedy_rule(evidence: Evidence, drop: int, steps: int, budget: Budget) -> _Choice:
-    moves = possible_moves(evidence, budget.max_damage, budget.max_width)
+    moves = possible_moves(evidence, budget.max_damage, budget.max_width, budget.repaired)
     chosen = greedy(len(evidence.parent.blocks), moves, drop, steps) or Selection(())
     meaning = "the measured change with the least damage per step saved taken, again and again"
     return _Choice(meaning, chosen.dropped, chosen.runs)

@@ -69,9 +69,10 @@ class Selection:
         return sum(move.fused_steps for move in self.moves)
 
 
-def possible_moves(evidence: Evidence, max_damage: float, max_width: int | None) -> list[Move]:
+def possible_moves(evidence: Evidence, max_damage: float, max_width: int | None, repaired: bool = True) -> list[Move]:
     """Everything measured that may be chosen: no stretch above ``max_damage``, runs split at ``max_width``.
 
+    Damages are those of the repaired changes where they were measured, unless ``repaired`` is False.
     A split run was measured whole; split it's closer to the sequential form, so its damage is taken as the whole's.
     Pieces that were measured as stretches of their own are moves like any other, so they win where they did less.
 
@@ -80,9 +81,10 @@ def possible_moves(evidence: Evidence, max_damage: float, max_width: int | None)
     """
     identity = Blueprint.identity(evidence.parent)
     too_wide: BlueprintError | None = None
-    moves = [Move(row.block, row.block, max(row.damage.kl, 0.0), (row.block,)) for row in evidence.importance]
+    moves = [Move(row.block, row.block, max(row.judged(repaired).kl, 0.0), (row.block,)) for row in evidence.importance]
     for stretch in evidence.stretches:
-        if stretch.damage.kl > max_damage:
+        damage = stretch.judged(repaired).kl
+        if damage > max_damage:
             continue
         try:
             pieces = split_run(identity, stretch.first, stretch.fused_last, max_width)
@@ -92,7 +94,7 @@ def possible_moves(evidence: Evidence, max_damage: float, max_width: int | None)
         fused = tuple(piece for piece in pieces if piece[1] > piece[0])
         had = tuple(i for i in stretch.dropped if evidence.parent.blocks[i].attention)
         if fused:
-            moves.append(Move(stretch.first, stretch.last, max(stretch.damage.kl, 0.0), had, fused, stretch))
+            moves.append(Move(stretch.first, stretch.last, max(damage, 0.0), had, fused, stretch))
     if too_wide and not any(move.stretch for move in moves):
         raise too_wide
     return moves
@@ -164,6 +166,8 @@ def made_of(blueprint: Blueprint, moves: Sequence[Move]) -> Selection | None:
     ffns = {source for block in blueprint.blocks for source in block.ffn.sources}
     if ffns != {i for i, block in enumerate(blueprint.parent.blocks) if block.ffn}:
         return None  # no move drops an FFN
+    if any(block.ffn.kind == "narrowed" for block in blueprint.blocks):
+        return None  # nor narrows one
     size = len(dropped), sum(last - first for first, last in runs)
     frontier = Frontier(len(blueprint.parent.blocks), [move for move in moves if belongs(move)], size[0], changed)
     return frontier.selection(*size) if np.isfinite(frontier.damage[size]) else None

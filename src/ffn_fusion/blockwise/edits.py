@@ -6,6 +6,7 @@ the way it carries tensors of the state's shape, so that nothing has to be remem
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,6 +15,42 @@ from torch import Tensor
 from ffn_fusion.blockwise.stack import Block, Contributions, Stack
 
 Carried = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class AllWindows:
+    """The windows that go through together, before the first of them goes through a block.
+
+    ``parts`` are those that go through at a time; ``read`` gives the parent's state [n, T, D] before the block.
+    """
+
+    parts: tuple[slice, ...]
+    read: Callable[[slice], Tensor]
+
+    @property
+    def count(self) -> int:
+        last: int = self.parts[-1].stop
+        return last
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an edit takes at a block: what the plan counts.
+
+    Args:
+        attentions, ffns: evaluations of the block's parts, a window.
+        flops: beside those, a window. once: FLOPs whatever the number of windows that go through together.
+        held: bytes that stand in memory while the block is worked on. row: bytes more for each token of a matmul.
+        shared: edits that say the same here pay this only once between them.
+    """
+
+    attentions: int = 0
+    ffns: int = 0
+    flops: float = 0.0
+    once: float = 0.0
+    held: int = 0
+    row: int = 0
+    shared: Hashable = None
 
 
 class Edit(Protocol):
@@ -26,28 +63,62 @@ class Edit(Protocol):
     def last(self) -> int: ...
 
     @property
-    def carries(self) -> int:
-        """How many tensors [n, T, D] it carries from one block to the next, at most."""
+    def lender(self) -> str | None:
+        """The name of another edit that it begins with: until it carries tensors of its own, it's given that one's."""
 
-    def advance(self, i: int, block: Block, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
+    @property
+    def windows_wanted(self) -> int:
+        """So many windows that go through together are enough for it; if more than one, fewer than two are too few."""
+
+    def carries(self, i: int) -> int:
+        """How many tensors [n, T, D] it carries from block i < last to the next, at most."""
+
+    def prepare(self, i: int, block: Block, windows: AllWindows, carried: Callable[[int, slice], Tensor]) -> None:
+        """Called before block i's first ``advance``, with a look at all windows. What it finds lasts for this block.
+
+        Args:
+            windows: one object for all edits of a block.
+            carried: (k, windows) -> the k-th of the tensors that it (or its lender) returned at i - 1.
+        """
+
+    def advance(self, i: int, block: Block, part: slice, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
         """Called for i = first..last in order, for some of the windows at a time.
 
         Args:
+            part: those windows.
             x: the parent's state before block i. parent: what block i adds to it.
-            carried: what this returned at i - 1; nothing at ``first``.
+            carried: what this (or its lender) returned at i - 1; nothing at ``first``.
 
         Returns:
             What to carry on; at ``last`` just one tensor, the state behind the block.
         """
 
-    def work(self, i: int) -> tuple[int, int]:
-        """(attentions, FFNs) that it evaluates at block i: what the plan counts."""
+    def costs(self, i: int) -> tuple[Cost, ...]:
+        """What it takes at block i."""
 
     def release(self) -> None:
         """Block ``last`` is done for all windows."""
 
 
-class _OneBlock:
+class OwnWindows:
+    """What edits have in common that go by one window at a time: any number of windows will do."""
+
+    @property
+    def lender(self) -> str | None:
+        return None
+
+    @property
+    def windows_wanted(self) -> int:
+        return 1
+
+    def prepare(self, i: int, block: Block, windows: AllWindows, carried: Callable[[int, slice], Tensor]) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+
+class _OneBlock(OwnWindows):
     """What edits of a single block have in common."""
 
     first: int
@@ -56,12 +127,11 @@ class _OneBlock:
     def last(self) -> int:
         return self.first
 
-    @property
-    def carries(self) -> int:
+    def carries(self, i: int) -> int:
         return 0
 
-    def release(self) -> None:
-        pass
+    def costs(self, i: int) -> tuple[Cost, ...]:
+        return ()
 
 
 @dataclass(frozen=True)
@@ -70,11 +140,8 @@ class RemoveBlock(_OneBlock):
 
     first: int
 
-    def advance(self, i: int, block: Block, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
+    def advance(self, i: int, block: Block, part: slice, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
         return (x,)
-
-    def work(self, i: int) -> tuple[int, int]:
-        return 0, 0
 
 
 @dataclass(frozen=True)
@@ -83,11 +150,11 @@ class RemoveAttention(_OneBlock):
 
     first: int
 
-    def advance(self, i: int, block: Block, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
+    def advance(self, i: int, block: Block, part: slice, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
         return (x + block.ffn(x),)
 
-    def work(self, i: int) -> tuple[int, int]:
-        return 0, 1
+    def costs(self, i: int) -> tuple[Cost, ...]:
+        return (Cost(ffns=1),)
 
 
 @dataclass(frozen=True)
@@ -96,15 +163,12 @@ class RemoveFfn(_OneBlock):
 
     first: int
 
-    def advance(self, i: int, block: Block, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
+    def advance(self, i: int, block: Block, part: slice, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
         return (x + parent.attention,)
-
-    def work(self, i: int) -> tuple[int, int]:
-        return 0, 0
 
 
 @dataclass(frozen=True)
-class FusedStretch:
+class FusedStretch(OwnWindows):
     """Blocks first..last with their attentions dropped and FFNs first..fused_last side by side on one input.
 
     U = X (or X + Attn_first(n1(X)) where ``keeps_attention``); S = U + sum_{j <= fused_last} FFN_j(n_j(U)); the FFNs
@@ -116,12 +180,11 @@ class FusedStretch:
     fused_last: int
     keeps_attention: bool = False
 
-    @property
-    def carries(self) -> int:
+    def carries(self, i: int) -> int:
         """The run's input and its sum so far; behind the run the sum alone."""
-        return 2
+        return 2 if i < self.fused_last else 1
 
-    def advance(self, i: int, block: Block, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
+    def advance(self, i: int, block: Block, part: slice, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
         if i == self.first:
             start = x + parent.attention if self.keeps_attention else x
             carried = (start, start)
@@ -129,15 +192,12 @@ class FusedStretch:
         total = total + block.ffn(carried[0] if i <= self.fused_last else total)
         return (carried[0], total) if i < min(self.last, self.fused_last) else (total,)
 
-    def work(self, i: int) -> tuple[int, int]:
-        return 0, 1
-
-    def release(self) -> None:
-        pass
+    def costs(self, i: int) -> tuple[Cost, ...]:
+        return (Cost(ffns=1),)
 
 
 @dataclass(frozen=True)
-class ReplaceBlocks:
+class ReplaceBlocks(OwnWindows):
     """Parent blocks first..last replaced with blocks of another model: any child sub-block, alone in the parent.
 
     ``child`` is a checkpoint's stack, or that of a child which exists only as a blueprint; ``blocks`` are its blocks
@@ -150,11 +210,10 @@ class ReplaceBlocks:
     blocks: tuple[int, ...]
     _loaded: dict[int, Block] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
-    def carries(self) -> int:
+    def carries(self, i: int) -> int:
         return 1
 
-    def advance(self, i: int, block: Block, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
+    def advance(self, i: int, block: Block, part: slice, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
         state = x if i == self.first else carried[0]
         if i < self.last:
             return (state,)
@@ -165,8 +224,8 @@ class ReplaceBlocks:
             state = state + added.attention + added.ffn
         return (state,)
 
-    def work(self, i: int) -> tuple[int, int]:
-        return (len(self.blocks), len(self.blocks)) if i == self.last else (0, 0)
+    def costs(self, i: int) -> tuple[Cost, ...]:
+        return (Cost(len(self.blocks), len(self.blocks)),) if i == self.last else ()
 
     def release(self) -> None:
         self._loaded.clear()

@@ -32,7 +32,7 @@ class Pace:
         passes = 1 if schedule.resident else schedule.chunks
         share = schedule.weight_bytes / passes / max(1, len(work.spec.blocks))
         for i in range(len(work.spec.blocks)):
-            computing = windows * work.flops_at(i) / self.block_flops
+            computing = (windows * work.flops_at(i) + schedule.chunks * work.once[i]) / self.block_flops
             total += max(computing, passes * share / self.load_bytes)
         total += windows * work.head_flops / self.head_flops
         moving = _STATE_BYTES_PER_SECOND if schedule.in_cache else min(self.load_bytes, _STATE_BYTES_PER_SECOND)

@@ -8,6 +8,7 @@ schedule takes whichever moves fewer bytes; where weights are resident, chunks c
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -37,7 +38,8 @@ class Schedule:
 
     ``peak_memory`` is the process's, as estimated; ``weight_bytes`` are read from the checkpoint, ``moved_bytes`` of
     states written to files and read back, ``in_cache`` if the system's cache is expected to hold them; ``disk_bytes``
-    are needed for them at a time. ``alternative`` says what the other way would have cost.
+    are needed for them at a time. ``alternative`` says what the other way would have cost. No chunk has fewer than
+    ``least`` windows: what the last chunk would be short of, the one before takes.
     """
 
     resident: bool
@@ -51,6 +53,11 @@ class Schedule:
     disk_bytes: int
     in_cache: bool = True
     alternative: str = ""
+    least: int = 1
+
+    def slices(self, windows: int) -> list[slice]:
+        """The chunks of so many windows, in order."""
+        return _slices(windows, self.chunk, self.least)
 
     @property
     def spilled_bytes(self) -> int:
@@ -130,7 +137,7 @@ def make_schedule(
 
     def peak(resident: bool, rows: int) -> int:
         """Either the blocks stand in memory with their activations, or the head with its logits."""
-        activations = rows * _row_bytes(work, dtype)
+        activations = rows * (_row_bytes(work, dtype) + work.row_held) + work.held
         if resident:
             return int(base + _SLACK * (store.computed + max(activations, head)))
         blocks = kept + 2 * store.block + activations
@@ -141,7 +148,8 @@ def make_schedule(
         raise UsageError(
             f"{gib(budget)} of memory are too little: this model needs {gib(peak(False, smallest))} "
             f"with windows of {work.context} tokens, to hold two of its blocks and their activations",
-            "give more (--memory), shorter windows (--context), or a smaller dtype (--dtype bfloat16)",
+            "give more (--memory), shorter windows (--context), or a smaller dtype (--dtype bfloat16)"
+            + (f"; repaired candidates take {gib(work.held)} of it (--no-repaired)" if work.held else ""),
         )
     resident = peak(True, max(smallest, min(ROWS, smallest * windows))) <= budget
     rows = smallest
@@ -149,13 +157,14 @@ def make_schedule(
         rows += smallest
     left = budget - peak(resident, rows)
     window = max(work.states) * work.context * work.spec.hidden_size * dtype.itemsize
-    if resident and not in_files and window <= left:
-        chunk = min(windows, min(_CHUNK_BYTES, left) // window or 1)
+    least = _least(work, windows)
+    if resident and not in_files and (fitting := _chunks(work, windows, left // window)):
+        chunk = _handy(fitting, window, _CHUNK_BYTES)
     elif in_files := in_files or window * windows > left:
         chunk = _chunk(window, windows, store.stored, work, dtype, resident, room)
     else:
         chunk = windows
-    chunks = ceil(windows / chunk)
+    chunks, largest = len(_slices(windows, chunk, least)), _largest(work, windows, chunk)
     traffic = _traffic(work, dtype)
     return Schedule(
         resident=resident,
@@ -163,13 +172,14 @@ def make_schedule(
         chunk=chunk,
         chunks=chunks,
         in_files=in_files,
-        peak_memory=peak(resident, min(rows, chunk * work.context * max(work.states)))
-        + (0 if in_files else window * chunk),
+        peak_memory=peak(resident, min(rows, largest * work.context * max(work.states)))
+        + (0 if in_files else window * largest),
         weight_bytes=store.stored * (1 if resident else chunks),
         moved_bytes=2 * traffic * windows if in_files else 0,
-        disk_bytes=2 * window * chunk if in_files else 0,
-        in_cache=2 * window * chunk <= room.cache,
+        disk_bytes=2 * window * largest if in_files else 0,
+        in_cache=2 * window * largest <= room.cache,
         alternative=_alternative(resident, chunks, window, windows, store.stored, traffic, room.cache),
+        least=least,
     )
 
 
@@ -178,22 +188,54 @@ def _chunk(window: int, windows: int, stored: int, work: Work, dtype: torch.dtyp
 
     States that fit the system's cache beside the weights hardly touch the disk; more of them are spilled whole.
     """
-    if 2 * window > room.disk:
+    fitting = _chunks(work, windows, room.disk // (2 * window))
+    if not fitting:
+        fewest = _largest(work, windows, 1)
         raise OutputError(
-            f"the states of one window take {gib(2 * window)}, and {gib(room.disk)} are free on the disk",
+            f"the states of {'one window' if fewest == 1 else f'{fewest} windows'} take {gib(2 * window * fewest)}, "
+            f"and {gib(room.disk)} are free on the disk",
             "free some space, choose another disk, or shorter windows (--context)",
         )
     if resident:
-        return min(windows, max(1, min(_CHUNK_BYTES, room.disk // 2) // window))
-    best, fewest = windows, float("inf")
-    for chunks in range(1, windows + 1):
-        chunk = ceil(windows / chunks)
-        if 2 * window * chunk > room.disk:
-            continue
-        spilled = 2 * _traffic(work, dtype) * windows if 2 * window * chunk > room.cache else 0
-        if chunks * stored + spilled < fewest:
-            best, fewest = chunk, chunks * stored + spilled
-    return best
+        return _handy(fitting, window, min(_CHUNK_BYTES, room.cache // 2))
+
+    def moved(chunk: int) -> int:
+        spilled = 2 * window * _largest(work, windows, chunk) > room.cache
+        return -(-windows // chunk) * stored + 2 * _traffic(work, dtype) * windows * spilled
+
+    return min(fitting, key=moved)
+
+
+def _chunks(work: Work, windows: int, most: int) -> list[int]:
+    """Sizes of chunks of at most so many windows, the largest first, each as even as it can be; of those that are large
+    enough for the edits if there are any, else the largest.
+    """
+    least = _least(work, windows)
+    sizes = [ceil(windows / chunks) for chunks in range(1, max(1, windows // least) + 1)]
+    fitting = [size for size in sizes if _largest(work, windows, size) <= most]
+    return [size for size in fitting if size >= min(windows, work.windows_wanted)] or fitting[:1]
+
+
+def _handy(sizes: Sequence[int], window: int, handy: int) -> int:
+    """The largest whose states are no more than handy, else the smallest."""
+    return next((size for size in sizes if size * window <= handy), sizes[-1])
+
+
+def _largest(work: Work, windows: int, chunk: int) -> int:
+    least = _least(work, windows)
+    sizes: list[int] = [part.stop - part.start for part in _slices(windows, chunk, least)]
+    return max(sizes)
+
+
+def _least(work: Work, windows: int) -> int:
+    return min(windows, 2 if work.windows_wanted > 1 else 1)
+
+
+def _slices(windows: int, chunk: int, least: int) -> list[slice]:
+    starts = list(range(0, windows, max(chunk, least)))
+    if len(starts) > 1 and windows - starts[-1] < least:
+        starts.pop()
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], windows], strict=True)]
 
 
 def _traffic(work: Work, dtype: torch.dtype) -> int:

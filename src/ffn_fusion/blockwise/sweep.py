@@ -7,13 +7,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ffn_fusion.blockwise.edits import Edit
+from ffn_fusion.blockwise.edits import AllWindows, Edit
 from ffn_fusion.blockwise.journal import Journal
 from ffn_fusion.blockwise.stack import Block, Contributions, ReadAhead, Stack
 from ffn_fusion.blockwise.states import MemoryStates, Slot, States
@@ -175,8 +176,11 @@ class _Pass:
     def block(self, i: int, block: Block) -> Iterator[tuple[slice, str, Figures, int]]:
         """Everything through block i; yields (windows, variant, figures, window evaluations) as it goes."""
         live = [name for name, edit in self.edits.items() if edit.last < i]
-        under_way = [name for name, edit in self.edits.items() if edit.first <= i <= edit.last]
+        under_way = self._under_way(i)
         last = i == len(self.stack) - 1
+        windows = AllWindows(tuple(self.parts), partial(self._read, PARENT, 0))
+        for name, (giver, _) in under_way.items():
+            self.edits[name].prepare(i, block, windows, partial(self._read, giver))
         for part in self.parts:
             x = self.states.read((PARENT, 0), part)
             parent = block.contributions(x)
@@ -193,15 +197,26 @@ class _Pass:
                     if not last or self.keep(name):
                         self.states.write((name, 0), part, after[mine])
                     yield part, name, self._figures(i, name, group[mine], moved, parent), len(x)
-            for name in under_way:
-                edit = self.edits[name]
-                carried = self._carried(name, part) if i > edit.first else ()
-                for k, tensor in enumerate(edit.advance(i, block, x, parent, carried)):
+            for name, (giver, count) in under_way.items():
+                carried = tuple(self._read(giver, k, part) for k in range(count))
+                for k, tensor in enumerate(self.edits[name].advance(i, block, part, x, parent, carried)):
                     self.states.write((name, k), part, tensor)
             self.states.write((PARENT, 0), part, x + parent.attention + parent.ffn)
 
-    def _carried(self, name: str, part: slice) -> tuple[Tensor, ...]:
-        return tuple(self.states.read((name, k), part) for k in range(self.states.count(name)))
+    def _under_way(self, i: int) -> dict[str, tuple[str, int]]:
+        """The edits that block i belongs to, and whose carried tensors each goes on from, and how many.
+
+        An edit comes behind those that it lends to: once it has written, what it carried may be gone.
+        """
+        found: dict[str, tuple[str, int]] = {}
+        names = [name for name, edit in self.edits.items() if edit.first <= i <= edit.last]
+        for name in sorted(names, key=lambda name: (self.edits[name].lender or name, self.edits[name].lender is None)):
+            giver = name if self.states.count(name) else self.edits[name].lender or name
+            found[name] = giver, self.states.count(giver) if i > self.edits[name].first else 0
+        return found
+
+    def _read(self, name: str, k: int, part: slice) -> Tensor:
+        return self.states.read((name, k), part)
 
     def _figures(self, i: int, name: str, x: Tensor, added: Contributions, parent: Contributions) -> Figures:
         return self.observe(Observation(i, name, x, added, parent)) if self.observe else {}

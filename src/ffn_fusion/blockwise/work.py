@@ -5,10 +5,10 @@ Shapes: T tokens a window, D hidden, H heads, d head_dim. Everything here is for
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from ffn_fusion.blockwise.edits import Edit
+from ffn_fusion.blockwise.edits import Cost, Edit
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.layout import sub_block_parameters
 
@@ -18,7 +18,10 @@ class Work:
     """A sweep's work, block by block, for one window of ``context`` tokens.
 
     ``attentions`` and ``ffns`` are evaluations at each block, ``states`` the slots that are written there; ``heads``
-    is how many last states the LM head reads, the parent's included.
+    is how many last states the LM head reads, the parent's included. ``beside`` are FLOPs of edits beside evaluations,
+    ``once`` those that don't depend on the number of windows that go through together. ``held`` are the most bytes that
+    edits keep in memory at a block, ``row_held`` for each token of a matmul; ``windows_wanted`` is how many
+    windows should go through together; if more than one, two have to.
     """
 
     spec: ModelSpec
@@ -27,14 +30,16 @@ class Work:
     ffns: tuple[int, ...]
     states: tuple[int, ...]
     heads: int
+    beside: tuple[float, ...]
+    once: tuple[float, ...]
+    held: int
+    row_held: int
+    windows_wanted: int
 
     @property
     def block_flops(self) -> float:
-        """FLOPs inside the blocks."""
-        return sum(
-            attentions * attention_flops(self.spec, i, self.context) + ffns * ffn_flops(self.spec, i, self.context)
-            for i, (attentions, ffns) in enumerate(zip(self.attentions, self.ffns, strict=True))
-        )
+        """FLOPs inside the blocks, without those that are done once."""
+        return sum(self.flops_at(i) for i in range(len(self.ffns)))
 
     @property
     def head_flops(self) -> float:
@@ -46,10 +51,9 @@ class Work:
         return (sum(self.attentions) + sum(self.ffns)) / 2
 
     def flops_at(self, i: int) -> float:
-        """FLOPs at block i."""
-        return self.attentions[i] * attention_flops(self.spec, i, self.context) + self.ffns[i] * ffn_flops(
-            self.spec, i, self.context
-        )
+        """FLOPs at block i, without those that are done once."""
+        attentions = self.attentions[i] * attention_flops(self.spec, i, self.context)
+        return attentions + self.ffns[i] * ffn_flops(self.spec, i, self.context) + self.beside[i]
 
 
 def attention_flops(spec: ModelSpec, i: int, context: int) -> float:
@@ -67,13 +71,30 @@ def ffn_flops(spec: ModelSpec, i: int, context: int) -> float:
 
 def count_work(spec: ModelSpec, edits: Collection[Edit], *, scored: int, context: int) -> Work:
     """The work of ``sweep`` with these edits, of which ``scored`` are compared at the head."""
-    L = len(spec.blocks)
-    attentions, ffns, states = [], [], []
-    for i in range(L):
+    attentions, ffns, states, costs = [], [], [], []
+    for i in range(len(spec.blocks)):
         live = sum(edit.last < i for edit in edits)
         under_way = [edit for edit in edits if edit.first <= i <= edit.last]
-        extra = [edit.work(i) for edit in under_way]
-        attentions.append(1 + live + sum(a for a, _ in extra))
-        ffns.append(1 + live + sum(f for _, f in extra))
-        states.append(1 + live + sum(1 if i == edit.last else max(1, edit.carries) for edit in under_way))
-    return Work(spec, context, tuple(attentions), tuple(ffns), tuple(states), scored + 1)
+        costs.append(_costs(under_way, i))
+        attentions.append(1 + live + sum(cost.attentions for cost in costs[i]))
+        ffns.append(1 + live + sum(cost.ffns for cost in costs[i]))
+        states.append(1 + live + sum(1 if i == edit.last else edit.carries(i) for edit in under_way))
+    return Work(
+        spec,
+        context,
+        tuple(attentions),
+        tuple(ffns),
+        tuple(states),
+        scored + 1,
+        beside=tuple(sum(cost.flops for cost in at) for at in costs),
+        once=tuple(sum(cost.once for cost in at) for at in costs),
+        held=max(sum(cost.held for cost in at) for at in costs),
+        row_held=max(sum(cost.row for cost in at) for at in costs),
+        windows_wanted=max((edit.windows_wanted for edit in edits), default=1),
+    )
+
+
+def _costs(edits: Sequence[Edit], i: int) -> list[Cost]:
+    """Of all edits at block i; what they share is there once."""
+    each = [cost for edit in edits for cost in edit.costs(i)]
+    return [cost for cost in each if cost.shared is None] + list({c.shared: c for c in each if c.shared}.values())

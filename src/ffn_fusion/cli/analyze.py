@@ -33,6 +33,10 @@ def analyze(
         bool,
         typer.Option("--leave-last/--also-last", help="Leave a run's last FFN out, or measure both ways."),
     ] = True,
+    repaired: Annotated[
+        bool,
+        typer.Option("--repaired/--no-repaired", help="Measure runs and dropped attentions repaired as well."),
+    ] = True,
     reverse: Annotated[str | None, typer.Option(help="Runs whose order is tested, like 5-8,17-20.")] = None,
     blueprint: Annotated[
         Path | None, typer.Option(help="Measure the child that this blueprint makes of MODEL instead.")
@@ -68,6 +72,7 @@ def analyze(
         candidate_share=candidate_share,
         leave_last=leave_last,
         reverse=reverse,
+        repaired=repaired,
         dtype=dtype,
     )
     budget = parse_bytes(memory) if memory else None

@@ -36,7 +36,7 @@ def explain(
         decision.blueprint,
         decision.evidence,
         layer,
-        budget=decision.plan.budget() if decision.plan else None,
+        budget=decision.plan.budget(decision.repaired) if decision.plan else None,
         by_person=decision.plan is not None and decision.plan.drop is not None,
         around=around,
     )
@@ -49,7 +49,10 @@ def explain(
 def _show(found: Explanation) -> None:
     from ffn_fusion.cli import tables
 
-    say(f"block {found.block} of {found.parent} (0 to {found.blocks - 1}); damage and KL in nats a token", err=False)
+    of = ", of repaired changes" if found.repaired else ""
+    say(
+        f"block {found.block} of {found.parent} (0 to {found.blocks - 1}); damage and KL in nats a token{of}", err=False
+    )
     say("", *(decision.words for decision in found.decisions), chosen_line(found), "", err=False)
     say("its neighbours (rank 1: dropping it does the least of the whole model):", err=False)
     say(tables.neighbours_table(found), err=False)

@@ -9,7 +9,7 @@ import typer
 
 from ffn_fusion.analysis.budget import DEFAULT_DROP, DEFAULT_MAX_DAMAGE
 from ffn_fusion.cli.console import JsonFlag, emit, say, show_plan
-from ffn_fusion.cli.options import Drop, Fuse, MaxDamage, MaxWidth, Model, Norm, Revision, Speedup, Steps
+from ffn_fusion.cli.options import Drop, Fuse, MaxDamage, MaxWidth, Model, Norm, Repaired, Revision, Speedup, Steps
 
 
 def plan(
@@ -23,6 +23,7 @@ def plan(
     max_damage: MaxDamage = DEFAULT_MAX_DAMAGE,
     max_width: MaxWidth = None,
     norm: Norm = "own",
+    repaired: Repaired = True,
     revision: Revision = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -45,9 +46,9 @@ def plan(
     )
     checkpoint = open_model(model, revision=revision)
     measured = Evidence.load(evidence)
-    made = make_plan(checkpoint, measured, section)
+    made = make_plan(checkpoint, measured, section, repaired=repaired)
     made.blueprint.save(output)
-    compared = compare(made.blueprint, measured, section.budget())
+    compared = compare(made.blueprint, measured, section.budget(repaired))
     if as_json:
         emit(
             {

@@ -10,10 +10,11 @@ from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.report.tables import NOTHING, Grid, printable, small, small_pm
 
 if TYPE_CHECKING:  # numpy stays out of a plain table on a terminal
-    from ffn_fusion.analysis.evidence import Evidence, Part, Stretch
+    from ffn_fusion.analysis.evidence import Evidence, Part, Removal, Stretch
 
 ONE_OF: dict[Part, str] = {"attention": "one attention", "ffn": "one FFN", "block": "one whole block"}
 """What is gone when a part is removed, in the order in which parts are shown."""
+_REPAIRED = "KL repaired"
 
 
 def measured_parts(evidence: Evidence) -> tuple[Part, ...]:
@@ -29,21 +30,29 @@ def measured_on(evidence: Evidence) -> str:
 
 
 def importance_grid(evidence: Evidence, top: int | None, part: Part = "attention") -> Grid:
-    """The sub-blocks of one part that matter least first: what dropping each one alone does."""
-    ranked = sorted((row for row in evidence.removals if row.part == part), key=lambda row: row.damage.kl)
+    """The sub-blocks of one part that matter least first: what dropping each one alone does, and what it does repaired,
+    where that was measured; then that is the order.
+    """
+    ranked = sorted((row for row in evidence.removals if row.part == part), key=lambda row: row.judged().kl)
+    repaired = any(row.repaired for row in ranked)
     rows = tuple(
         (
             str(place),
             str(row.block),
             small_pm(row.damage.kl, row.damage.kl_error),
+            *([_repaired(row)] if repaired else []),
             f"{row.damage.loss_increase:+.4f}",
             f"{100 * row.damage.agreement:.1f} %",
             small(row.damage.hidden_distance),
         )
         for place, row in enumerate(ranked[:top], start=1)
     )
-    columns = ("rank", "block", "KL from parent", "loss increase", "same next token", "hidden distance")
-    return Grid(columns, rows, words=0)
+    kl = ("KL from parent", _REPAIRED) if repaired else ("KL from parent",)
+    return Grid(("rank", "block", *kl, "loss increase", "same next token", "hidden distance"), rows, words=0)
+
+
+def _repaired(row: Removal | Stretch) -> str:
+    return small_pm(row.repaired.kl, row.repaired.kl_error) if row.repaired else NOTHING
 
 
 def reverse_order_grid(evidence: Evidence) -> Grid:
@@ -73,9 +82,13 @@ def chosen_stretches(stretches: Sequence[Stretch], blueprint: Blueprint) -> tupl
 
 
 def stretches_grid(evidence: Evidence, blueprint: Blueprint, limit: int | None = None) -> Grid:
-    """The measured stretches, least damage per attention first; the blueprint's are marked, always shown."""
+    """The measured stretches, least damage per attention first; the blueprint's are marked, always shown.
+
+    Where they were measured repaired, that is the order, and the KL per attention.
+    """
+    repaired = any(s.repaired for s in evidence.stretches)
     chosen = chosen_stretches(evidence.stretches, blueprint)
-    ranked = sorted(evidence.stretches, key=lambda s: s.damage.kl / max(len(s.dropped), 1))
+    ranked = sorted(evidence.stretches, key=lambda s: s.judged().kl / max(len(s.dropped), 1))
     shown = [s for place, s in enumerate(ranked) if limit is None or place < limit or s in chosen]
     rows = tuple(
         (
@@ -84,7 +97,8 @@ def stretches_grid(evidence: Evidence, blueprint: Blueprint, limit: int | None =
             "yes" if s in chosen else "",
             str(len(s.dropped)),
             small_pm(s.damage.kl, s.damage.kl_error),
-            small(s.damage.kl / max(len(s.dropped), 1)),
+            *([_repaired(s)] if repaired else []),
+            small(s.judged().kl / max(len(s.dropped), 1)),
             f"{s.damage.loss_increase:+.4f}",
             f"{100 * s.damage.agreement:.1f} %",
         )
@@ -92,6 +106,7 @@ def stretches_grid(evidence: Evidence, blueprint: Blueprint, limit: int | None =
     )
     columns = (
         "attentions dropped", "FFNs fused", "in the blueprint",
-        "dropped", "KL from parent", "KL per attention", "loss increase", "same next token",
+        "dropped", "KL from parent", *([_REPAIRED] if repaired else []), "KL per attention", "loss increase",
+        "same next token",
     )  # fmt: skip
     return Grid(columns, rows, words=3, marked=frozenset(i for i, s in enumerate(shown) if s in chosen))

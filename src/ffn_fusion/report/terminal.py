@@ -80,7 +80,9 @@ def importance_table(evidence: Evidence, top: int | None = 10, part: Part = "att
     """The ``top`` sub-blocks of one part that matter least, each dropped alone; ``None`` for all of them."""
     table = table_of(importance_grid(evidence, top, part))
     gone = f"{ONE_OF[part]} dropped at a time, against the parent (loss {evidence.parent_loss:.4f})"
-    table.caption = Text(f"{gone}; {_means(evidence)}")
+    repaired = any(row.repaired for row in evidence.removals if row.part == part)
+    how = "; repaired: the block's FFN solved anew, judged on windows that it wasn't solved on" if repaired else ""
+    table.caption = Text(f"{gone}; {_means(evidence)}{how}")
     return table
 
 

@@ -1,0 +1,292 @@
+"""A candidate run as it will be once it's repaired: a stretch of blocks in the sweep, output projections solved anew.
+
+With U the run's input, H_j the activations of FFN j on it, S = U + sum_j FFN_j and Y the parent's state behind the last
+of them, the repaired state is S + k(t, a) b: see ``repair.dual_ridge``. K = sum_j H_j H_j^T is gathered block by block
+and carried with the states, so nothing stays in memory from block to block, and no matrix has (FFN width)^2 numbers.
+FFNs behind the fused ones follow one by one, each repaired by itself on the state that the repairs before it leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+
+from ffn_fusion.blockwise.edits import AllWindows, Carried, Cost
+from ffn_fusion.blockwise.stack import Block, Contributions
+from ffn_fusion.blockwise.work import ffn_flops
+from ffn_fusion.families import ModelSpec
+from ffn_fusion.repair.anchors import MOST, Anchors, Folds, pack, slots, unpack
+from ffn_fusion.repair.dual_ridge import Fold, cross_fit, solve_bytes, solve_flops
+from ffn_fusion.repair.settings import DEFAULT_WEIGHTING
+from ffn_fusion.surgery.token_weights import median_norm, token_weights
+
+Kernels = tuple[Folds, Folds]
+"""K within each fold, and of each fold to the other."""
+
+
+@dataclass
+class _Step:
+    """What a block's FFN gives on some windows."""
+
+    key: Hashable
+    x: Tensor
+    inner: Tensor
+    outer: Tensor
+    make_kernels: Callable[[Tensor], Tensor]
+
+    @cached_property
+    def kernels(self) -> Tensor:
+        return self.make_kernels(self.inner)
+
+
+class Workbench:
+    """What the repaired candidates of a sweep share: sizes, and for a block at a time the anchors, the parent's states
+    there, and activations of runs that begin alike.
+
+    Args:
+        context: T. windows: how many there are; those that go through together may be fewer.
+        most: anchors of a fold.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, context: int, windows: int, dtype: torch.dtype = torch.float32, most: int = MOST
+    ) -> None:
+        self.spec, self.context, self.dtype, self.most = spec, context, dtype, most
+        self.size = min(most, -(-windows // 2) * context)
+        self.precision = torch.float64 if dtype == torch.float64 else torch.float32
+        self.forget()
+
+    def __repr__(self) -> str:
+        return f"Workbench(most={self.most})"
+
+    def forget(self, windows: AllWindows | None = None) -> None:
+        """Whatever is known is of other windows, or another block."""
+        self._windows = windows
+        self.anchors = Anchors(windows.count if windows else 0, self.context, self.most)
+        self._parent: tuple[Folds, Folds] | None = None
+        self._runs: dict[Hashable, tuple[Folds, Folds]] = {}
+        self._step: _Step | None = None
+
+    def look(self, windows: AllWindows) -> Anchors:
+        if windows is not self._windows:
+            self.forget(windows)
+        return self.anchors
+
+    def gather(self, read: Callable[[slice], Tensor]) -> Folds:
+        assert self._windows
+        return self.anchors.gather(self._windows.parts, read)
+
+    def gather_kernels(self, read: Callable[[slice], Tensor]) -> Kernels:
+        assert self._windows
+        return self.anchors.gather_kernels(self._windows.parts, read)
+
+    def parent(self, block: Block | None) -> tuple[Folds, Folds]:
+        """At the anchors, the parent's state behind the block's attention, and behind the block."""
+        assert self._windows
+        if block is None:
+            before = self.gather(self._windows.read)
+            return before, before
+        if self._parent is None:
+            read = self._windows.read
+
+            def both(part: slice) -> Tensor:
+                x = read(part)
+                added = block.contributions(x)
+                return torch.cat([x + added.attention, x + added.attention + added.ffn], -1)
+
+            even, odd = (fold.chunk(2, -1) for fold in self.gather(both))
+            self._parent = (even[0], odd[0]), (even[1], odd[1])
+        return self._parent
+
+    def ffn(self, block: Block, start: Folds) -> tuple[Folds, Folds]:
+        """Activations [M, F] and outputs [M, D] of the FFN at the anchors; what isn't finite is left out."""
+        (even, even_out), (odd, odd_out) = (block.inner_and_outer("ffn", fold[None]) for fold in start)
+        inner = (_usable(even[0].to(self.precision)), _usable(odd[0].to(self.precision)))
+        return inner, (even_out[0], odd_out[0])
+
+    def run(self, key: Hashable, block: Block, start: Callable[[], Folds]) -> tuple[Folds, Folds]:
+        """``ffn``, once for the runs of this key."""
+        if key not in self._runs:
+            self._runs[key] = self.ffn(block, start())
+        return self._runs[key]
+
+    def step(self, key: Hashable, block: Block, part: slice, x: Tensor, start: Tensor) -> _Step:
+        """The FFN on some windows, once for runs of this key that come one after the other."""
+        last = self._step
+        if last is None or last.key != key or last.x is not x:
+            inner, outer = block.inner_and_outer("ffn", start)
+
+            def kernels(inner: Tensor) -> Tensor:
+                return self.anchors.kernels(inner.to(self.precision), part.start, self._runs[key][0], own=True)
+
+            self._step = last = _Step(key, x, inner, outer, kernels)
+        return last
+
+    def solve(self, width: int, kernels: Kernels, total: Folds, goal: Folds) -> Folds | None:
+        """b for each fold; None where the old weights are best."""
+        median = median_norm(torch.cat(goal))
+        folds = []
+        for within, across, state, wanted in zip(*kernels, total, goal, strict=True):
+            missing = wanted.to(self.precision) - state.to(self.precision)
+            finite = missing.isfinite().all(1)
+            weights = token_weights(wanted, DEFAULT_WEIGHTING, median=median).to(self.precision) * finite
+            within, across, missing = (torch.where(finite[:, None], x, 0.0) for x in (within, across, missing))
+            folds.append(Fold(within, across, missing, weights))
+        return cross_fit((folds[0], folds[1]), width).dual
+
+
+@dataclass(frozen=True)
+class RepairedStretch:
+    """The same as ``FusedStretch``, repaired. ``last == first``: a block without its attention.
+
+    Args:
+        bench: of this sweep.
+        lender: the name of a stretch with the same first block, whose run is at least as long: its sums are used.
+    """
+
+    first: int
+    last: int
+    fused_last: int
+    keeps_attention: bool
+    bench: Workbench
+    lender: str | None = None
+    _now: dict[str, Folds | None] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def windows_wanted(self) -> int:
+        return max(2, -(-2 * self.bench.most // self.bench.context))
+
+    def carries(self, i: int) -> int:
+        """The run's input, its sum so far and K; behind the run the sum alone."""
+        if i >= self.fused_last:
+            return 1
+        bench = self.bench
+        numbers = 2 * bench.context * bench.size  # if all tokens are anchors
+        return (
+            0
+            if self.lender
+            else 2 + slots(numbers, bench.precision, bench.context, bench.spec.hidden_size, bench.dtype)
+        )
+
+    def prepare(self, i: int, block: Block, windows: AllWindows, carried: Callable[[int, slice], Tensor]) -> None:
+        anchors = self.bench.look(windows)
+        self._now.clear()
+        if not anchors.enough or (self.lender and i < self.fused_last):
+            return
+        if i > self.fused_last:
+            start = self.bench.gather(partial(carried, 0))
+            inner, outer = self.bench.ffn(block, start)
+            self._now["inner"] = inner
+            self._now["dual"] = self._solve(i, block, _products(inner), start, outer)
+            return
+        inner, outer = self.bench.run(self._run, block, partial(self._start, i, block, carried))
+        if i < self.fused_last:
+            return
+        kernels = _products(inner)
+        if i > self.first:
+            kernels = _sum(kernels, self.bench.gather_kernels(partial(self._carried_kernels, carried)))
+            total = self.bench.gather(partial(carried, 1))
+        else:
+            total = self._start(i, block, carried)
+        self._now["dual"] = self._solve(i, block, kernels, total, outer)
+
+    def advance(self, i: int, block: Block, part: slice, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
+        if i > self.fused_last:
+            return (self._alone(block, part, carried[0]),)
+        if self.lender and i < self.fused_last:
+            return ()
+        start = carried[0] if carried else x + parent.attention if self.keeps_attention else x
+        step = self.bench.step(self._run, block, part, x, start)
+        total = (carried[1] if carried else start) + step.outer
+        anchors, dual = self.bench.anchors, self._now.get("dual")
+        if not anchors.enough or (i == self.fused_last and dual is None):
+            return (start, total) if i < self.fused_last else (total,)
+        kernels = step.kernels
+        if len(carried) > 2:
+            kernels = kernels + unpack(carried[2:], anchors.kernel_shape, self.bench.precision)
+        if i < self.fused_last:
+            return start, total, *pack(kernels, x.shape[1], x.shape[2], x.dtype)
+        assert dual is not None
+        return (_add(total, anchors.changes(kernels, part.start, dual)),)
+
+    def release(self) -> None:
+        self._now.clear()
+        self.bench.forget()
+
+    def costs(self, i: int) -> tuple[Cost, ...]:
+        """Every run that begins alike is evaluated once; a run's last FFN, and each behind it, is solved."""
+        if self.lender and i < self.fused_last:
+            return ()
+        bench, block = self.bench, self.bench.spec.blocks[i].ffn
+        assert block is not None
+        M, D, T, size = bench.size, bench.spec.hidden_size, bench.context, bench.precision.itemsize
+        ffn = Cost(
+            ffns=1,
+            flops=2.0 * T * M * block.width,
+            once=2 * M * (ffn_flops(bench.spec, i, T) / T + 2.0 * M * block.width),
+            held=2 * M * (block.width + D) * size,
+            row=6 * M * size,
+            shared=("run", self._run) if i <= self.fused_last else None,
+        )
+        parent = Cost(1, 1, held=4 * M * D * size, shared="parent")
+        if i < self.fused_last:
+            return (ffn, parent) if i == self.first and self.keeps_attention else (ffn,)
+        solving = Cost(flops=2.0 * T * M * D, once=solve_flops(M, D), held=2 * M * D * size)
+        return ffn, parent, solving, Cost(held=solve_bytes(M, D, size), shared="solving")
+
+    @property
+    def _run(self) -> Hashable:
+        return self.first, self.keeps_attention
+
+    def _start(self, i: int, block: Block, carried: Callable[[int, slice], Tensor]) -> Folds:
+        """U at the anchors."""
+        if i > self.first:
+            return self.bench.gather(partial(carried, 0))
+        return self.bench.parent(block if self.keeps_attention else None)[0]
+
+    def _carried_kernels(self, carried: Callable[[int, slice], Tensor], part: slice) -> Tensor:
+        bench, shape = self.bench, self.bench.anchors.kernel_shape
+        count = slots(shape[0] * shape[1], bench.precision, bench.context, bench.spec.hidden_size, bench.dtype)
+        return unpack([carried(2 + k, part) for k in range(count)], shape, bench.precision)
+
+    def _solve(self, i: int, block: Block, kernels: Kernels, before: Folds, outer: Folds) -> Folds | None:
+        fused = range(self.first, self.fused_last + 1) if i == self.fused_last else (i,)
+        width = sum(ffn.width for k in fused if (ffn := self.bench.spec.blocks[k].ffn))
+        total = (before[0] + outer[0], before[1] + outer[1])
+        return self.bench.solve(width, kernels, total, self.bench.parent(block)[1])
+
+    def _alone(self, block: Block, part: slice, state: Tensor) -> Tensor:
+        """An FFN behind the run, with its own repair."""
+        inner, outer = block.inner_and_outer("ffn", state)
+        there, dual = self._now.get("inner"), self._now.get("dual")
+        if there is None or dual is None:
+            return state + outer
+        anchors = self.bench.anchors
+        kernels = anchors.kernels(inner.to(self.bench.precision), part.start, there, own=False)
+        return _add(state + outer, anchors.changes(kernels, part.start, dual))
+
+
+def _products(inner: Folds) -> Kernels:
+    even, odd = inner
+    across = even @ odd.mT
+    return (even @ even.mT, odd @ odd.mT), (across, across.mT)
+
+
+def _sum(a: Kernels, b: Kernels) -> Kernels:
+    (within, across), (more_within, more_across) = a, b
+    return (
+        (within[0] + more_within[0], within[1] + more_within[1]),
+        (across[0] + more_across[0], across[1] + more_across[1]),
+    )
+
+
+def _usable(inner_MF: Tensor) -> Tensor:
+    return torch.where(inner_MF.isfinite().all(1)[:, None], inner_MF, 0.0)
+
+
+def _add(state: Tensor, change: Tensor) -> Tensor:
+    return (state.to(change.dtype) + change).to(state.dtype)
