@@ -1,6 +1,7 @@
 # make test   set up .venv, check style, types and imports, run every test
 # make demo   set up .venv, fetch a small real model and texts, run recipes/demo.yaml on it
 # make bench-NAME   run benchmarks/NAME.py
+# make test-engines   set up llama.cpp and vLLM in .engines (about 20 minutes, 4 GB) and run the tests in them
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -9,7 +10,7 @@ STAMP := $(VENV)/.ready
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup test unit lint demo docs clean
+.PHONY: help setup test test-engines unit lint demo docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -33,11 +34,17 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 unit: $(STAMP)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not engines"
 
 test: lint
 	$(BIN)/python demo/fetch.py
 	$(BIN)/pytest
+
+test-engines: $(STAMP)
+	PYTHON=$(CURDIR)/$(BIN)/python tools/engines/llama_cpp.sh $(FFN_FUSION_LLAMA_CPP)
+	PYTHON=$(CURDIR)/$(BIN)/python tools/engines/vllm.sh $(FFN_FUSION_VLLM)
+	$(BIN)/python demo/fetch.py
+	$(BIN)/pytest -m engines
 
 demo: $(STAMP)
 	$(BIN)/python demo/fetch.py

@@ -10,14 +10,17 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
+from dataclasses import replace
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 VERBS = (
-    "run", "optimize", "inspect", "analyze", "plan", "explain", "windows", "build", "fuse", "repair", "eval", "score",
-    "bench", "report",
+    "run", "optimize", "inspect", "analyze", "plan", "explain", "windows", "build", "fuse", "repair", "export", "check",
+    "verify", "eval", "score", "bench", "report",
 )  # fmt: skip
 
 
@@ -132,6 +135,90 @@ def analysis_results() -> str:
     return "\n".join(rows)
 
 
+def repair_results(part: str, digits: int = 3) -> str:
+    """What benchmarks/repair.py printed for a part (docs/results/repair.json): figures are "part | row | column"."""
+    kept = json.loads((ROOT / "docs" / "results" / "repair.json").read_text(encoding="utf-8"))[part]
+    table: dict[str, dict[str, str]] = {}
+    for name, value in kept["figures"].items():
+        _, row, column = name.split(" | ")
+        whole = column in ("tokens", "seconds")
+        text = f"{value:,.0f}" if whole else f"{value:.{digits}f}"
+        goal = kept["goals"].get(name)
+        table.setdefault(row, {})[column] = text + (f" (goal ≤ {goal:g})" if goal else "")
+    columns = list(dict.fromkeys(column for cells in table.values() for column in cells))
+    rows = ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    rows += [f"| {row} | " + " | ".join(cells.get(c, "") for c in columns) + " |" for row, cells in table.items()]
+    return "\n".join(rows)
+
+
+def repair_scale() -> str:
+    """What a repair takes on models that aren't here, by the planner that ``--dry-run`` prints."""
+    import torch
+
+    from ffn_fusion.blockwise import Pace, Room
+    from ffn_fusion.blueprint import Blueprint, apply
+    from ffn_fusion.errors import UsageError
+    from ffn_fusion.families import BlockSpec, FfnSpec, ModelSpec, read_spec
+    from ffn_fusion.repair.places import places
+    from ffn_fusion.repair.plan import make_plan
+    from ffn_fusion.repair.program import make_program
+    from ffn_fusion.repair.settings import RepairSettings
+    from ffn_fusion.units import duration, gb, gib
+
+    def child_spec(parent: ModelSpec, blueprint: Blueprint) -> ModelSpec:
+        blocks = []
+        for block in blueprint.kept_blocks:
+            attention = parent.blocks[block.attention.sources[0]].attention if block.attention.sources else None
+            blocks.append(BlockSpec(attention, FfnSpec("gated", blueprint.width(block))))
+        return replace(parent, blocks=tuple(blocks))
+
+    gibi, tera = 1 << 30, 1e12
+    heads = {"rms_norm_eps": 1e-5, "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": False}
+    sizes = {
+        "Llama-3.1-8B, attentions 20-25 dropped": (4096, 14_336, 32, 32, (20, 25)),
+        "Llama-3.1-70B, attentions 50-57 dropped": (8192, 28_672, 80, 64, (50, 57)),
+        "Llama-3.1-405B, attentions 90-97 dropped": (16_384, 53_248, 126, 128, (90, 97)),
+    }
+    machines = {
+        "CPU, 24 GB": (22 * gibi, 0.13 * tera, 1),
+        "1 x H100": (78 * gibi, 60 * tera / 2, 1),
+        "8 x H100, each": (78 * gibi, 60 * tera / 2, 8),
+    }
+    rows = ["| model | machine | widest | solved | peak memory | disk | PFLOPs | time |", "|" + "---|" * 8]
+    for model, (hidden, width, blocks, attention_heads, (first, last)) in sizes.items():
+        config = {"model_type": "llama", "hidden_size": hidden, "intermediate_size": width}
+        config |= {"num_hidden_layers": blocks, "num_attention_heads": attention_heads, **heads}
+        spec = read_spec(config)
+        for machine, (memory, flops, processes) in machines.items():
+            room = Room(used=gibi // 2, free=memory, cache=memory, disk=4 << 40)
+            plan = None
+            for together, dtype in product((last - first, 4, 3, 2), (torch.float32, torch.bfloat16)):
+                blueprint = apply(
+                    Blueprint.identity(spec.parent("")), range(first, last + 1), [(first, last - 1)],
+                    max_width=together * width,
+                )  # fmt: skip
+                program = make_program(blueprint, places(blueprint, 6, attention=True), range(blocks))
+                with suppress(UsageError):
+                    plan = make_plan(
+                        program, spec, child_spec(spec, blueprint), RepairSettings(),
+                        windows=256 // processes, context=512, processes=processes, stored=2, dtype=dtype,
+                        room=room, memory=memory, pace=Pace(flops, flops, 1e9),
+                    )  # fmt: skip
+                    break
+            if plan is None:
+                rows.append(f"| {model} | {machine} | too little memory |  |  |  |  |  |")
+                continue
+            streamed = sum(not found.exact for found in plan.places)
+            cells = (
+                model, f"{machine}, {str(dtype).removeprefix('torch.')}",
+                f"{max(found.width for found in plan.places):,}",
+                f"{streamed} of {len(plan.places)} streamed" if streamed else "exactly",
+                gib(plan.peak_memory), gb(plan.disk_bytes), f"{plan.flops / 1e15:,.1f}", duration(plan.seconds or 0),
+            )  # fmt: skip
+            rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
 def recipe_table() -> str:
     from ffn_fusion.pipeline.recipe import Recipe
 
@@ -180,6 +267,48 @@ def api_table() -> str:
         summary = (inspect.getdoc(getattr(ffn_fusion, name)) or "").split("\n\n")[0].replace("\n", " ")
         rows.append(f"| `{name}` | {summary.replace('|', chr(92) + '|')} |")
     return "\n".join(rows)
+
+
+def engine_table() -> str:
+    """Which rule is which engine's, and whether ``check --fix`` rewrites what breaks it."""
+    from ffn_fusion.portability.form import FORM_RULES
+    from ffn_fusion.portability.rule import ENGINES
+    from ffn_fusion.portability.shipped import SHIPPED_RULES
+
+    rows = ["| rule | asks that | " + " | ".join(ENGINES) + " |", "|---|---|" + "---|" * len(ENGINES)]
+    for rule in (*FORM_RULES, *SHIPPED_RULES):
+        word = "fixed" if rule.fix else "cannot"
+        seen = {engine: f"**{word}**" if reason.seen else word for engine, reason in rule.engines.items()}
+        rows.append(f"| {rule.name} | {rule.asks} | " + " | ".join(seen.get(engine, "") for engine in ENGINES) + " |")
+    return "\n".join(rows)
+
+
+def engine_reasons() -> str:
+    """What each engine does with a child that breaks a rule, and what that was run in or read from."""
+    from ffn_fusion.portability.form import FORM_RULES
+    from ffn_fusion.portability.rule import ENGINES, SOURCES
+    from ffn_fusion.portability.shipped import SHIPPED_RULES
+
+    lines = []
+    for engine in ENGINES:
+        lines += [f"* **{engine}** ({SOURCES[engine]})"]
+        said: dict[tuple[str, bool], list[str]] = {}
+        for rule in (*FORM_RULES, *SHIPPED_RULES):
+            if engine in rule.engines:
+                reason = rule.engines[engine]
+                said.setdefault((reason.text, reason.seen), []).append(rule.name)
+        for (text, seen), names in said.items():
+            how = "" if seen else " (read in its source, not run)"
+            lines.append(f"    * {', '.join(names)}: {text}{how}")
+    return "\n".join(lines)
+
+
+def fixes_table() -> str:
+    """How ``check --fix`` rewrites what breaks a rule."""
+    from ffn_fusion.portability.form import FORM_RULES
+
+    rows = ["| rule | how it's rewritten |", "|---|---|"]
+    return "\n".join(rows + [f"| {rule.name} | {rule.fix} |" for rule in FORM_RULES if rule.fix])
 
 
 def demo_table() -> str:

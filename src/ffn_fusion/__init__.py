@@ -25,6 +25,7 @@ from ffn_fusion.registration import register as _register
 if TYPE_CHECKING:
     from ffn_fusion.analysis.budget import Budget
     from ffn_fusion.analysis.changes import score_changes
+    from ffn_fusion.analysis.channels import channel_contributions, narrow_ffns
     from ffn_fusion.analysis.evidence import Evidence
     from ffn_fusion.analysis.explain import explain
     from ffn_fusion.analysis.explanation import Explanation
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from ffn_fusion.analysis.parallel_windows import parallel_windows
     from ffn_fusion.analysis.plan import Plan, plan
     from ffn_fusion.analysis.questions import Questions
-    from ffn_fusion.blueprint import Blueprint, apply, drop_attention, fuse_run, unfused
+    from ffn_fusion.blueprint import Blueprint, apply, drop_attention, fuse_run, narrow_ffn, unfused
     from ffn_fusion.checkpoint.reader import Checkpoint
     from ffn_fusion.checkpoint.source import open_model, summarise
     from ffn_fusion.data import TokenWindows, load_tokenizer, make_windows
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
     from ffn_fusion.pipeline.recipe import Recipe
     from ffn_fusion.pipeline.result import Result
     from ffn_fusion.pipeline.run import run
-    from ffn_fusion.repair.repair import repair_child
+    from ffn_fusion.repair.plan import RepairPlan
+    from ffn_fusion.repair.repair import plan_repair, repair_child
     from ffn_fusion.repair.settings import RepairSettings
     from ffn_fusion.report.html import ReportData, write_report
     from ffn_fusion.surgery.build import build
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "analysis.evidence": ("Evidence",),
     "analysis.changes": ("score_changes",),
+    "analysis.channels": ("channel_contributions", "narrow_ffns"),
     "analysis.measure": ("analyze", "plan_analysis"),
     "analysis.questions": ("Questions",),
     "analysis.budget": ("Budget",),
@@ -61,7 +64,7 @@ _HOMES = {
     "analysis.explain": ("explain",),
     "analysis.explanation": ("Explanation",),
     "analysis.parallel_windows": ("parallel_windows",),
-    "blueprint": ("Blueprint", "apply", "drop_attention", "fuse_run", "unfused"),
+    "blueprint": ("Blueprint", "apply", "drop_attention", "fuse_run", "narrow_ffn", "unfused"),
     "checkpoint.reader": ("Checkpoint",),
     "checkpoint.source": ("open_model", "summarise"),
     "data": ("TokenWindows", "load_tokenizer", "make_windows"),
@@ -74,7 +77,8 @@ _HOMES = {
     "pipeline.recipe": ("Recipe",),
     "pipeline.result": ("Result",),
     "pipeline.run": ("run",),
-    "repair.repair": ("repair_child",),
+    "repair.plan": ("RepairPlan",),
+    "repair.repair": ("plan_repair", "repair_child"),
     "repair.settings": ("RepairSettings",),
     "report.html": ("ReportData", "write_report"),
     "surgery.build": ("build",),
@@ -87,8 +91,9 @@ __all__ = [  # noqa: RUF022  (in the order of a run)
     "load_tokenizer", "make_windows", "TokenWindows",
     "analyze", "plan_analysis", "Questions", "Evidence", "score_changes",
     "plan", "Budget", "Plan", "explain", "Explanation", "parallel_windows",
-    "Blueprint", "drop_attention", "fuse_run", "apply", "unfused",
-    "repair_child", "RepairSettings",
+    "Blueprint", "drop_attention", "fuse_run", "narrow_ffn", "apply", "unfused",
+    "channel_contributions", "narrow_ffns",
+    "repair_child", "plan_repair", "RepairSettings", "RepairPlan",
     "build", "Child",
     "evaluate", "Quality",
     "bench", "Latency", "load_model", "realise",

@@ -11,13 +11,16 @@ from __future__ import annotations
 import os
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial, wraps
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from ffn_fusion.errors import FfnFusionError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,6 +31,7 @@ Progress = Callable[[str, int, int], None]
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _FIRST_ONLY = ("progress", "on_plan")
+_SUMMED_AT_ONCE = 1 << 24  # elements, so that a GPU's tensors need little of the host's memory on the way
 _PATIENCE = timedelta(days=7)  # the others wait while the first builds, and while it times both models
 
 
@@ -43,6 +47,9 @@ class Link(Protocol):
 
     def exchange(self, value: Any) -> list[Any]:
         """Everyone's values, in the order of the ranks."""
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Everyone's tensors summed, in place."""
 
     def alarm(self, call: int) -> None:
         """Out of step: let the others know that this call has failed here."""
@@ -75,6 +82,12 @@ class Processes:
             if error is not None:
                 raise _FailedElsewhereError(error)
         return [row for part, _ in found for row in part]
+
+    def add_up(self, *tensors: Tensor) -> None:
+        """Sums of everyone's tensors, in place: the same bits on every process. All are there, or all hear why not."""
+        if self._link is not None:
+            self.gather([])  # who failed says so here, and nobody waits for its tensors
+            self._link.add_up(tensors)
 
     def carry_out(self, work: Callable[[], R]) -> R:
         """What every process does at once; ``work`` may gather as often as it likes.
@@ -233,6 +246,18 @@ class _Torchrun:
         values = [None] * self.world
         dist.all_gather_object(values, value)
         return values
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        import torch.distributed as dist
+
+        for tensor in tensors:
+            flat = tensor.view(-1)
+            for start in range(0, len(flat), _SUMMED_AT_ONCE):
+                part = flat[start : start + _SUMMED_AT_ONCE]
+                here = part.cpu()
+                dist.all_reduce(here)
+                if here is not part:
+                    part.copy_(here)
 
     def alarm(self, call: int) -> None:
         self._store.set(f"failed {call}", "1")

@@ -198,12 +198,13 @@ def test_help_and_inspect_need_no_torch(parent: Path) -> None:
 
 @pytest.mark.slow
 def test_optimize_with_defaults(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
-    """No text given, no recipe: the built-in speeches, and a recipe beside the result that says the same."""
+    """No text given, no recipe: the built-in texts, and a recipe beside the result that says the same."""
     child = tmp_path / "child"
     code, out, err = ffn_fusion("optimize", parent, "--output", child, "--json")
     assert code == 0, err
     result = json.loads(out)
-    assert result["quality"]["texts"][0]["text"] == "held_out"
+    labels = [text["text"] for text in result["quality"]["texts"]]
+    assert labels == ["speeches", "encyclopedia", "news", "web", "instructions"]
     assert (child / "config.json").is_file()
     code, _, err = ffn_fusion("run", tmp_path / "child.run" / "recipe.yaml")
     assert code == 0

@@ -177,7 +177,7 @@ if place == "analyze":
 elif place == "plan":
     run._Run._write_plan = die
 elif place == "repair":
-    stages.repair = die
+    run.Repairing.carry_out = die
 elif place == "build":
     build.sidecar_files = die          # behind the weights, before the rest
 elif place == "built":

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +18,24 @@ from makers import Made, llama_config, random_ids, write_model
 from reference import Reference, Step
 from tiny import tiny_model, tiny_text
 
-from ffn_fusion.blockwise import Stack, final_states
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blockwise import FileStates, Room, Stack, final_states
+from ffn_fusion.blueprint import Blueprint, apply, unfused
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import mismatches
 from ffn_fusion.data import TokenWindows
-from ffn_fusion.errors import DataError
+from ffn_fusion.errors import DataError, OutputError, UsageError
 from ffn_fusion.evaluation.evaluate import evaluate
+from ffn_fusion.repair.fit import Windows, take_change
 from ffn_fusion.repair.places import places
-from ffn_fusion.repair.repair import repair_child, split_windows
-from ffn_fusion.repair.settings import RepairSettings
-from ffn_fusion.repair.walk import walk
+from ffn_fusion.repair.plan import RepairPlan
+from ffn_fusion.repair.program import make_program
+from ffn_fusion.repair.repair import plan_repair, repair_child, split_windows
+from ffn_fusion.repair.settings import RepairSettings, Solver, Target
+from ffn_fusion.repair.walk import Pair, PlaceRepair, walk
+from ffn_fusion.surgery import repairs as repairs_module
 from ffn_fusion.surgery.build import build
 from ffn_fusion.surgery.child import Child
+from ffn_fusion.surgery.ridge_choice import Fit
 
 L = 7
 
@@ -62,31 +68,115 @@ def test_places(blueprint: Blueprint) -> None:
     assert [(p.block, p.why) for p in places(blueprint, 1)][2:] == [(4, "behind")]
     assert [(p.block, p.why) for p in places(blueprint, 9)][2:] == [(4, "behind"), (5, "behind")]
     assert places(Blueprint.identity(blueprint.parent), 3) == ()
+    with_attention = places(blueprint, 1, attention=True)
+    assert [(p.block, p.parent_last, p.part) for p in with_attention][2:] == [(4, 5, "attention"), (4, 5, "ffn")]
 
 
-def test_a_place_is_lstsq(made: Made, parent: Checkpoint, blueprint: Blueprint) -> None:
+def test_a_run_whose_first_block_keeps_its_attention(parent: Checkpoint) -> None:
+    """That attention is a place as well; its state is to be the parent's behind the same attention."""
+    kept = apply(Blueprint.identity(parent.spec.parent("p")), [3, 4], [(2, 4)])
+    found = places(kept, attention=True)
+    assert [(p.block, p.parent_last, p.part) for p in found] == [(2, 2, "attention"), (2, 4, "ffn")]
+    steps = make_program(kept, found, range(L)).steps
+    at = [(s.who, s.block, s.what) for s in steps]
+    assert at == [
+        ("teacher", 0, "block"),
+        ("teacher", 1, "block"),
+        ("teacher", 2, "attention"),
+        ("child", 2, "attention"),
+        ("teacher", 2, "ffn"),
+        ("teacher", 3, "block"),
+        ("teacher", 4, "block"),
+        ("child", 2, "ffn"),
+    ]
+
+
+def found_by(
+    teacher: Checkpoint | Child, child: Child, ids: torch.Tensor, fitted: int, settings: RepairSettings, tmp_path: Path
+) -> list[PlaceRepair]:
+    """The walk alone, in float64."""
+    stacks = [Stack(source, dtype=torch.float64) for source in (teacher, child)]
+    N, T = ids.shape
+    theirs, ours = (
+        FileStates(tmp_path / who, N, T, child.spec.hidden_size, torch.float64, stacks[0].device) for who in "tc"
+    )
+    todo = places(child.blueprint, settings.horizon, attention=settings.attention)
+    program = make_program(child.blueprint, todo, range(len(teacher.spec.blocks)))
+    windows = Windows([slice(0, fitted)], [slice(fitted, N)])
+    columns = None if settings.solver != "streamed" else 32
+    stored = torch.float64
+    pair = Pair(stacks[0], stacks[1], theirs, ours)
+    return list(walk(pair, program, ids, windows, settings, columns=lambda _: columns, stored=lambda _: stored))
+
+
+def lstsq(h: torch.Tensor, wanted: torch.Tensor, w0: np.ndarray, lam: float, bias: bool = False) -> np.ndarray:
+    """The ridge towards w0 by numpy's least squares; with a bias, which has no ridge, as the last column."""
+    H, Y = h.flatten(0, 1).numpy(), wanted.flatten(0, 1).numpy()
+    ridge = np.sqrt(lam * np.square(H).sum(0).mean()) * np.eye(H.shape[1])
+    towards = ridge @ w0.T
+    if bias:
+        H, ridge = np.c_[H, np.ones(len(H))], np.c_[ridge, np.zeros(len(ridge))]
+    best: np.ndarray = np.linalg.lstsq(np.concatenate([H, ridge]), np.concatenate([Y, towards]), rcond=None)[0].T
+    return best
+
+
+@pytest.mark.parametrize("solver", ["exact", "streamed"])
+@pytest.mark.parametrize("target", ["parent", "sequential"])
+def test_a_place_is_lstsq(
+    made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path, solver: Solver, target: Target
+) -> None:
     """The first place by hand: the reference's states and activations, and numpy's least squares in float64."""
     lam = 0.03
     ids = random_ids(made.config, 150, 16)
-    settings = RepairSettings(horizon=0, lambdas=(lam,), weighting="none", held_out=0.2)
-    stacks = [Stack(source, dtype=torch.float64) for source in (parent, Child(parent, blueprint, 1))]
-    found = next(walk(*stacks, blueprint, ids, 120, settings))
-    assert found.weight is not None
+    settings = RepairSettings(horizon=0, lambdas=(lam,), weighting="none", solver=solver)
+    teacher = parent if target == "parent" else Child(parent, unfused(blueprint), 1)
+    found = found_by(teacher, Child(parent, blueprint, 1), ids, 120, settings, tmp_path)[0]
     want = Reference(made.config, made.tensors)
     x = want.states(ids, [Step(0, (0,)), Step(1, (1,))])
-    y = want.states(ids, [Step(i, (i,)) for i in range(4)])
-    inner = []
-    for i in (2, 3):
-        n = want.norm(x, f"model.layers.{i}.post_attention_layernorm.weight")
-        gate = want.linear(f"model.layers.{i}.mlp.gate_proj", n)
-        inner.append(gate * torch.sigmoid(gate) * want.linear(f"model.layers.{i}.mlp.up_proj", n))
-    h = torch.cat(inner, -1).flatten(0, 1).numpy()
+    attention = {"parent": (2, 3), "sequential": (None, None)}[target]
+    y = want.states(ids, [Step(0, (0,)), Step(1, (1,)), Step(attention[0], (2,)), Step(attention[1], (3,))])
+    inner = [activations(want, i, x) for i in (2, 3)]
     w0 = np.concatenate([want.weights[f"model.layers.{i}.mlp.down_proj.weight"].numpy() for i in (2, 3)], 1)
-    ridge = np.sqrt(lam * np.square(h).sum(0).mean())
-    a = np.concatenate([h, ridge * np.eye(h.shape[1])])
-    b = np.concatenate([(y - x).flatten(0, 1).numpy(), ridge * w0.T])
-    best = np.linalg.lstsq(a, b, rcond=None)[0].T
-    assert np.abs(found.weight.numpy() - best).max() / np.abs(best).max() < 1e-4  # normal equations in float32
+    best = lstsq(torch.cat(inner, -1), y - x, w0, lam)
+    weight = found.tensors["model.layers.2.mlp.down_proj.weight"].numpy()
+    assert np.abs(weight - best).max() / np.abs(best).max() < 1e-4  # normal equations in float32
+
+
+def activations(want: Reference, i: int, x: torch.Tensor) -> torch.Tensor:
+    """What the output projection of FFN i reads."""
+    n = want.norm(x, f"model.layers.{i}.post_attention_layernorm.weight")
+    gate = want.linear(f"model.layers.{i}.mlp.gate_proj", n)
+    return gate * torch.sigmoid(gate) * want.linear(f"model.layers.{i}.mlp.up_proj", n)
+
+
+def test_an_attention_with_biases_is_lstsq(tmp_path: Path) -> None:
+    """A block behind the changed one: its attention reads the child's state, and is to reach the parent's behind it."""
+    made = write_model(
+        tmp_path / "m", llama_config(num_hidden_layers=4, attention_bias=True, mlp_bias=True), dtype="F64"
+    )
+    parent = open_folder(made.folder)
+    blueprint = apply(Blueprint.identity(parent.spec.parent("p")), [1])
+    ids = random_ids(made.config, 150, 16)
+    settings = RepairSettings(horizon=1, lambdas=(0.03,), weighting="none", attention=True)
+    found = found_by(parent, Child(parent, blueprint, 1), ids, 120, settings, tmp_path)
+    assert [(f.place.block, f.place.part) for f in found] == [(1, "ffn"), (2, "attention"), (2, "ffn")]
+    want = Reference(made.config, made.tensors)
+    x0 = want.states(ids, [Step(0, (0,))])
+    y0 = want.states(ids, [Step(0, (0,)), Step(1, (1,))])
+    weight, bias = "model.layers.1.mlp.down_proj.weight", "model.layers.1.mlp.down_proj.bias"
+    h = activations(want, 1, x0)
+    best = lstsq(h, y0 - x0, want.weights[weight].numpy(), 0.03, bias=True)
+    got = np.c_[found[0].tensors[weight].numpy(), found[0].tensors[bias].numpy()]
+    assert np.abs(got - best).max() / np.abs(best).max() < 1e-4
+    name = "model.layers.2.self_attn.o_proj"
+    x1 = x0 + h @ found[0].tensors[weight].T + found[0].tensors[bias]
+    w0, b0 = want.weights[f"{name}.weight"], want.weights[f"{name}.bias"]
+    out = want.attention(2, x1)
+    heads = torch.linalg.solve(w0, (out - b0).mT).mT  # what the projection read: it's square here
+    y1 = y0 + want.attention(2, y0)
+    best = lstsq(heads, y1 - x1, w0.numpy(), 0.03, bias=True)
+    got = np.c_[found[1].tensors[f"{name}.weight"].numpy(), found[1].tensors[f"{name}.bias"].numpy()]
+    assert np.abs(got - best).max() / np.abs(best).max() < 1e-3
 
 
 def test_closer_on_windows_that_were_never_seen(
@@ -116,7 +206,7 @@ def test_a_repaired_child_on_disk_is_the_one_in_memory(
         assert json.loads((folder / "repairs.json").read_text()) == repairs.record
     changed = [n for n in virtual.tensors if not torch.equal(virtual.read(n), Child(parent, blueprint).read(n))]
     assert set(changed) == set(repairs)
-    assert all(name.endswith("mlp.down_proj.weight") for name in changed)
+    assert all(name.endswith(("mlp.down_proj.weight", "self_attn.o_proj.weight")) for name in changed)
 
 
 def test_no_gain_keeps_the_weights(made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path) -> None:
@@ -124,7 +214,8 @@ def test_no_gain_keeps_the_weights(made: Made, parent: Checkpoint, blueprint: Bl
     settings = RepairSettings(horizon=3, lambdas=(1e-9,))
     repairs = repair_child(parent, blueprint, texts(made, 5, 8), tmp_path / "r", settings=settings)
     for place in repairs.record["places"]:
-        name = f"model.layers.{place['block']}.mlp.down_proj.weight"
+        projection = {"ffn": "mlp.down_proj", "attention": "self_attn.o_proj"}[place["part"]]
+        name = f"model.layers.{place['block']}.{projection}.weight"
         assert (name in repairs) == (place["reason"] is None)
         assert place["held_out_error"] <= 1
     assert any(place["reason"] for place in repairs.record["places"])
@@ -171,3 +262,135 @@ def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
 def test_deterministic(made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path) -> None:
     digests = {repair_child(parent, blueprint, texts(made), tmp_path / k).digest for k in "ab"}
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("solver", ["exact", "streamed"])
+def test_killed_anywhere_it_goes_on_to_the_same_bits(
+    made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path, solver: Solver
+) -> None:
+    settings = RepairSettings(horizon=2, attention=True, solver=solver)
+    want = repair_child(parent, blueprint, texts(made), tmp_path / "whole", settings=settings)
+    steps: list[int] = []
+
+    def stop_at(step: int) -> Callable[[str, int, int], None]:
+        def progress(what: str, done: int, total: int) -> None:
+            steps.append(done)
+            if done == step:
+                raise KeyboardInterrupt
+
+        return progress
+
+    folder = tmp_path / "stopped"
+    for step in (1, 2, 4, 7, 8):
+        with pytest.raises(KeyboardInterrupt):
+            repair_child(parent, blueprint, texts(made), folder, settings=settings, progress=stop_at(step))
+    found = repair_child(parent, blueprint, texts(made), folder, settings=settings, progress=stop_at(-1))
+    assert steps == sorted(set(steps))  # no step was done twice
+    assert (found.digest, found.record) == (want.digest, want.record)
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in (tmp_path / "whole").iterdir())
+
+
+def test_other_settings_begin_anew(made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    want = repair_child(parent, blueprint, texts(made), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        repair_child(
+            parent, blueprint, texts(made), tmp_path / "r", settings=RepairSettings(target="sequential"), progress=stop
+        )
+    assert repair_child(parent, blueprint, texts(made), tmp_path / "r").digest == want.digest
+
+
+def test_states_that_the_disk_lost_begin_anew(
+    made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path
+) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 6:
+            raise KeyboardInterrupt
+
+    want = repair_child(parent, blueprint, texts(made), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        repair_child(parent, blueprint, texts(made), tmp_path / "r", progress=stop)
+    for file in (tmp_path / "r").rglob("states-*.bin"):
+        file.write_bytes(bytes(file.stat().st_size))
+    assert repair_child(parent, blueprint, texts(made), tmp_path / "r").digest == want.digest
+
+
+def test_independent_places_see_the_unrepaired_child(
+    made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path
+) -> None:
+    """For comparison only: the first place is the same, those behind it are not."""
+    kept, apart = (
+        repair_child(parent, blueprint, texts(made), tmp_path / str(k), settings=RepairSettings(in_order=k))
+        for k in (True, False)
+    )
+    first, second = sorted(kept)[:2]
+    assert torch.equal(kept.rows(first, 0, 32), apart.rows(first, 0, 32))
+    assert not torch.equal(kept.rows(second, 0, 32), apart.rows(second, 0, 32))
+
+
+def test_streamed_finds_what_exact_does(made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path) -> None:
+    exact, streamed = (
+        repair_child(parent, blueprint, texts(made), tmp_path / solver, settings=RepairSettings(solver=solver))
+        for solver in ("exact", "streamed")
+    )
+    for one, two in zip(exact.record["places"], streamed.record["places"], strict=True):
+        assert (one["lambda"], one["reason"]) == (two["lambda"], two["reason"])
+        assert two["held_out_error"] == pytest.approx(one["held_out_error"], rel=1e-3)
+        assert two["residual"] is None or two["residual"] < 1e-4
+    for name in exact:
+        assert torch.allclose(exact.rows(name, 0, 32), streamed.rows(name, 0, 32), rtol=1e-2, atol=1e-3)
+
+
+def test_a_small_budget_streams_and_a_smaller_one_is_refused(
+    made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan(memory: int) -> RepairPlan:
+        return plan_repair(parent, blueprint, texts(made), tmp_path / "r", memory=memory)
+
+    room = Room(used=0, free=1 << 30, cache=1 << 30, disk=1 << 30)
+    monkeypatch.setattr(Room, "here", lambda device, folder: room)
+    monkeypatch.setattr("ffn_fusion.repair.plan.solve_path_bytes", lambda F, hidden: 1000 * F * F)
+    assert all(found.exact for found in plan(1 << 30).places)
+    fewest = [found.columns for found in plan(1 << 20).places]
+    assert not any(columns is None for columns in fewest)
+    assert plan(1 << 20).peak_memory <= 1 << 20
+    with pytest.raises(UsageError, match="too little for this repair: it needs"):
+        plan(1 << 18)
+    monkeypatch.setattr(Room, "here", lambda device, folder: Room(used=0, free=1 << 30, cache=1 << 30, disk=1000))
+    with pytest.raises(OutputError, match="states of 640 tokens"):
+        plan(1 << 30)
+    assert not (tmp_path / "r").exists()
+
+
+def test_weights_are_rounded_where_they_are_used(made: Made, parent: Checkpoint, blueprint: Blueprint) -> None:
+    """What's behind a place is fitted on the state that the stored weights give, not on more precise ones."""
+    block = Stack(Child(parent, blueprint, 1)).block(2)
+    change = torch.randn(32, 96, generator=torch.Generator().manual_seed(0))
+    before = block.projection("ffn").weight.clone()
+    got = take_change(places(blueprint)[0], block, Fit(ridge=0.1, change_DF=change), torch.bfloat16)
+    assert torch.equal(got["model.layers.2.mlp.down_proj.weight"], (before + change).bfloat16())
+    assert torch.equal(block.projection("ffn").weight, (before + change).bfloat16().float())
+    assert take_change(places(blueprint)[0], block, Fit(reason="singular"), torch.bfloat16) == {}
+
+
+def test_a_full_disk_is_said_and_the_repair_goes_on_later(
+    made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = repair_child(parent, blueprint, texts(made), tmp_path / "whole")
+    saved = repairs_module.save_file
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if "layers.3." in next(iter(tensors)):
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        saved(tensors, path)
+
+    monkeypatch.setattr(repairs_module, "save_file", full)
+    with pytest.raises(OutputError, match="No space left"):
+        repair_child(parent, blueprint, texts(made), tmp_path / "r")
+    assert not list((tmp_path / "r").glob("*.part"))
+    monkeypatch.undo()
+    assert repair_child(parent, blueprint, texts(made), tmp_path / "r").digest == want.digest

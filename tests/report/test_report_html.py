@@ -165,6 +165,19 @@ def test_the_childs_geometry_is_drawn_over_the_parents(small: Any) -> None:
     assert "the child's block" in render_report(small.report(child_geometry=child))
 
 
+def test_repaired_places_are_drawn_and_listed(small: Any) -> None:
+    assert "Repair</h2>" not in render_report(small.report())
+    row = {"block": 2, "parent_last": 3, "why": "fused", "part": "ffn", "width": 96, "lambda": 0.1}
+    kept = {**row, "block": 3, "parent_last": 4, "part": "attention", "lambda": None, "residual": None}
+    places = [
+        {**row, "held_out_error": 0.45, "residual": 2e-7, "reason": None},
+        {**kept, "held_out_error": 1.0, "reason": "no gain on held-out tokens"},
+    ]
+    html = render_report(small.report(repairs={"calibration": {"tokens": 24_576}, "places": places}))
+    for text in ("Repair</h2>", "24,576 tokens", "45.0%", "kept: no gain on held-out tokens", "error left at every"):
+        assert text in html
+
+
 def test_what_others_wrote_is_escaped(small: Any) -> None:
     text = small.quality.texts[0]
     scores = {**text.scores, HOSTILE: text.scores["fused"]}

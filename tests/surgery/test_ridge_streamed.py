@@ -124,3 +124,21 @@ def test_some_tokens_that_are_not_finite_are_left_out() -> None:
     assert streamed.change_DF is not None
     assert direct.change_DF is not None
     assert distance(streamed.change_DF, direct.change_DF) < 1e-8
+
+
+@given(columns=st.integers(1, 6), bias=st.booleans(), seed=st.integers(0, 99))
+def test_groups_of_columns_are_the_same_regressions(columns: int, bias: bool, seed: int) -> None:
+    """At one lambda: each output channel has an equation of its own."""
+    p = problem(60, 5, 6, seed, shift=0.5)
+    seen, unseen = p.part(0, 40), p.part(40)
+    how = {"bias": bias, "tolerance": 1e-10, "dtype": torch.float64}
+    whole = solve_streamed(chunks(seen), chunks(unseen), [0.1], **how)  # type: ignore[arg-type]
+    groups = solve_streamed(chunks(seen), chunks(unseen), [0.1], columns=columns, **how)  # type: ignore[arg-type]
+    if whole.change_DF is None or groups.change_DF is None:
+        return  # the channels that lambda is judged on gain or don't
+    kept = groups.change_DF.abs().sum(1) == 0  # a group that doesn't gain on held-out tokens keeps W0
+    assert distance(groups.change_DF[~kept].double(), whole.change_DF[~kept]) < 1e-5
+    if bias:
+        assert groups.bias_D is not None
+        assert whole.bias_D is not None
+        assert torch.allclose(groups.bias_D[~kept].double(), whole.bias_D[~kept].double(), rtol=1e-4, atol=1e-5)

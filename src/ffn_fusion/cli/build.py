@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ffn_fusion.cli.console import JsonFlag, emit, plan_lines, progress_bars, say, show_plan
-from ffn_fusion.cli.options import DropBlocks, DryRun, MaxWidth, Model, Norm, Output, Revision, Runs
+from ffn_fusion.cli.options import (
+    Context,
+    Device,
+    DropBlocks,
+    DryRun,
+    MaxWidth,
+    Memory,
+    Model,
+    Norm,
+    Output,
+    Repair,
+    RepairTexts,
+    Revision,
+    Runs,
+    Seed,
+    Tokens,
+    WidthMultiple,
+)
+from ffn_fusion.repair.settings import DEFAULT_TOKENS
 
 if TYPE_CHECKING:
     from ffn_fusion.analysis.plan import Plan
     from ffn_fusion.checkpoint.reader import Checkpoint
+    from ffn_fusion.pipeline.recipe import BuildSection
+    from ffn_fusion.pipeline.repairing import ChildRepairing
 
-WidthMultiple = Annotated[
-    int,
-    typer.Option(help="Pad FFN widths to a multiple of this; 1 keeps them (not every engine loads that).", min=1),
-]
+UNREPAIRED_LINE = "the child is unrepaired: give --text, and what surgery cost is repaired in closed form"
 ShardSize = Annotated[int, typer.Option("--max-shard-bytes", help="Largest file of weights.", min=1 << 20)]
 
 
@@ -27,6 +44,13 @@ def build(
     output: Output,
     width_multiple: WidthMultiple = 256,
     max_shard_bytes: ShardSize = 5_000_000_000,
+    text: RepairTexts = None,
+    tokens: Tokens = DEFAULT_TOKENS,
+    context: Context = 512,
+    repair: Repair = True,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    memory: Memory = None,
     revision: Revision = None,
     dry_run: DryRun = False,
     as_json: JsonFlag = False,
@@ -37,13 +61,16 @@ def build(
     from ffn_fusion.analysis.runs import Selection
     from ffn_fusion.blueprint import Blueprint
     from ffn_fusion.checkpoint.source import open_model
+    from ffn_fusion.pipeline.recipe import BuildSection
     from ffn_fusion.surgery.build import check_blueprint
 
     decided = Blueprint.load(blueprint)
     checkpoint = open_model(model, revision=revision)
     check_blueprint(checkpoint, decided)
     plan = Plan(decided, Selection(()), counted_speedup(checkpoint.spec, decided))
-    _build(checkpoint, plan, output, width_multiple, max_shard_bytes, dry_run, as_json)
+    section = BuildSection(width_multiple=width_multiple, max_shard_bytes=max_shard_bytes)
+    repairing = _repairing(checkpoint, plan, output, text if repair else None, tokens, context, seed, device, memory)
+    _build(checkpoint, plan, output, section, repairing, dry_run, as_json)
 
 
 def fuse(
@@ -55,6 +82,13 @@ def fuse(
     norm: Norm = "own",
     width_multiple: WidthMultiple = 256,
     max_shard_bytes: ShardSize = 5_000_000_000,
+    text: RepairTexts = None,
+    tokens: Tokens = DEFAULT_TOKENS,
+    context: Context = 512,
+    repair: Repair = True,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    memory: Memory = None,
     revision: Revision = None,
     dry_run: DryRun = False,
     as_json: JsonFlag = False,
@@ -62,40 +96,80 @@ def fuse(
     """Plan and build with explicit runs: drop these attentions, fuse these runs."""
     from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.errors import UsageError
-    from ffn_fusion.pipeline.recipe import section_from_options
+    from ffn_fusion.pipeline.recipe import BuildSection, section_from_options
     from ffn_fusion.pipeline.stages import make_plan
 
     if not drop_attention and not runs:
         raise UsageError("nothing to do: neither --drop-attention nor --runs", "say what to change, like --runs 5-9")
-    section = section_from_options(drop=drop_attention, runs=runs, max_width=max_width, norm=norm)
+    explicit = section_from_options(drop=drop_attention, runs=runs, max_width=max_width, norm=norm)
     checkpoint = open_model(model, revision=revision)
-    plan = make_plan(checkpoint, None, section)
-    _build(checkpoint, plan, output, width_multiple, max_shard_bytes, dry_run, as_json)
+    plan = make_plan(checkpoint, None, explicit)
+    section = BuildSection(width_multiple=width_multiple, max_shard_bytes=max_shard_bytes)
+    repairing = _repairing(checkpoint, plan, output, text if repair else None, tokens, context, seed, device, memory)
+    _build(checkpoint, plan, output, section, repairing, dry_run, as_json)
+
+
+def _repairing(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    output: Path,
+    text: list[Path] | None,
+    tokens: int,
+    context: int,
+    seed: int,
+    device: str,
+    memory: str | None,
+) -> ChildRepairing | None:
+    """The repair that the options ask for; None without text, or where nothing was changed."""
+    from ffn_fusion.pipeline.recipe import repair_from_options
+    from ffn_fusion.pipeline.repairing import ChildRepairing
+    from ffn_fusion.repair.places import places
+    from ffn_fusion.units import parse_bytes
+
+    if not text or not places(plan.blueprint):
+        return None
+    section = repair_from_options(texts=tuple(text), tokens=tokens, context=context)
+    budget = parse_bytes(memory) if memory else None
+    return ChildRepairing.of(checkpoint, plan.blueprint, section, output, seed, device, budget)
 
 
 def _build(
     checkpoint: Checkpoint,
     plan: Plan,
     output: Path,
-    width_multiple: int,
-    max_shard_bytes: int,
+    section: BuildSection,
+    repairing: ChildRepairing | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     from ffn_fusion.checkpoint.staging import check_target
-    from ffn_fusion.pipeline.recipe import BuildSection
+    from ffn_fusion.cli.passes import repair_json, show_repair_plan
+    from ffn_fusion.cli.tables import gains_table, repairs_table
     from ffn_fusion.pipeline.stages import build_child
     from ffn_fusion.surgery.child import Child
 
     check_target(output, checkpoint.folder)
     if not as_json:
         show_plan(checkpoint, plan)
-    if not dry_run:
-        section = BuildSection(width_multiple=width_multiple, max_shard_bytes=max_shard_bytes)
+    record: dict[str, Any] = {}
+    if dry_run:
+        if repairing:
+            planned = repairing.repairing.plan()
+            record = repair_json(planned)
+            show_repair_plan(planned)
+    else:
         with progress_bars() as bars:
-            build_child(Child(checkpoint, plan.blueprint, width_multiple), section, output, bars)
+            if repairing:
+                with repairing.child(section.width_multiple, show_repair_plan, bars) as (child, record):
+                    build_child(child, section, output, bars)
+            else:
+                build_child(Child(checkpoint, plan.blueprint, section.width_multiple), section, output, bars)
     if as_json:
         about = {"blueprint": plan.blueprint.model_dump(mode="json"), "about": plan_lines(checkpoint, plan)}
-        emit({"output": None if dry_run else str(output), **about})
+        emit({"output": None if dry_run else str(output), **about, "repair": record or None})
     elif not dry_run:
+        if repairing:
+            say(repairs_table(record), gains_table(record), err=False)
+        else:
+            say(UNREPAIRED_LINE, err=False)
         say(f"child: {output}", err=False)

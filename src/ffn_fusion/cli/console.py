@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ffn_fusion.analysis.passes import PassPlan
     from ffn_fusion.analysis.plan import Plan
     from ffn_fusion.checkpoint.reader import Checkpoint
+    from ffn_fusion.repair.plan import RepairPlan
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
@@ -106,6 +107,11 @@ class TerminalListener:
         from ffn_fusion.cli.passes import passes_table
 
         say(passes_table([plan]))
+
+    def repairing(self, plan: RepairPlan) -> None:
+        from ffn_fusion.cli.passes import repair_plan_table
+
+        say(repair_plan_table(plan))
 
     def planned(self, checkpoint: Checkpoint, plan: Plan, remaining: Mapping[str, float]) -> None:
         show_plan(checkpoint, plan)

@@ -8,7 +8,23 @@ from importlib.metadata import version
 
 import typer
 
-from ffn_fusion.cli import analyze, bench, build, evaluate, explain, inspect, plan, repair, report, run, score, windows
+from ffn_fusion.cli import (
+    analyze,
+    bench,
+    build,
+    check,
+    evaluate,
+    explain,
+    export,
+    inspect,
+    plan,
+    repair,
+    report,
+    run,
+    score,
+    verify,
+    windows,
+)
 from ffn_fusion.errors import INTERRUPTED, FfnFusionError, UsageError
 from ffn_fusion.processes import lead
 
@@ -46,6 +62,9 @@ app.command("windows")(windows.windows)
 app.command("build")(build.build)
 app.command("fuse")(build.fuse)
 app.command("repair")(repair.repair)
+app.command("check")(check.check)
+app.command("verify")(verify.verify)
+app.command("export")(export.export)
 app.command("eval")(evaluate.evaluate)
 app.command("score")(score.score)
 app.command("bench")(bench.bench)

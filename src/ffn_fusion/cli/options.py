@@ -33,10 +33,24 @@ Steps = Annotated[
 ]
 Fuse = Annotated[str, typer.Option(help="FFN steps to fuse away: a number, or auto.")]
 MaxDamage = Annotated[float, typer.Option(help="Fuse no run with a measured KL above this (nats a token).", min=0)]
+Repaired = Annotated[
+    bool, typer.Option("--repaired/--no-repaired", help="Judge changes by their damage once they're repaired.")
+]
 MaxWidth = Annotated[int | None, typer.Option(help="Widest fused FFN; wider runs are split.", min=1)]
 Norm = Annotated[str, typer.Option(help="Norm of a fused FFN: own (exact) or last (as the paper).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Stop with the plan, before anything is built.")]
 Memory = Annotated[
     str | None,
     typer.Option(help="What a process may use, like 16GiB; default: half of what's free. Weights are streamed to fit."),
+]
+WidthMultiple = Annotated[
+    int,
+    typer.Option(help="Pad FFN widths to a multiple of this; 1 keeps them (not every engine loads that).", min=1),
+]
+RepairTexts = Annotated[
+    list[Path] | None,
+    typer.Option("--text", help="Repair the child on this text: file, .jsonl or folder; may be given several times."),
+]
+Repair = Annotated[
+    bool, typer.Option("--repair/--no-repair", help="With text: solve the changed blocks anew on it, in closed form.")
 ]

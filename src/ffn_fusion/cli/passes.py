@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from ffn_fusion.analysis.passes import PassPlan
     from ffn_fusion.blockwise.schedule import Schedule
+    from ffn_fusion.repair.plan import RepairPlan
 
 
 def passes_table(plans: Sequence[PassPlan]) -> Table:
@@ -47,7 +48,7 @@ _LABELS = (
 
 def _cells(plan: PassPlan) -> tuple[str, ...]:
     schedule, work = plan.schedule, plan.work
-    flops = plan.windows * work.block_flops / 1e12, plan.windows * work.head_flops / 1e12
+    flops = plan.block_flops / 1e12, plan.windows * work.head_flops / 1e12
     return (
         f"{plan.variants}",
         f"{plan.windows * work.context:,}",
@@ -77,7 +78,7 @@ def passes_json(plans: Sequence[PassPlan]) -> dict[str, Any]:
             "variants": plan.variants,
             "tokens": plan.windows * plan.work.context,
             "block_evaluations": plan.work.block_evaluations,
-            "block_flops": plan.windows * plan.work.block_flops,
+            "block_flops": plan.block_flops,
             "head_flops": plan.windows * plan.work.head_flops,
             "seconds": plan.seconds,
             **vars(plan.schedule),
@@ -97,3 +98,43 @@ def passes_json(plans: Sequence[PassPlan]) -> dict[str, Any]:
         "passes": len(plans),
         "each": rows,
     }
+
+
+def show_repair_plan(plan: RepairPlan) -> None:
+    """What a repair takes, for people."""
+    from ffn_fusion.cli.console import say
+
+    say(repair_plan_table(plan))
+
+
+def repair_plan_table(plan: RepairPlan) -> Table:
+    """What a repair takes, as one process carries it out."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    streamed = sum(not found.exact for found in plan.places)
+    widest = max(found.width for found in plan.places)
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("to repair")
+    table.add_column("", justify="right")
+    for label, cell in (
+        ("places", f"{len(plan.places)}"),
+        ("widest", f"{widest:,}"),
+        ("solved", f"{streamed} streamed, the rest exactly" if streamed else "exactly"),
+        ("tokens", f"{plan.tokens:,}"),
+        ("TFLOPs", f"{plan.flops / 1e12:,.1f}"),
+        ("weights read", gb(plan.weight_bytes)),
+        ("disk for states", gb(plan.disk_bytes)),
+        ("peak memory", gib(plan.peak_memory)),
+        ("estimated time", duration(plan.seconds) if plan.seconds is not None else "?"),
+    ):
+        table.add_row(label, cell)
+    if plan.processes > 1:
+        table.caption = f"each of {plan.processes} processes"
+    return table
+
+
+def repair_json(plan: RepairPlan) -> dict[str, Any]:
+    """The same for programs."""
+    places = [{**vars(found.place), "width": found.width, "exact": found.exact} for found in plan.places]
+    return {**{name: value for name, value in vars(plan).items() if name != "places"}, "places": places}

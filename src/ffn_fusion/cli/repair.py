@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
-from ffn_fusion.cli.options import Context, Device, Output, Seed, Texts, Tokens
-from ffn_fusion.repair.settings import DEFAULT_HELD_OUT, DEFAULT_HORIZON, DEFAULT_WEIGHTING
+from ffn_fusion.cli.options import Context, Device, Memory, Output, Seed, Texts, Tokens, WidthMultiple
+from ffn_fusion.repair.settings import (
+    DEFAULT_ATTENTION,
+    DEFAULT_HELD_OUT,
+    DEFAULT_HORIZON,
+    DEFAULT_TOKENS,
+    DEFAULT_WEIGHTING,
+)
 
 
 def repair(
@@ -18,50 +23,84 @@ def repair(
     parent: Annotated[str, typer.Option(help="The model it was made of.")],
     output: Output,
     text: Texts = None,
-    tokens: Tokens = 24_576,
+    tokens: Tokens = DEFAULT_TOKENS,
     context: Context = 512,
     horizon: Annotated[
         int, typer.Option(help="So many unchanged blocks behind a changed one take part.", min=0)
     ] = DEFAULT_HORIZON,
+    attention: Annotated[
+        bool, typer.Option("--attention/--ffn-only", help="Solve the attentions' output projections too.")
+    ] = DEFAULT_ATTENTION,
+    target: Annotated[
+        str, typer.Option(help="Whose states to reach: parent, or sequential (the same child, never fused).")
+    ] = "parent",
     held_out: Annotated[
         float, typer.Option(help="Share of the text that isn't fitted and decides.", min=0.01, max=0.9)
     ] = DEFAULT_HELD_OUT,
     weighting: Annotated[
         str, typer.Option(help="Against outlier tokens: none, capped or inverse-energy.")
     ] = DEFAULT_WEIGHTING,
-    width_multiple: Annotated[int, typer.Option(help="As in build.", min=1)] = 256,
+    lambdas: Annotated[str | None, typer.Option(help="Ridges to try, like 0.3,0.1,0.03.")] = None,
+    bias: Annotated[bool, typer.Option("--bias/--no-bias", help="Solve biases too, where the model has any.")] = True,
+    solver: Annotated[
+        str, typer.Option(help="exact factorises width^2 numbers, streamed never forms them, auto: what fits.")
+    ] = "auto",
+    width_multiple: WidthMultiple = 256,
     seed: Seed = 0,
     device: Device = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="To compute in: float32, bfloat16, float16, auto (the model's).")
+    ] = "float32",
+    memory: Memory = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will take, and stop.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Solve a child's changed FFNs anew on text, in closed form, so that its states reach the parent's."""
+    """Solve a child's changed blocks anew on text, in closed form, so that its states reach the parent's."""
     from ffn_fusion.blueprint import Blueprint
     from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.checkpoint.staging import check_target
-    from ffn_fusion.cli.tables import repairs_table
-    from ffn_fusion.pipeline.recipe import BuildSection, Text, repair_from_options
-    from ffn_fusion.pipeline.stages import build_child, calibration_windows
-    from ffn_fusion.repair.repair import repair_child as solve
+    from ffn_fusion.cli.passes import repair_json, repair_plan_table, show_repair_plan
+    from ffn_fusion.cli.tables import gains_table, repairs_table
+    from ffn_fusion.errors import DataError
+    from ffn_fusion.pipeline.recipe import BuildSection, repair_from_options
+    from ffn_fusion.pipeline.repairing import ChildRepairing
+    from ffn_fusion.pipeline.stages import build_child
+    from ffn_fusion.repair.places import places
     from ffn_fusion.surgery.build import check_blueprint
-    from ffn_fusion.surgery.child import Child
+    from ffn_fusion.units import parse_bytes
 
-    section = repair_from_options(horizon=horizon, held_out=held_out, weighting=weighting)
+    section = repair_from_options(
+        texts=tuple(text or ()),
+        tokens=tokens,
+        context=context,
+        horizon=horizon,
+        attention=attention,
+        target=target,
+        held_out=held_out,
+        weighting=weighting,
+        lambdas=lambdas,
+        bias=bias,
+        solver=solver,
+        dtype=dtype,
+    )
+    budget = parse_bytes(memory) if memory else None
     blueprint = Blueprint.load(child if child.is_file() else child / "blueprint.json")
     model = open_model(parent)
     check_blueprint(model, blueprint)
     check_target(output, model.folder)
-    windows = calibration_windows(model.folder, Text(texts=tuple(text or ()), tokens=tokens, context=context), seed)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = output.with_name(f".{output.name}.repairs")  # always there: what a killed call left goes with the next
-    try:
-        with progress_bars() as bars:
-            found = solve(model, blueprint, windows, folder, settings=section.settings(), device=device, progress=bars)
-            built = Child(model, blueprint, width_multiple, found)
-            build_child(built, BuildSection(width_multiple=width_multiple), output, bars)
-            record = found.record
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    if not places(blueprint):
+        raise DataError(f"{child}: nothing to repair, no block of it was changed", "name a child that was changed")
+    todo = ChildRepairing.of(model, blueprint, section, output, seed, device, budget)
+    if dry_run:
+        plan = todo.repairing.plan()
+        if as_json:
+            emit(repair_json(plan))
+        else:
+            say(repair_plan_table(plan), "dry run: nothing was repaired", err=False)
+        return
+    with progress_bars() as bars, todo.child(width_multiple, show_repair_plan, bars) as (built, record):
+        build_child(built, BuildSection(width_multiple=width_multiple), output, bars)
     if as_json:
         emit({"output": str(output), **record})
         return
-    say(repairs_table(record), f"child: {output}", err=False)
+    say(repairs_table(record), gains_table(record), f"child: {output}", err=False)

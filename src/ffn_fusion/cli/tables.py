@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ffn_fusion.blueprint.ranges import format_blocks, format_runs
+from ffn_fusion.report.repair_tables import gains_grid, repairs_grid
 from ffn_fusion.report.tables import NOTHING, Grid, small, small_pm
 from ffn_fusion.report.terminal import table_of
 
@@ -62,19 +63,19 @@ def changes_table(scores: ChangeScores) -> Table:
 
 
 def repairs_table(record: Mapping[str, Any]) -> Table:
-    """Every place that was solved: lambda, and the error that is left on held-out tokens."""
-    rows = tuple(
-        (
-            str(row["block"]),
-            row["why"],
-            f"{row['width']:,}",
-            small(row["lambda"]) if row["lambda"] is not None else NOTHING,
-            f"{row['held_out_error']:.1%}" if row["reason"] is None else f"kept: {row['reason']}",
-        )
-        for row in record["places"]
-    )
-    table = table_of(Grid(("child block", "FFN", "width", "lambda", "error left, held out"), rows, words=2))
+    """Every place that was solved."""
+    table = table_of(repairs_grid(record))
     table.caption = Text(f"on {record['calibration']['tokens']:,} tokens; error: distance to the parent's state")
+    return table
+
+
+def gains_table(record: Mapping[str, Any]) -> Table | str:
+    """KL to the parent on windows that took no part, text by text."""
+    grid = gains_grid(record)
+    if grid is None:
+        return "too little text to keep some back: what the repair gained wasn't measured"
+    table = table_of(grid)
+    table.caption = Text("windows that took no part in the repair; pruned: the same attentions dropped, never fused")
     return table
 
 

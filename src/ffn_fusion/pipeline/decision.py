@@ -14,11 +14,12 @@ from ffn_fusion.pipeline.workspace import Workspace
 
 @dataclass(frozen=True)
 class TakenDecision:
-    """``plan`` is None where no recipe lies beside the child."""
+    """``plan`` is None where no recipe lies beside the child. ``repaired``: the recipe repairs it."""
 
     blueprint: Blueprint
     evidence: Evidence
     plan: PlanSection | None
+    repaired: bool = True
 
 
 def find_decision(place: Path, evidence: Path | None = None) -> TakenDecision:
@@ -51,5 +52,6 @@ def find_decision(place: Path, evidence: Path | None = None) -> TakenDecision:
             f"{space.evidence}: no evidence there",
             "name its folder with --evidence, or measure it with `ffn-fusion analyze`",
         )
-    plan = Recipe.load(space.recipe).plan if space.recipe.is_file() else None
-    return TakenDecision(Blueprint.load(blueprint), Evidence.load(evidence or space.evidence), plan)
+    recipe = Recipe.load(space.recipe) if space.recipe.is_file() else None
+    found = Blueprint.load(blueprint), Evidence.load(evidence or space.evidence)
+    return TakenDecision(*found, recipe.plan, recipe.repair.enabled) if recipe else TakenDecision(*found, None)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ffn_fusion.checkpoint.reader import Checkpoint
+from ffn_fusion.families.layout import sub_block_parameters
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.processes import current
 
-_REPAIR_PASSES = 4  # the parent's and the child's blocks, activations once more, and their squares
 _DISK_BYTES_PER_SECOND = 300e6  # read, hashed, written and synced: what a modest disk manages
 _MODELS_SCORED = 3  # parent, pruned, fused
 _CONTROLS_SCORED = 3
@@ -33,21 +33,20 @@ class Pace:
             return None
 
 
-def remaining_seconds(recipe: Recipe, checkpoint: Checkpoint, child_bytes: int, pace: Pace) -> dict[str, float]:
-    """Seconds of the stages behind the plan. Evaluation and timing follow from the pace; the build from its bytes.
+def remaining_seconds(
+    recipe: Recipe, checkpoint: Checkpoint, child_bytes: int, repair_flops: float, pace: Pace
+) -> dict[str, float]:
+    """Seconds of the stages behind the plan. Repair, evaluation and timing follow from the pace; the build from its
+    bytes.
 
-    Only the evaluation is shared by several processes. A decode step counts as a forward pass of 16 tokens: it reads
-    the weights once, whatever the batch.
+    ``repair_flops`` are one process's. The evaluation is shared by all of them. A decode step counts as a forward pass
+    of 16 tokens: it reads the weights once, whatever the batch.
     """
     blocks = len(checkpoint.spec.blocks) + _head_blocks(checkpoint)
     texts = max(1, len(recipe.evaluation.texts))
     scored = _MODELS_SCORED + (_CONTROLS_SCORED if recipe.evaluation.controls else 0)
     found = {
-        "repair": _REPAIR_PASSES
-        * recipe.repair.tokens
-        * len(checkpoint.spec.blocks)
-        / (pace.tokens_per_second * current().world)
-        * recipe.repair.enabled,
+        "repair": repair_flops / (pace.tokens_per_second * _token_flops(checkpoint)),
         "build": child_bytes / _DISK_BYTES_PER_SECOND,
         "evaluate": scored * texts * recipe.evaluation.tokens * blocks / (pace.tokens_per_second * current().world),
     }
@@ -63,3 +62,10 @@ def _head_blocks(checkpoint: Checkpoint) -> float:
     spec = checkpoint.spec
     head = spec.vocab_size * spec.hidden_size
     return len(spec.blocks) * head / max(1, checkpoint.parameters - head)
+
+
+def _token_flops(checkpoint: Checkpoint) -> float:
+    """One token through a block, in the mean."""
+    blocks = checkpoint.spec.blocks
+    parts = [sub_block_parameters(checkpoint.spec, part) for block in blocks for part in (block.attention, block.ffn)]
+    return 2.0 * sum(parts) / max(1, len(blocks))

@@ -21,6 +21,7 @@ from ffn_fusion.surgery.repairs import Repairs, is_repaired
 def publish(recipe: Recipe, result: Result, evidence: Evidence) -> None:
     """Write report.html in the workspace and README.md in the child."""
     blueprint = result.plan.blueprint
+    repairs = Repairs(result.workspace.repairs).record if is_repaired(recipe.output) else None
     card = model_card(
         recipe.output.name,
         blueprint,
@@ -28,7 +29,7 @@ def publish(recipe: Recipe, result: Result, evidence: Evidence) -> None:
         read_licence(result.checkpoint.folder),
         result.quality,
         result.latency,
-        Repairs(result.workspace.repairs).record if is_repaired(recipe.output) else None,
+        repairs,
     )
     write_atomic(recipe.output / MODEL_CARD, card.encode())
     write_report(
@@ -47,6 +48,7 @@ def publish(recipe: Recipe, result: Result, evidence: Evidence) -> None:
             samples=[(sample.prompt, sample.parent, sample.child) for sample in result.samples],
             notes=_notes(result),
             child_geometry=_child_geometry(result),
+            repairs=repairs,
         ),
     )
 

@@ -17,7 +17,18 @@ from ffn_fusion.blueprint.ranges import parse_runs
 from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
 from ffn_fusion.errors import RecipeError, UsageError
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
-from ffn_fusion.repair.settings import DEFAULT_HELD_OUT, DEFAULT_HORIZON, DEFAULT_WEIGHTING, RepairSettings, Weighting
+from ffn_fusion.repair.settings import (
+    DEFAULT_ATTENTION,
+    DEFAULT_HELD_OUT,
+    DEFAULT_HORIZON,
+    DEFAULT_TOKENS,
+    DEFAULT_WEIGHTING,
+    LAMBDAS,
+    RepairSettings,
+    Solver,
+    Target,
+    Weighting,
+)
 from ffn_fusion.units import parse_bytes
 
 
@@ -66,6 +77,7 @@ class AnalysisSection(_Section):
     candidate_share: float = Field(0.5, gt=0, le=1)
     leave_last: bool = True
     reverse: Ranges | None = None
+    repaired: bool = True
     dtype: DtypeName = "float32"
 
     def questions(self) -> Questions:
@@ -94,8 +106,9 @@ class PlanSection(_Section):
             raise PydanticCustomError("two_budgets", "steps and speedup are two budgets; give one")
         return steps
 
-    def budget(self) -> Budget:
-        return Budget(**self.model_dump(exclude={"drop", "runs"}))
+    def budget(self, repaired: bool = True) -> Budget:
+        """``repaired``: changes are judged as they'll be once they're repaired."""
+        return Budget(**self.model_dump(exclude={"drop", "runs"}), repaired=repaired)
 
 
 def section_from_options(**options: Any) -> PlanSection:
@@ -125,14 +138,14 @@ def analysis_from_options(*, parts: str, scores: str, **options: Any) -> Analysi
         raise _wrong_option(error) from error
 
 
-def repair_from_options(**options: Any) -> RepairSection:
-    """The repair section that command-line options stand for.
+def repair_from_options(*, lambdas: str | None = None, **options: Any) -> RepairSection:
+    """The repair section that command-line options stand for; lambdas come as numbers with commas between them.
 
     Raises:
         UsageError: a value is off.
     """
     try:
-        return RepairSection(**options)
+        return RepairSection(**options, **({} if lambdas is None else {"lambdas": _words(lambdas)}))
     except ValidationError as error:
         raise _wrong_option(error) from error
 
@@ -150,19 +163,25 @@ def _wrong_option(error: ValidationError) -> UsageError:
 class RepairSection(_Section):
     """Output projections solved anew on text, in closed form (docs/repair.md). No ``texts``: those of the calibration.
 
-    ``horizon``: so many unchanged blocks behind a changed one take part.
+    See ``ffn_fusion.RepairSettings``; dtype auto is the model's.
     """
 
     enabled: bool = True
     texts: tuple[Path, ...] = ()
-    tokens: int = Field(24_576, gt=0)
+    tokens: int = Field(DEFAULT_TOKENS, gt=0)
     context: int = Field(512, ge=8)
     horizon: int = Field(DEFAULT_HORIZON, ge=0)
     held_out: float = Field(DEFAULT_HELD_OUT, gt=0, lt=1)
     weighting: Weighting = DEFAULT_WEIGHTING
+    lambdas: tuple[Annotated[float, Field(ge=0)], ...] = Field(LAMBDAS, min_length=1)
+    target: Target = "parent"
+    attention: bool = DEFAULT_ATTENTION
+    bias: bool = True
+    solver: Solver = "auto"
+    dtype: DtypeName = "float32"
 
     def settings(self) -> RepairSettings:
-        return RepairSettings(horizon=self.horizon, held_out=self.held_out, weighting=self.weighting)
+        return RepairSettings(**self.model_dump(exclude={"enabled", "texts", "tokens", "context", "dtype"}))
 
 
 class BuildSection(_Section):

@@ -24,10 +24,12 @@ from ffn_fusion.pipeline import publish, stages
 from ffn_fusion.pipeline.estimate import Pace, remaining_seconds
 from ffn_fusion.pipeline.preflight import preflight
 from ffn_fusion.pipeline.recipe import Recipe
+from ffn_fusion.pipeline.repairing import Repairing, repairing_of_run
 from ffn_fusion.pipeline.result import Result
 from ffn_fusion.pipeline.workspace import Workspace, stage_key
 from ffn_fusion.processes import current
 from ffn_fusion.repair.places import places
+from ffn_fusion.repair.plan import RepairPlan
 from ffn_fusion.surgery.build import build_id, child_bytes, files_state
 from ffn_fusion.surgery.child import Child
 from ffn_fusion.surgery.repairs import RECORD, Repairs
@@ -45,6 +47,9 @@ class Listener(Protocol):
     def measuring(self, plan: PassPlan) -> None:
         """What a pass of the analysis takes, before it begins."""
 
+    def repairing(self, plan: RepairPlan) -> None:
+        """What the repair takes, before it begins."""
+
     def planned(self, checkpoint: Checkpoint, plan: Plan, remaining: Mapping[str, float]) -> None:
         """The plan, before anything is built; ``remaining``: estimated seconds of each stage to come."""
 
@@ -57,6 +62,8 @@ class Silent:
     def progress(self, what: str, done: int, total: int) -> None: ...
 
     def measuring(self, plan: PassPlan) -> None: ...
+
+    def repairing(self, plan: RepairPlan) -> None: ...
 
     def planned(self, checkpoint: Checkpoint, plan: Plan, remaining: Mapping[str, float]) -> None: ...
 
@@ -99,7 +106,7 @@ def republish(folder: Path) -> Result:
     recipe = Recipe.load(workspace.recipe)
     carried = _Run(recipe, workspace, open_parent(recipe, Silent()), Silent())
     evidence = Evidence.load(workspace.evidence)
-    result = carried.result(stages.make_plan(carried.checkpoint, evidence, recipe.plan))
+    result = carried.result(carried.plan(evidence))
     publish.publish(recipe, result, evidence)
     return result
 
@@ -148,8 +155,8 @@ class _Run:
         self._stage("analyze", key, evidence_files, lambda: self._analyze().save(space.evidence))
         shutil.rmtree(space.analysis, ignore_errors=True)
         evidence = Evidence.load(space.evidence)
-        plan = stages.make_plan(self.checkpoint, evidence, recipe.plan)
-        key = stage_key(key, recipe.plan)
+        plan = self.plan(evidence)
+        key = stage_key(key, recipe.plan, recipe.repair.enabled)
         self._stage("plan", key, [space.blueprint, space.plan], lambda: self._write_plan(plan))
         self.listener.planned(self.checkpoint, plan, self._remaining(plan))
         if dry_run:
@@ -171,6 +178,10 @@ class _Run:
         report_key = stage_key(quality_key, recipe, samples_key)
         self._stage("report", report_key, [space.report], lambda: publish.publish(recipe, result, evidence))
         return result
+
+    def plan(self, evidence: Evidence) -> Plan:
+        """Changes are judged as they'll be in the child: repaired, if it is."""
+        return stages.make_plan(self.checkpoint, evidence, self.recipe.plan, repaired=self.recipe.repair.enabled)
 
     def _stage(self, name: str, key: str, results: list[Path], work: Callable[[], None]) -> None:
         if self.workspace.done(name, key, results):
@@ -199,9 +210,11 @@ class _Run:
         pace = Pace.load(self.workspace.pace)
         if pace is None:
             return {}
-        return remaining_seconds(
-            self.recipe, self.checkpoint, child_bytes(Child(self.checkpoint, plan.blueprint)), pace
-        )
+        flops = 0.0
+        if self._repairs(plan.blueprint):
+            flops = self._repairing(plan.blueprint).plan().flops
+        size = child_bytes(Child(self.checkpoint, plan.blueprint))
+        return remaining_seconds(self.recipe, self.checkpoint, size, flops, pace)
 
     def _write_plan(self, plan: Plan) -> None:
         plan.blueprint.save(self.workspace.blueprint)
@@ -213,7 +226,10 @@ class _Run:
         return self.recipe.repair.enabled and bool(places(blueprint))
 
     def _repair(self, blueprint: Blueprint) -> None:
-        stages.repair(self.checkpoint, blueprint, self.recipe, self.workspace.repairs, self.listener.progress)
+        self._repairing(blueprint).carry_out(self.listener.repairing, self.listener.progress)
+
+    def _repairing(self, blueprint: Blueprint) -> Repairing:
+        return repairing_of_run(self.recipe, self.checkpoint, blueprint, self.workspace.repairs)
 
     def _build(self, blueprint: Blueprint) -> None:
         section, output = self.recipe.build, self.recipe.output

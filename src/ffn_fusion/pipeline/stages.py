@@ -34,11 +34,10 @@ from ffn_fusion.latency.load import load_model, realise
 from ffn_fusion.latency.measure import bench
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.pipeline.recipe import BuildSection, DtypeName, PlanSection, Recipe, RepairSection, Text
-from ffn_fusion.repair.repair import repair_child
 from ffn_fusion.report.model_card import model_card, read_licence
 from ffn_fusion.surgery.build import build, child_bytes
 from ffn_fusion.surgery.child import Child
-from ffn_fusion.surgery.repairs import Repairs, is_repaired
+from ffn_fusion.surgery.repairs import is_repaired
 from ffn_fusion.units import parse_bytes
 
 PRUNED, FUSED, UNREPAIRED = "pruned", "fused", "unrepaired"
@@ -62,7 +61,7 @@ def state(section: Text | RepairSection) -> str:
 
 def calibration_windows(folder: Path, section: Text, seed: int) -> list[TokenWindows]:
     """The calibration tokens, in equal parts of every text."""
-    texts = section.texts or (BUILT_IN_CALIBRATION,)
+    texts = section.texts or BUILT_IN_CALIBRATION
     tokenizer = load_tokenizer(folder)
     share = -(-section.tokens // len(texts))
     return [make_windows(tokenizer, text, section.context, share, seed=seed) for text in texts]
@@ -70,7 +69,7 @@ def calibration_windows(folder: Path, section: Text, seed: int) -> list[TokenWin
 
 def held_out_windows(folder: Path, section: Text, seed: int) -> list[TokenWindows]:
     """The evaluation tokens, so many of every text."""
-    texts = section.texts or (BUILT_IN_HELD_OUT,)
+    texts = section.texts or BUILT_IN_HELD_OUT
     if len({text.stem for text in texts}) < len(texts):
         raise DataError("two evaluation texts have the same name", "rename one; names label the tables")
     tokenizer = load_tokenizer(folder)
@@ -124,25 +123,17 @@ def child_evidence(recipe: Recipe, progress: Progress) -> Evidence:
     )
 
 
-def make_plan(checkpoint: Checkpoint, evidence: Evidence | None, section: PlanSection) -> Plan:
-    """By the budget from evidence, or just what the recipe's ``drop`` and ``runs`` say."""
+def make_plan(
+    checkpoint: Checkpoint, evidence: Evidence | None, section: PlanSection, *, repaired: bool = True
+) -> Plan:
+    """By the budget from evidence, or what ``drop`` and ``runs`` say. ``repaired``: the child will be."""
     if section.drop is None:
         assert evidence is not None
-        return plan(checkpoint.spec, evidence, section.budget())
+        return plan(checkpoint.spec, evidence, section.budget(repaired))
     identity = Blueprint.identity(checkpoint.spec.parent(checkpoint.name, checkpoint.revision))
     drop, runs = parse_blocks(section.drop), parse_runs(section.runs or "")
     blueprint = apply(identity, drop, runs, norm=section.norm, max_width=section.max_width)
     return Plan(blueprint, Selection(()), counted_speedup(checkpoint.spec, blueprint))
-
-
-def repair(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recipe, folder: Path, progress: Progress) -> Repairs:
-    """Solve the changed FFNs' output projections anew, on the calibration's texts if the repair has none of its own."""
-    section = recipe.repair
-    text = Text(texts=section.texts or recipe.calibration.texts, tokens=section.tokens, context=section.context)
-    windows = calibration_windows(checkpoint.folder, text, recipe.seed)
-    return repair_child(
-        checkpoint, blueprint, windows, folder, settings=section.settings(), device=recipe.device, progress=progress
-    )
 
 
 def build_child(child: Child, section: BuildSection, output: Path, progress: Progress) -> None:
@@ -190,7 +181,7 @@ def score(
         controls.append(Control(name=UNREPAIRED, meaning=meaning, dropped=dropped, runs=runs))
     if recipe.evaluation.controls:
         scored = [blueprint]
-        for control in control_plans(blueprint, evidence, recipe.plan.budget()):
+        for control in control_plans(blueprint, evidence, recipe.plan.budget(recipe.repair.enabled)):
             if control.blueprint in scored:  # two ways to the same child: its figures are there already
                 continue
             scored.append(control.blueprint)

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ffn_fusion.blockwise import Stack
-from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.blockwise import FileStates, Journal, Pace, Room, Stack, measure_pace
+from ffn_fusion.blueprint import Blueprint, unfused
 from ffn_fusion.checkpoint.reader import Checkpoint, torch_dtype
+from ffn_fusion.checkpoint.staging import write_atomic
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.errors import DataError
-from ffn_fusion.families.layout import block_prefix
 from ffn_fusion.processes import Progress, current, silent, together
+from ffn_fusion.repair.fit import Windows
 from ffn_fusion.repair.places import Place, places
+from ffn_fusion.repair.plan import ROWS, RepairPlan, make_plan
+from ffn_fusion.repair.program import Program, make_program
 from ffn_fusion.repair.settings import RepairSettings
-from ffn_fusion.repair.walk import PlaceRepair, walk
-from ffn_fusion.surgery.build import check_blueprint
+from ffn_fusion.repair.walk import Pair, PlaceRepair, walk
+from ffn_fusion.surgery.build import build_id, check_blueprint, files_state
 from ffn_fusion.surgery.child import Child
 from ffn_fusion.surgery.repairs import Repairs, save_record, save_repair
 
 _LEAST_WINDOWS = 4
 """Fewer can't be split into some to fit and some to decide by."""
+_WALK, _ROWS = "walk", "places.json"
 
 
 @together
@@ -39,69 +48,225 @@ def repair_child(
     settings: RepairSettings | None = None,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    memory: int | None = None,
+    on_plan: Callable[[RepairPlan], None] | None = None,
     progress: Progress = silent,
 ) -> Repairs:
-    """Solve the output projections of a child's changed FFNs anew; no gradient, one read of each model's weights.
+    """Solve output projections of a child's changed blocks anew; no gradient, one read of each model's weights.
 
     Args:
         texts: calibration windows, all of one length; as broad as the use. A share of them decides and isn't fitted.
-        folder: where the new weights go; emptied first.
+        folder: where the new weights go. A call that was killed there goes on from its last step; anything else that
+            the folder holds is removed.
         device: with "cuda" and several processes, each takes a GPU of its own.
-        progress: counts block evaluations over all windows.
+        memory: bytes that a process may use (default: half of what's free).
+        on_plan: called with the plan before it begins, on the first process; its estimate costs a second or two.
+        progress: counts steps of the walk: sub-blocks that all windows have gone through.
 
     Returns:
         The repairs, to give to ``Child`` or ``build``.
 
     Raises:
-        BlueprintError: the blueprint is of another model. DataError: too little text.
+        BlueprintError: the blueprint is of another model. DataError: too little text. UsageError: too little memory.
+        OutputError: the disk is too small, or full.
     """
-    check_blueprint(parent, blueprint)
-    settings = settings or RepairSettings()
-    ids_NT = torch.from_numpy(np.concatenate([text.ids_NT for text in texts]))
-    here = current()
-    fitted, held_out = split_windows(len(ids_NT), settings.held_out)
-    mine = fitted[here.rank :: here.world], held_out[here.rank :: here.world]
-    if len(ids_NT) < _LEAST_WINDOWS * here.world:
-        raise DataError(
-            f"{len(ids_NT)} windows of text are too few to repair on",
-            f"give at least {_LEAST_WINDOWS} a process: more tokens (--tokens), or shorter windows (--context)",
+    work = _Repair(parent, blueprint, texts, folder, settings or RepairSettings(), dtype, device, memory)
+    plan = work.plan(timed=on_plan is not None) if work.places else None
+    if plan and on_plan:
+        on_plan(plan)
+    return work.carry_out(plan, progress)
+
+
+def plan_repair(
+    parent: Checkpoint,
+    blueprint: Blueprint,
+    texts: Sequence[TokenWindows],
+    folder: Path,
+    *,
+    settings: RepairSettings | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    memory: int | None = None,
+) -> RepairPlan:
+    """What ``repair_child`` will take, of a child with something to repair."""
+    return _Repair(parent, blueprint, texts, folder, settings or RepairSettings(), dtype, device, memory).plan(
+        timed=True
+    )
+
+
+@dataclass(frozen=True)
+class _Repair:
+    parent: Checkpoint
+    blueprint: Blueprint
+    texts: Sequence[TokenWindows]
+    folder: Path
+    settings: RepairSettings
+    dtype: torch.dtype
+    device: str
+    memory: int | None
+
+    def __post_init__(self) -> None:
+        check_blueprint(self.parent, self.blueprint)
+        count, world = len(self.ids_NT), current().world
+        if count < _LEAST_WINDOWS * world:
+            raise DataError(
+                f"{count} windows of text are too few to repair on",
+                f"give at least {_LEAST_WINDOWS} a process: more tokens (--tokens), or shorter windows (--context)",
+            )
+
+    @cached_property
+    def ids_NT(self) -> Tensor:  # noqa: N802
+        return torch.from_numpy(np.concatenate([text.ids_NT for text in self.texts]))
+
+    @cached_property
+    def places(self) -> tuple[Place, ...]:
+        return places(self.blueprint, self.settings.horizon, attention=self.settings.attention)
+
+    @cached_property
+    def child(self) -> Child:
+        return Child(self.parent, self.blueprint, 1)
+
+    @cached_property
+    def teacher(self) -> Checkpoint | Child:
+        return self.parent if self.settings.target == "parent" else Child(self.parent, unfused(self.blueprint), 1)
+
+    @cached_property
+    def stacks(self) -> tuple[Stack, Stack]:
+        """Teacher and child. Every block is needed once, so none is kept."""
+        device = current().device(self.device)
+        teacher, child = (Stack(s, dtype=self.dtype, device=device, resident=False) for s in (self.teacher, self.child))
+        return teacher, child
+
+    @cached_property
+    def program(self) -> Program:
+        teacher = self.teacher
+        ends = (
+            [block.parent_blocks[1] for block in teacher.blueprint.kept_blocks]
+            if isinstance(teacher, Child)
+            else list(range(len(teacher.spec.blocks)))
         )
-    place = here.device(device)
-    child = Child(parent, blueprint, 1)
-    if not here.rank:
+        return make_program(self.blueprint, self.places, ends)
+
+    @cached_property
+    def mine(self) -> tuple[list[int], list[int]]:
+        """This process's windows: those that are fitted, and those that decide."""
+        here = current()
+        fitted, deciding = split_windows(len(self.ids_NT), self.settings.held_out)
+        return fitted[here.rank :: here.world], deciding[here.rank :: here.world]
+
+    def plan(self, *, timed: bool) -> RepairPlan:
+        teacher, child = self.stacks
+        context = self.ids_NT.shape[1]
+        return make_plan(
+            self.program,
+            teacher.spec,
+            child.spec,
+            self.settings,
+            windows=len(self.mine[0]) + len(self.mine[1]),
+            context=context,
+            processes=current().world,
+            stored=torch_dtype(self.parent.dtype).itemsize,
+            dtype=self.dtype,
+            room=Room.here(teacher.device, self.folder),
+            memory=self.memory,
+            pace=self._pace(context) if timed else None,
+        )
+
+    def carry_out(self, plan: RepairPlan | None, progress: Progress) -> Repairs:
+        here = current()
+        ledger = _Ledger(self.folder, self._key(plan)) if not here.rank else None
+        here.gather([None])  # the folder is there, and what isn't ours is gone
+        if plan:
+            for found in self._walk(plan, progress):
+                if ledger:
+                    ledger.add(found)
+        if ledger:
+            tokens = {"texts": [text.label for text in self.texts], "tokens": int(self.ids_NT.numel())}
+            ledger.finish({"version": 1, "calibration": tokens, "settings": asdict(self.settings)}, self.places)
+        here.gather([None])  # the others read what the first has written
+        return Repairs(self.folder)
+
+    def _walk(self, plan: RepairPlan, progress: Progress) -> Any:
+        here = current()
+        teacher, child = self.stacks
+        fitted, deciding = self.mine
+        ids_NT = self.ids_NT[fitted + deciding]
+        N, T = ids_NT.shape
+        place = self.folder / _WALK / f"process-{here.rank}-of-{here.world}"
+        journal = Journal(place / "notes", self._key(plan))
+        size = max(1, plan.rows // T)
+        windows = Windows(_slices(0, len(fitted), size), _slices(len(fitted), N, size))
+        theirs, ours = (
+            FileStates(place / who, N, T, child.spec.hidden_size, self.dtype, child.device)
+            for who in ("teacher", "child")
+        )
+        try:
+            yield from walk(
+                Pair(teacher, child, theirs, ours),
+                self.program,
+                ids_NT,
+                windows,
+                self.settings,
+                columns=plan.columns,
+                stored=lambda module: torch_dtype(self.child.tensors[f"{module}.weight"].dtype),
+                journal=journal,
+                on_step=lambda done: progress("repair", done, len(self.program.steps)),
+            )
+        finally:
+            theirs.close(keep=True)
+            ours.close(keep=True)
+
+    def _pace(self, context: int) -> Pace:
+        return measure_pace(self.stacks[0], context, ROWS)
+
+    def _key(self, plan: RepairPlan | None) -> str:
+        """A hash over all that the result depends on."""
+        words = [
+            build_id(self.child),
+            files_state(self.parent),
+            asdict(self.settings),
+            str(self.dtype),
+            str(self.device),
+            [plan.rows, [found.columns for found in plan.places]] if plan else None,
+            torch.__version__,
+            version("ffn-fusion"),
+            current().world,
+            list(self.ids_NT.shape),
+        ]
+        return hashlib.sha256(json.dumps(words).encode() + self.ids_NT.numpy().tobytes()).hexdigest()
+
+
+class _Ledger:
+    """The folder's weights and what was measured, place by place; only the first process writes there."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self._folder, self._key = folder, key
+        self._rows: dict[str, Any] = {}
+        try:
+            kept = json.loads((folder / _ROWS).read_bytes())
+            if kept["key"] == key:
+                self._rows = kept["rows"]
+                return
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
         shutil.rmtree(folder, ignore_errors=True)
-    files, rows = {}, []
-    ours, theirs = Stack(child, dtype=dtype, device=place), Stack(parent, dtype=dtype, device=place)
-    for found in walk(
-        theirs,
-        ours,
-        blueprint,
-        ids_NT[mine[0] + mine[1]],
-        len(mine[0]),
-        settings,
-        on_progress=lambda done, total: progress("repair", done, total),
-    ):
-        name = f"{block_prefix(found.place.block)}mlp.down_proj.weight"
-        if found.weight is not None and not here.rank:
-            files[name] = save_repair(folder, name, found.weight.to(torch_dtype(child.tensors[name].dtype)).cpu())
-        rows.append(_row(found))
-    if not here.rank:
-        calibration = {"texts": [text.label for text in texts], "tokens": int(ids_NT.numel())}
-        record = {
-            "version": 1,
-            "calibration": calibration,
-            "settings": asdict(settings),
-            "files": files,
-            "places": rows,
-        }
-        save_record(folder, record)
-    here.gather([None])  # the others read what the first has written
-    return Repairs(folder)
+        folder.mkdir(parents=True)
+        self._write()
 
+    def add(self, found: PlaceRepair) -> None:
+        files = {name: save_repair(self._folder, name, tensor) for name, tensor in found.tensors.items()}
+        self._rows[found.place.module] = {"row": _row(found), "files": files}
+        self._write()
 
-def planned_places(blueprint: Blueprint, settings: RepairSettings) -> tuple[Place, ...]:
-    """Where a repair will take place."""
-    return places(blueprint, settings.horizon)
+    def finish(self, record: dict[str, Any], places: Sequence[Place]) -> None:
+        rows = [self._rows[place.module] for place in places]
+        files = {name: file for row in rows for name, file in row["files"].items()}
+        save_record(self._folder, {**record, "files": files, "places": [row["row"] for row in rows]})
+        shutil.rmtree(self._folder / _WALK, ignore_errors=True)
+        (self._folder / _ROWS).unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        write_atomic(self._folder / _ROWS, json.dumps({"key": self._key, "rows": self._rows}).encode())
 
 
 def split_windows(count: int, share: float) -> tuple[list[int], list[int]]:
@@ -113,6 +278,10 @@ def split_windows(count: int, share: float) -> tuple[list[int], list[int]]:
     return [n for n in range(count) if n not in set(chosen)], chosen
 
 
+def _slices(start: int, stop: int, size: int) -> list[slice]:
+    return [slice(k, min(k + size, stop)) for k in range(start, stop, size)]
+
+
 def _row(found: PlaceRepair) -> dict[str, Any]:
     """What was measured at a place, for the record."""
     fit = found.fit
@@ -121,5 +290,6 @@ def _row(found: PlaceRepair) -> dict[str, Any]:
         "width": found.width,
         "lambda": fit.ridge,
         "held_out_error": fit.held_out_error,
+        "residual": fit.residual,
         "reason": fit.reason,
     }

@@ -1,149 +1,176 @@
-"""The walk: parent and child side by side, block by block; at each place the FFN's output projection is solved anew.
+"""The walk: teacher and child side by side; at each place the output projection is solved anew, in closed form.
 
-With X the child's own state behind the attention (all earlier repairs in it), H [N, F] the FFN's activations on it and
-Y the parent's state at the depth where the child's block ends:
+With X the child's own state before the sub-block (all earlier repairs in it), H [N, F] what its output projection reads
+and Y the teacher's state behind the same sub-block:
 
     W = argmin  sum_t w_t |h_t W^T - (y_t - x_t)|^2 + lambda s |W - W0|^2
 
-Each model's weights are read once, and only as far as the last place. Before the first place both share one state.
+Each model's weights are read once, and only as far as the last place. States lie in files; after every step it is
+noted how far the walk has come, so a killed one goes on from its last step, to the same bits.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ffn_fusion.blockwise import MemoryStates, Stack, States
+from ffn_fusion.blockwise import FileStates, Journal, Stack
 from ffn_fusion.blockwise.stack import Block, ReadAhead
-from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.processes import current
-from ffn_fusion.repair.places import Place, places
+from ffn_fusion.repair.fit import SLOT, Windows, solve_place, take_change
+from ffn_fusion.repair.places import Place
+from ffn_fusion.repair.program import Program, Step, Who
 from ffn_fusion.repair.settings import RepairSettings
-from ffn_fusion.surgery.normal_equations import NormalEquations
-from ffn_fusion.surgery.ridge import solve_path
 from ffn_fusion.surgery.ridge_choice import Fit
-from ffn_fusion.surgery.token_weights import median_norm, token_weights
 
-_SLOT = ("", 0)
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class PlaceRepair:
-    """What was found at one place; ``weight`` is the new down projection [D, F], None where the old one stays."""
+    """What was found at one place; ``tensors`` are the child's new ones by name, none where the old ones stay."""
 
     place: Place
     width: int
     fit: Fit
-    weight: Tensor | None
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Teacher and child, each with its states."""
+
+    teacher: Stack
+    child: Stack
+    theirs: FileStates
+    ours: FileStates
+
+    def of(self, who: Who) -> tuple[Stack, FileStates]:
+        return (self.teacher, self.theirs) if who == "teacher" else (self.child, self.ours)
 
 
 @torch.inference_mode()
 def walk(
-    parent: Stack,
-    child: Stack,
-    blueprint: Blueprint,
+    pair: Pair,
+    program: Program,
     ids_NT: Tensor,
-    held: int,
+    windows: Windows,
     settings: RepairSettings,
     *,
-    rows: int = 2048,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    columns: Callable[[Place], int | None] = lambda place: None,
+    stored: Callable[[str], torch.dtype] = lambda module: torch.float32,
+    journal: Journal | None = None,
+    on_step: Progress = lambda done: None,
 ) -> Iterator[PlaceRepair]:
-    """Repair place after place; yields each as it's found.
+    """Repair place after place; yields each as it's found, and notes it as done when the next one is asked for.
 
     Args:
-        child: of the unrepaired child (``Child``), unpadded.
-        ids_NT: this process's windows. held: those from here on aren't fitted, and decide.
-        on_progress: called with (block evaluations of both models done, in all).
+        ids_NT: this process's windows.
+        columns: how a place is solved (``repair.fit.solve_place``).
+        stored: the dtype that a projection is stored in.
+        journal: where it's noted how far the walk has come.
+        on_step: called with the number of steps done.
     """
-    todo = {place.block: place for place in places(blueprint, settings.horizon)}
-    if not todo:
-        return
-    kept = blueprint.kept_blocks
-    first, end = min(todo), max(todo)
-    parts = [*_slices(0, held, rows // ids_NT.shape[1]), *_slices(held, len(ids_NT), rows // ids_NT.shape[1])]
-    theirs, ours = MemoryStates(len(ids_NT)), MemoryStates(len(ids_NT))
-    for part in parts:
-        theirs.write(_SLOT, part, parent.embed(ids_NT[part]))
-    theirs.turn()
-    depth = kept[end].parent_blocks[1] + 1
-    total, done = depth + (end - first + 1) + len(todo), 0
-    parents, children = ReadAhead(parent, range(depth)), ReadAhead(child, range(first, end + 1))
-    for k in range(end + 1):
-        if k == first:
-            for part in parts:
-                ours.write(_SLOT, part, theirs.read(_SLOT, part))
-            ours.turn()
-        for i in range(kept[k].parent_blocks[0], kept[k].parent_blocks[1] + 1):
-            _advance(theirs, parts, parents.take(i))
-            done += 1
-            on_progress(done, total)
-        if k < first:
-            continue
-        block = children.take(k)
-        if k in todo:
-            found = _repaired(ours, theirs, parts, held, block, todo[k], settings)
-            if found.weight is not None:
-                block.down_projection.copy_(found.weight)
-            done += 1
-            yield found
-        _advance(ours, parts, block)
-        done += 1
-        on_progress(done, total)
+    journal = Journal() if journal is None else journal
+    notes = _Notes(journal, pair)
+    done = notes.resume()
+    if not done:
+        for part in windows.parts:
+            pair.theirs.write(SLOT, part, pair.teacher.embed(ids_NT[part]))
+        pair.theirs.turn()
+    pair.teacher.forget_embedding()
+    steps = program.steps
+    hands = {who: _Hand(pair.of(who)[0], steps[done:], who) for who in ("teacher", "child")}
+    for number in range(done, len(steps)):
+        step = steps[number]
+        if number == program.fork:
+            _copy(pair, windows)
+        block = hands[step.who].take(step.block)
+        if step.place:
+            before = _kept(block, step.place)
+            fit = solve_place(step.place, block, pair.ours, pair.theirs, windows, settings, columns=columns(step.place))
+            tensors = take_change(step.place, block, fit, stored(step.place.module))
+            if not settings.in_order:
+                _restore(block, step.place, before)
+            yield PlaceRepair(step.place, _width(step, block), fit, tensors)
+        _advance(pair.of(step.who)[1], windows, block, step)
+        notes.note(number + 1)
+        on_step(number + 1)
 
 
-def _repaired(
-    ours: States,
-    theirs: States,
-    parts: Sequence[slice],
-    held: int,
-    block: Block,
-    place: Place,
-    settings: RepairSettings,
-) -> PlaceRepair:
-    hidden, width = block.down_projection.shape
-    device = block.down_projection.device
-    fit, held_out = (NormalEquations(width, hidden, device=device) for _ in range(2))
-    median = _median([median_norm(theirs.read(_SLOT, part).flatten(0, 1)) for part in parts])
-    for part in parts:
-        x = ours.read(_SLOT, part)
-        x = x + block.attention(x)
-        goal = theirs.read(_SLOT, part)
-        inner = block.ffn_inner(x)
-        residual = goal - x - block.ffn_outer(inner)
-        weights = token_weights(goal.flatten(0, 1), settings.weighting, median=median)
-        (fit if part.start < held else held_out).add(inner.flatten(0, 1), residual.flatten(0, 1), weights)
-    found = solve_path(_summed(fit), settings.lambdas, _summed(held_out))
-    if found.change_DF is None:
-        return PlaceRepair(place, width, found, None)
-    return PlaceRepair(place, width, found, block.down_projection + found.change_DF.to(block.down_projection))
+class _Hand:
+    """Gives a model's blocks in order; a block stays until the next one is asked for."""
+
+    def __init__(self, stack: Stack, steps: tuple[Step, ...], who: Who) -> None:
+        self._ahead = ReadAhead(stack, list(dict.fromkeys(step.block for step in steps if step.who == who)))
+        self._at = -1
+        self._block: Block | None = None
+
+    def take(self, i: int) -> Block:
+        if i != self._at or self._block is None:
+            self._block = None  # let go of it before the next one comes
+            self._at, self._block = i, self._ahead.take(i)
+        return self._block
 
 
-def _summed(mine: NormalEquations) -> NormalEquations:
-    """Of all processes, in their order: the same on each of them, and so is what they solve."""
-    total, *others = current().gather([mine])
-    for other in others:
-        total.merge(other)
-    return total
+class _Notes:
+    """How far the walk has come. Processes keep in step, so none is more than one step ahead: the note before the last
+    one is kept as well, and all go on from the step that all have reached.
+    """
+
+    def __init__(self, journal: Journal, pair: Pair) -> None:
+        self._journal, self._pair = journal, pair
+
+    def resume(self) -> int:
+        """The step to go on from; 0 where the states aren't what they were."""
+        last = self._journal.position
+        known = {note["step"]: note for note in (last.get("before"), last) if note and "step" in note}
+        step = min(current().gather([max(known, default=0)]))
+        fine = step in known and self._restore(known[step])
+        if not step or not all(current().gather([fine])):
+            return 0
+        return step
+
+    def note(self, step: int) -> None:
+        before = {name: value for name, value in self._journal.position.items() if name != "before"}
+        stamps = {"theirs": self._pair.theirs.stamp(), "ours": self._pair.ours.stamp()}
+        self._journal.note({"step": step, **stamps, "before": before or None})
+        current().gather([None])  # nobody is more than one step ahead
+
+    def _restore(self, note: dict[str, Any]) -> bool:
+        return self._pair.theirs.restore(note["theirs"]) and self._pair.ours.restore(note["ours"])
 
 
-def _median(norms: Sequence[float]) -> float:
-    """Of the chunks of all processes."""
-    return statistics.median(current().gather(list(norms)))
+def _copy(pair: Pair, windows: Windows) -> None:
+    for part in windows.parts:
+        pair.ours.write(SLOT, part, pair.theirs.read(SLOT, part))
+    pair.ours.turn()
 
 
-def _advance(states: States, parts: Sequence[slice], block: Block) -> None:
-    for part in parts:
-        x = states.read(_SLOT, part)
-        added = block.contributions(x)
-        states.write(_SLOT, part, x + added.attention + added.ffn)
+def _advance(states: FileStates, windows: Windows, block: Block, step: Step) -> None:
+    for part in windows.parts:
+        x = states.read(SLOT, part)
+        if step.what != "ffn":
+            x = x + block.attention(x)
+        if step.what != "attention":
+            x = x + block.ffn(x)
+        states.write(SLOT, part, x)
     states.turn()
 
 
-def _slices(start: int, stop: int, size: int) -> list[slice]:
-    size = max(1, size)
-    return [slice(k, min(k + size, stop)) for k in range(start, stop, size)]
+def _width(step: Step, block: Block) -> int:
+    assert step.place
+    return int(block.projection(step.place.part).weight.shape[1])
+
+
+def _kept(block: Block, place: Place) -> list[Tensor]:
+    return [parameter.data.clone() for parameter in block.projection(place.part).parameters()]
+
+
+def _restore(block: Block, place: Place, before: list[Tensor]) -> None:
+    for parameter, old in zip(block.projection(place.part).parameters(), before, strict=True):
+        parameter.data.copy_(old)

@@ -15,6 +15,7 @@ from ffn_fusion.report.blocks_svg import blocks_diagram
 from ffn_fusion.report.evidence_tables import chosen_stretches
 from ffn_fusion.report.geometry_figure import geometry_chart
 from ffn_fusion.report.importance_figure import importance_bars
+from ffn_fusion.report.repair_figure import repair_bars
 from ffn_fusion.report.svg import render
 from ffn_fusion.report.tables import printable
 
@@ -34,6 +35,7 @@ __all__ = [
     "geometry_chart",
     "importance_bars",
     "quality_speed_plot",
+    "repair_bars",
     "stretch_chart",
 ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.staging import write_atomic
 from ffn_fusion.errors import MissingExtraError, OutputError
-from ffn_fusion.report import evidence_tables, palette, tables
+from ffn_fusion.report import evidence_tables, palette, repair_tables, tables
 from ffn_fusion.report.summary import KeyFigure, key_figures, sentence
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class ReportData:
     ``sequential_steps``; other names are shown as they are.
     ``samples``: (prompt, the parent's continuation, the child's).
     ``child_geometry``: the child's own, each with the middle of the parent blocks that the child's block stands for.
+    ``repairs``: the record of what repair did (``repairs.json``).
     """
 
     title: str
@@ -61,6 +62,7 @@ class ReportData:
     samples: list[tuple[str, str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     child_geometry: Sequence[tuple[float, Geometry]] | None = None
+    repairs: Mapping[str, Any] | None = None
 
 
 def write_report(path: Path, report: ReportData) -> None:
@@ -103,6 +105,7 @@ def _context(report: ReportData) -> dict[str, Any]:
         "qualities": [(text, tables.quality_grid(text)) for text in quality.texts] if quality else [],
         "latency_place": tables.latency_place(latency) if latency else "",
         "latencies": tables.latency_grid(latency) if latency else None,
+        "repairs": repair_tables.repairs_grid(report.repairs) if report.repairs else None,
         "measured_on": evidence_tables.measured_on(report.evidence) if report.evidence else "",
         "importance": _importance(report),
         "stretches": _stretches(report),
@@ -134,6 +137,8 @@ def _drawings(report: ReportData) -> dict[str, Any]:
         drawings["importance"] = figures.importance_bars(evidence, blueprint)
     if evidence and evidence.stretches:
         drawings["stretches"] = figures.stretch_chart(evidence, blueprint)
+    if report.repairs:
+        drawings["repairs"] = figures.repair_bars(report.repairs, blueprint)
     if report.quality and report.latency:
         drawings["quality_speed"] = figures.quality_speed_plot(report.quality, report.latency)
     return {name: Markup(svg) for name, svg in drawings.items()}  # ours, and escaped inside

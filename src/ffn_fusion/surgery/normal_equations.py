@@ -9,7 +9,7 @@ With a bias, H has one more column of ones, the last: G is [F + 1, F + 1] and C 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -148,6 +148,17 @@ class NormalEquations:
         self.count += other.count
         self.dropped += other.dropped
 
+    def sum_over(self, add_up: Callable[..., None]) -> None:
+        """Add the sums of other processes, in place.
+
+        Args:
+            add_up: sums tensors over all processes, in place.
+        """
+        counts = torch.tensor([self.count, self.dropped])
+        add_up(self._gram, self.cross, self._energy, counts)
+        self.count, self.dropped = (int(count) for count in counts)
+        self._mirrored = False
+
     def __add__(self, other: NormalEquations) -> NormalEquations:
         """Both sets of tokens together; needs a third G."""
         device = self._gram.device
@@ -169,7 +180,8 @@ class NormalEquations:
             x = torch.cat([x, b[None]])
         elif bias_D is not None:
             raise ValueError("these sums have no bias")
-        return self.error_of(x, product([self.gram], x))
+        # In G's own precision: what is left is some percent of E, and a product is off by a millionth of it.
+        return self.error_of(x, (self.gram @ x.to(self.dtype)).to(x))
 
     def error_of(self, x_FD: Tensor, product_FD: Tensor) -> float:
         """The same of dW^T (with the bias as last row) whose product with G is known. Both float64."""

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ffn_fusion.checkpoint.reader import torch_dtype
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo, read_bytes, read_header
 from ffn_fusion.checkpoint.staging import write_atomic
-from ffn_fusion.errors import DataError
+from ffn_fusion.errors import DataError, OutputError
 
 RECORD = "repairs.json"
 
@@ -81,11 +83,23 @@ def is_repaired(child: Path) -> bool:
 
 
 def save_repair(folder: Path, name: str, weight: Tensor) -> str:
-    """Write one tensor; returns its file's name."""
+    """Write one tensor; returns its file's name.
+
+    Raises:
+        OutputError: the disk is full.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = f"{name}.safetensors"
     part = folder / f"{file}.part"
-    save_file({name: weight.contiguous()}, part)
+    try:
+        save_file({name: weight.contiguous()}, part)
+        with part.open("rb") as written:
+            os.fsync(written.fileno())  # before any note that counts on it
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(
+            f"{folder}: can't be written ({error})", "free some space and run the same command again: it resumes"
+        ) from error
     part.replace(folder / file)
     return file
 

@@ -10,6 +10,7 @@ the fit hasn't seen. A bias has no ridge: it is one number a channel, and hardly
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -39,6 +40,7 @@ def solve_path(
         tolerance: of the linear solve's residual; a lambda that stays above it is given up.
 
     Returns:
+        Its ``path`` ends at the first lambda whose held-out error is above its predecessor's: what follows overfits.
         Never worse than W0 on the held-out tokens. Numbers never raise: ``Fit.reason`` says what is wrong with them.
 
     Raises:
@@ -54,12 +56,17 @@ def solve_path(
     chosen: PathPoint | None = None
     best: Solution | None = None
     solver = CholeskySolver([fit.gram], tolerance)
+    last = math.inf
     for ridge in ridges:
         solution = solver.solve(ridge_vector(ridge, fit.diagonal, fit.bias), fit.cross)
         point = PathPoint(ridge) if solution is None else _judge(ridge, solution, fit, held_out)
         path.append(point)
         if better(point, chosen):
             chosen, best = point, solution
+        if point.held_out_error is not None:
+            if point.held_out_error > last:
+                break
+            last = point.held_out_error
     del solver  # its F x F buffer goes before the next one comes
     if chosen is None or best is None:
         return Fit(path=tuple(path), reason=why_none(path))

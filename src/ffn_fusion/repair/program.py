@@ -1,0 +1,77 @@
+"""The order of a walk: teacher and child in turns, sub-block by sub-block, so that the teacher's state is always where
+the child's next place has to arrive. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.repair.places import Place
+
+Who = Literal["teacher", "child"]
+What = Literal["attention", "ffn", "block"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model's state goes through a block, or half of one; at a place the projection is solved first."""
+
+    who: Who
+    block: int
+    what: What
+    place: Place | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """``steps`` in order; the child begins with the teacher's state before step ``fork``, at its block ``first``."""
+
+    steps: tuple[Step, ...]
+    fork: int
+    first: int
+
+    def blocks(self, who: Who) -> list[int]:
+        """The blocks that a model needs, in order."""
+        return list(dict.fromkeys(step.block for step in self.steps if step.who == who))
+
+
+def make_program(blueprint: Blueprint, places: Sequence[Place], teacher: Sequence[int]) -> Program:
+    """From the first block with a place to the last.
+
+    Args:
+        teacher: for every block of the teacher, the parent's block that it ends with, in order.
+    """
+    at: dict[int, list[Place]] = {}
+    for place in places:
+        at.setdefault(place.block, []).append(place)
+    kept = blueprint.kept_blocks
+    first, last = min(at), max(at)
+    begins = kept[first].parent_blocks[0]
+    ahead = list(range(len(teacher)))
+    steps = [Step("teacher", t, "block") for t in _taken(ahead, teacher, begins - 1)]
+    fork = len(steps)
+    for k in range(first, last + 1):
+        by_part = {place.part: place for place in at.get(k, [])}
+        if attention := by_part.get("attention"):
+            steps += [Step("teacher", t, "block") for t in _taken(ahead, teacher, attention.parent_last - 1)]
+            t = ahead[0]
+            steps += [Step("teacher", t, "attention"), Step("child", k, "attention", attention)]
+            steps += [Step("teacher", t, "ffn")]
+            ahead.pop(0)
+        steps += [Step("teacher", t, "block") for t in _taken(ahead, teacher, kept[k].parent_blocks[1])]
+        if kept[k].attention.kind != "none" and not attention:
+            steps.append(Step("child", k, "attention"))
+        if kept[k].ffn.kind != "none":
+            steps.append(Step("child", k, "ffn", by_part.get("ffn")))
+    return Program(tuple(steps), fork, first)
+
+
+def _taken(ahead: list[int], teacher: Sequence[int], end: int) -> list[int]:
+    """Takes the teacher's next blocks up to parent block ``end``."""
+    taken = []
+    while ahead and teacher[ahead[0]] <= end:
+        taken.append(ahead.pop(0))
+    return taken
