@@ -156,6 +156,7 @@ def test_edits_that_look_at_other_windows_get_them(windows: int, wanted: int, di
     slices = found.slices(windows)
     assert [n for part in slices for n in range(part.start, part.stop)] == list(range(windows))
     assert len(slices) == found.chunks
+    assert found.slices(0) == []  # a process without windows
     sizes = [part.stop - part.start for part in slices]
     assert min(sizes) >= min(windows, 1 if wanted == 1 else 2)
     window = max(work.states) * 512 * 1024 * 4

