@@ -171,5 +171,5 @@ def _build(
         if repairing:
             say(repairs_table(record), gains_table(record), err=False)
         else:
-            say(UNREPAIRED_LINE, err=False)
+            say(UNREPAIRED_LINE)
         say(f"child: {output}", err=False)
