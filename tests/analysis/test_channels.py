@@ -191,8 +191,9 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("windows", [5, 2])
+@pytest.mark.parametrize("windows", [5, 1])
 def test_two_processes_find_what_one_finds(windows: int, tmp_path: Path) -> None:
+    """One window for two processes, too: the second has none."""
     made = write_model(tmp_path / "parent", llama_config())
     np.save(tmp_path / "ids.npy", random_ids(made.config, windows, 8).numpy())
     (tmp_path / "call.py").write_text(CALL)
