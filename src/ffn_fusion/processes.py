@@ -228,6 +228,10 @@ class _Torchrun:
 
     def __init__(self) -> None:
         import torch.distributed as dist
+
+        # Its functions have the group as a default argument, taken when it's imported: if that comes later (and
+        # transformers does import it), the group and its threads outlive ``leave``, and abort an exiting interpreter.
+        import torch.distributed.nn.functional  # noqa: F401
         from torch.distributed.rendezvous import rendezvous
 
         self._store, self.rank, self.world = next(rendezvous("env://", timeout=_PATIENCE))

@@ -285,3 +285,31 @@ def test_an_error_of_one_process_stops_all_at_once(folder: Path, raised: str, sa
     out, said = start(2, folder, sys.executable, "fails.py", raised)
     assert time.monotonic() - began < 45
     assert (out + said).count(says) == 1
+
+
+LEAVES = """
+from pathlib import Path
+
+from ffn_fusion.processes import lead
+
+def threads():
+    return [comm.read_text().strip() for comm in Path("/proc/self/task").glob("*/comm")]
+
+def program():
+    import transformers.modeling_utils
+    import torch.distributed.nn.functional
+    assert any("gloo" in name for name in threads())
+    return 0
+
+lead(program)
+assert not any("gloo" in name for name in threads()), threads()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts the threads in /proc")
+def test_no_thread_of_the_link_outlives_it(folder: Path) -> None:
+    """One that does takes the exiting interpreter's lock, now and then, and the process ends with SIGABRT."""
+    (folder / "leaves.py").write_text(LEAVES)
+    _, said = start(2, folder, sys.executable, "leaves.py")
+    assert "Error" not in said, said
