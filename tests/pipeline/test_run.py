@@ -18,7 +18,7 @@ from tiny import tiny_model, tiny_text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ffn_fusion.checkpoint.staging import mismatches
-from ffn_fusion.errors import BlueprintError, DataError, OutputError, RecipeError
+from ffn_fusion.errors import BlueprintError, CheckError, DataError, OutputError, RecipeError
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.run import Silent, republish, run
 
@@ -239,3 +239,22 @@ def test_killed_and_resumed(tmp_path: Path, place: str, redone: list[str]) -> No
     weights = [{n: f for n, f in m["files"].items() if n.endswith(".safetensors")} for m in manifests]
     assert weights[0] == weights[1]
     assert not list((tmp_path / "killed").glob("*.partial"))
+
+
+def test_what_an_engine_cannot_load_is_known_before_anything_is_measured(tmp_path: Path) -> None:
+    named = {"drop": "0,2", "engines": ["vllm"]}
+    for folder, plan in (("named", named), ("gelu", {"drop_attention": 2, "engines": "vllm"})):
+        recipe = write_recipe(tmp_path / folder, plan=plan)
+        if folder == "gelu":
+            config = tmp_path / folder / "parent" / "config.json"
+            config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_act": "gelu"}))
+        with pytest.raises(CheckError, match="vllm can't load"):
+            run(Recipe.load(recipe))
+        assert not (tmp_path / folder / "child.run").exists()
+    loads = run(
+        Recipe.load(write_recipe(tmp_path / "loads", plan={"drop_attention": 4, "fuse": 1, "engines": "all"})),
+        dry_run=True,
+    )
+    assert 0 not in loads.plan.blueprint.dropped_attentions
+    with pytest.raises(RecipeError, match=r"plan.engines: .*no engine 'vlm'; known are"):
+        Recipe.load(write_recipe(tmp_path / "typo", plan={"engines": ["vlm"]}))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from ffn_fusion.blueprint import FusionNorm
+    from ffn_fusion.portability.rule import Engine
 
 DEFAULT_DROP = 0.2
 DEFAULT_MAX_DAMAGE = 0.5
@@ -27,6 +28,7 @@ class Budget:
         max_width: widest fused FFN; a wider run is split.
         norm: fusion convention.
         repaired: judge changes by their repaired damage, where it was measured; False for a child that won't be.
+        engines: all of these must load the child as it's built (``analysis.loadable``).
     """
 
     drop_attention: float = DEFAULT_DROP
@@ -37,3 +39,4 @@ class Budget:
     max_width: int | None = None
     norm: FusionNorm = "own"
     repaired: bool = True
+    engines: tuple[Engine, ...] = ()

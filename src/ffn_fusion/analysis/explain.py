@@ -25,6 +25,7 @@ from ffn_fusion.analysis.explanation import (
     Neighbour,
     SubBlock,
 )
+from ffn_fusion.analysis.loadable import Allows, anything
 from ffn_fusion.analysis.runs import Frontier, Move, Selection, made_of, possible_moves
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.blueprint.ranges import format_blocks
@@ -48,6 +49,7 @@ def explain(
     *,
     budget: Budget | None = None,
     by_person: bool = False,
+    allows: Allows = anything,
     around: int = 2,
 ) -> Explanation:
     """Why a parent block's attention and FFN are what they are in the child, with numbers against its neighbours'.
@@ -57,6 +59,7 @@ def explain(
         budget: the plan's; its ``max_damage`` and ``max_width`` bound what the counterfactuals may choose. Without one,
             the default limits, and every change that the child carries out.
         by_person: a person named the attentions and runs, so no rule chose them.
+        allows: the changes whose child the engines asked for load.
         around: how many neighbours on each side.
 
     Raises:
@@ -77,7 +80,11 @@ def explain(
     measured = possible_moves(evidence, np.inf, limits.max_width, limits.repaired)
     own = made_of(blueprint, measured)
     taken = own.moves if own else ()
-    allowed = [move for move in measured if _within(move, limits.max_damage) or (budget is None and move in taken)]
+
+    def may(move: Move) -> bool:
+        return allows(move) and (move.stretch is None or move.damage <= limits.max_damage)
+
+    allowed = [move for move in measured if may(move) or (budget is None and move in taken)]
     size = len(blueprint.dropped_attentions), sum(last - first for first, last in blueprint.runs)
     least = _least(blocks, allowed, size)
     alone = partial(_alone, evidence, limits.repaired)
@@ -96,7 +103,7 @@ def explain(
             _neighbour(blueprint, evidence, i, alone)
             for i in range(max(block - around, 0), min(block + around + 1, blocks))
         ),
-        choices=_choices(evidence, measured, block, taken, limits),
+        choices=_choices(evidence, measured, block, taken, may, limits.repaired),
         dependencies=_dependencies(evidence, block),
         counterfactuals=tuple(
             _counterfactual(blocks, allowed, size, block, decision, own)
@@ -104,10 +111,6 @@ def explain(
             if decision.part in _INSTEAD[decision.fate]
         ),
     )
-
-
-def _within(move: Move, max_damage: float) -> bool:
-    return move.stretch is None or move.damage <= max_damage
 
 
 def _least(blocks: int, moves: Sequence[Move], size: tuple[int, int]) -> float | None:
@@ -180,7 +183,7 @@ def _alone(evidence: Evidence, repaired: bool, part: Part, block: int) -> Alone 
 
 
 def _choices(
-    evidence: Evidence, moves: Sequence[Move], block: int, taken: Sequence[Move], limits: Budget
+    evidence: Evidence, moves: Sequence[Move], block: int, taken: Sequence[Move], may: Allows, repaired: bool
 ) -> tuple[Choice, ...]:
     """What was chosen for the block, then the cheapest that weren't, by damage for each step saved."""
     here = sorted((move for move in moves if block in move.blocks), key=lambda move: move.damage / move.steps_saved)
@@ -192,11 +195,11 @@ def _choices(
             last=move.last,
             dropped=move.dropped,
             runs=move.pieces,
-            damage=_measured(evidence, move, limits.repaired).kl,
-            damage_error=_measured(evidence, move, limits.repaired).kl_error,
+            damage=_measured(evidence, move, repaired).kl,
+            damage_error=_measured(evidence, move, repaired).kl_error,
             per_step=move.damage / move.steps_saved,
             chosen=move in taken,
-            allowed=_within(move, limits.max_damage),
+            allowed=may(move),
         )
         for move in (*chosen, *others)
     )

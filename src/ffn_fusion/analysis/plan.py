@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,21 +10,29 @@ import numpy as np
 from ffn_fusion.analysis.budget import FUSE_TOLERANCE, Budget
 from ffn_fusion.analysis.cost_count import counted_speedup_of, steps
 from ffn_fusion.analysis.evidence import Evidence
+from ffn_fusion.analysis.loadable import loadable_moves, plan_problems
 from ffn_fusion.analysis.runs import Frontier, Selection, possible_moves
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families import ModelSpec
+from ffn_fusion.portability.rules import Engine, Problem
 
 _MORE = "allow more damage (--max-damage), or measure longer stretches (analyze --max-stretch)"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A blueprint and what it's expected to do: summed damage (KL, nats a token) and the counted speed-up."""
+    """A blueprint and what it's expected to do: summed damage (KL, nats a token) and the counted speed-up.
+
+    ``engines``: those that have to load the child. ``to_fix``: what the parent brings along that some of them load
+    after `check --fix` only.
+    """
 
     blueprint: Blueprint
     selection: Selection
     counted_speedup: float
+    engines: Sequence[Engine] = ()
+    to_fix: tuple[Problem, ...] = ()
 
 
 def plan(spec: ModelSpec, evidence: Evidence, budget: Budget) -> Plan:
@@ -31,27 +40,36 @@ def plan(spec: ModelSpec, evidence: Evidence, budget: Budget) -> Plan:
 
     Raises:
         BlueprintError: the evidence is of another model, or no plan reaches the budget.
+        CheckError: an engine of the budget can't load any child of this model.
     """
     if evidence.parent.blocks != spec.parent("").blocks:
         raise BlueprintError(f"the evidence is of {evidence.parent.name}, another model", "run `ffn-fusion analyze`")
-    moves = possible_moves(evidence, budget.max_damage, budget.max_width, budget.repaired)
-    attentions = len(evidence.importance)
+    plan_problems(spec, Blueprint.identity(evidence.parent), budget.engines)
+    loads = loadable_moves(spec, budget.engines)
+    moves = [m for m in possible_moves(evidence, budget.max_damage, budget.max_width, budget.repaired) if loads(m)]
+    attentions = sum(move.stretch is None for move in moves)
     frontier = Frontier(len(spec.blocks), moves, attentions)
     if budget.steps is not None:
         selection = _for_steps(evidence, frontier, budget.steps)
     elif budget.speedup is not None:
         selection = _for_speedup(spec, frontier, budget.speedup)
     else:
-        selection = _for_count(evidence, frontier, _drop_count(budget.drop_attention, attentions), budget)
+        drop = _drop_count(budget, len(evidence.importance), attentions)
+        selection = _for_count(evidence, frontier, drop, budget)
     blueprint = apply(Blueprint.identity(evidence.parent), selection.dropped, selection.runs, norm=budget.norm)
     return Plan(blueprint, selection, _speedup(spec, selection))
 
 
-def _drop_count(budget: float, attentions: int) -> int:
-    count = round(budget * attentions) if 0 < budget < 1 else round(budget)
-    if not 0 <= count <= attentions:
+def _drop_count(budget: Budget, attentions: int, may_go: int) -> int:
+    """How many attentions go; fewer than all of them ``may_go`` where an engine needs some."""
+    asked = budget.drop_attention
+    count = round(asked * attentions) if 0 < asked < 1 else round(asked)
+    if not 0 <= count <= may_go:
+        there = f"the model has {attentions}"
+        if may_go < attentions:
+            there += f", and {', '.join(budget.engines)} can do without {may_go} of them"
         raise BlueprintError(
-            f"{count} attentions can't be dropped: the model has {attentions}",
+            f"{count} attentions can't be dropped: {there}",
             "give a number or a fraction of them",
         )
     return count

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from ffn_fusion.analysis.budget import Budget
 from ffn_fusion.analysis.evidence import Evidence
 from ffn_fusion.analysis.greedy import greedy
+from ffn_fusion.analysis.loadable import Allows, anything
 from ffn_fusion.analysis.runs import Selection, made_of, possible_moves
 from ffn_fusion.blueprint import Blueprint, apply, split_run
 
@@ -42,7 +44,9 @@ class Compared:
     damage: float | None
 
 
-def control_plans(blueprint: Blueprint, evidence: Evidence, budget: Budget) -> list[ControlPlan]:
+def control_plans(
+    blueprint: Blueprint, evidence: Evidence, budget: Budget, allows: Allows = anything
+) -> list[ControlPlan]:
     """Children of the same size as ``blueprint``, by the rules; a rule that finds none of this size is left out.
 
     * middle: see :func:`_middle`; a control that looks at no evidence.
@@ -51,6 +55,7 @@ def control_plans(blueprint: Blueprint, evidence: Evidence, budget: Budget) -> l
 
     Args:
         budget: its ``norm`` and ``max_width`` hold for all rules, ``max_damage`` and ``repaired`` for the greedy one.
+        allows: the moves that the greedy rule may take, those that the engines asked for load.
 
     Returns:
         Nothing for a child without a fused run: all rules but the first are then the exact programme.
@@ -61,7 +66,11 @@ def control_plans(blueprint: Blueprint, evidence: Evidence, budget: Budget) -> l
         return []
     identity = Blueprint.identity(blueprint.parent)
     plans = []
-    for name, rule in (("middle", _middle), ("paper rule", _paper_rule), ("greedy rule", _greedy_rule)):
+    for name, rule in (
+        ("middle", _middle),
+        ("paper rule", _paper_rule),
+        ("greedy rule", partial(_greedy_rule, allows=allows)),
+    ):
         choice = rule(evidence, drop, steps, budget)
         if choice.runs and len(choice.dropped) == drop:  # fewer, where not every attention was scored
             child = apply(identity, choice.dropped, choice.runs, norm=budget.norm)
@@ -69,12 +78,14 @@ def control_plans(blueprint: Blueprint, evidence: Evidence, budget: Budget) -> l
     return plans
 
 
-def compare(blueprint: Blueprint, evidence: Evidence, budget: Budget) -> tuple[Compared, ...]:
+def compare(
+    blueprint: Blueprint, evidence: Evidence, budget: Budget, allows: Allows = anything
+) -> tuple[Compared, ...]:
     """The exact programme's ``blueprint`` beside every rule's of the same size, with summed measured damages."""
     moves = possible_moves(evidence, np.inf, budget.max_width, budget.repaired)
     exact = ControlPlan("exact programme", "the least summed measured damage of this size", blueprint)
     found = []
-    for plan in (exact, *control_plans(blueprint, evidence, budget)):
+    for plan in (exact, *control_plans(blueprint, evidence, budget, allows)):
         made = made_of(plan.blueprint, moves)
         damage = made.damage if made else None
         found.append(Compared(plan.name, plan.meaning, plan.blueprint.dropped_attentions, plan.blueprint.runs, damage))
@@ -117,8 +128,9 @@ def _paper_rule(evidence: Evidence, drop: int, steps: int, budget: Budget) -> _C
     return _Choice(f"{which} dropped, as many FFNs fused, from {order} on", dropped, runs)
 
 
-def _greedy_rule(evidence: Evidence, drop: int, steps: int, budget: Budget) -> _Choice:
+def _greedy_rule(evidence: Evidence, drop: int, steps: int, budget: Budget, allows: Allows) -> _Choice:
     moves = possible_moves(evidence, budget.max_damage, budget.max_width, budget.repaired)
+    moves = [move for move in moves if allows(move)]
     chosen = greedy(len(evidence.parent.blocks), moves, drop, steps) or Selection(())
     meaning = "the measured change with the least damage per step saved taken, again and again"
     return _Choice(meaning, chosen.dropped, chosen.runs)

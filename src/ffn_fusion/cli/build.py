@@ -13,6 +13,7 @@ from ffn_fusion.cli.options import (
     Device,
     DropBlocks,
     DryRun,
+    Engines,
     MaxWidth,
     Memory,
     Model,
@@ -42,6 +43,7 @@ def build(
     model: Model,
     blueprint: Annotated[Path, typer.Option(help="Blueprint that `plan` wrote.")],
     output: Output,
+    engine: Engines = None,
     width_multiple: WidthMultiple = 256,
     max_shard_bytes: ShardSize = 5_000_000_000,
     text: RepairTexts = None,
@@ -61,13 +63,16 @@ def build(
     from ffn_fusion.analysis.runs import Selection
     from ffn_fusion.blueprint import Blueprint
     from ffn_fusion.checkpoint.source import open_model
+    from ffn_fusion.pipeline.planning import for_engines
     from ffn_fusion.pipeline.recipe import BuildSection
+    from ffn_fusion.portability.rule import parse_engines
     from ffn_fusion.surgery.build import check_blueprint
 
     decided = Blueprint.load(blueprint)
     checkpoint = open_model(model, revision=revision)
     check_blueprint(checkpoint, decided)
     plan = Plan(decided, Selection(()), counted_speedup(checkpoint.spec, decided))
+    plan = for_engines(plan, checkpoint.spec, parse_engines(engine or ()), width_multiple)
     section = BuildSection(width_multiple=width_multiple, max_shard_bytes=max_shard_bytes)
     repairing = _repairing(checkpoint, plan, output, text if repair else None, tokens, context, seed, device, memory)
     _build(checkpoint, plan, output, section, repairing, dry_run, as_json)
@@ -80,6 +85,7 @@ def fuse(
     runs: Runs = "",
     max_width: MaxWidth = None,
     norm: Norm = "own",
+    engine: Engines = None,
     width_multiple: WidthMultiple = 256,
     max_shard_bytes: ShardSize = 5_000_000_000,
     text: RepairTexts = None,
@@ -96,14 +102,16 @@ def fuse(
     """Plan and build with explicit runs: drop these attentions, fuse these runs."""
     from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.errors import UsageError
+    from ffn_fusion.pipeline.planning import make_plan
     from ffn_fusion.pipeline.recipe import BuildSection, section_from_options
-    from ffn_fusion.pipeline.stages import make_plan
+    from ffn_fusion.portability.rule import parse_engines
 
     if not drop_attention and not runs:
         raise UsageError("nothing to do: neither --drop-attention nor --runs", "say what to change, like --runs 5-9")
-    explicit = section_from_options(drop=drop_attention, runs=runs, max_width=max_width, norm=norm)
+    changes = {"drop": drop_attention, "runs": runs, "max_width": max_width, "norm": norm}
+    explicit = section_from_options(**changes, engines=parse_engines(engine or ()))
     checkpoint = open_model(model, revision=revision)
-    plan = make_plan(checkpoint, None, explicit)
+    plan = make_plan(checkpoint, None, explicit, width_multiple=width_multiple)
     section = BuildSection(width_multiple=width_multiple, max_shard_bytes=max_shard_bytes)
     repairing = _repairing(checkpoint, plan, output, text if repair else None, tokens, context, seed, device, memory)
     _build(checkpoint, plan, output, section, repairing, dry_run, as_json)

@@ -38,6 +38,7 @@ def explain(
         layer,
         budget=decision.plan.budget(decision.repaired) if decision.plan else None,
         by_person=decision.plan is not None and decision.plan.drop is not None,
+        allows=decision.allows,
         around=around,
     )
     if as_json:

@@ -36,6 +36,9 @@ MaxDamage = Annotated[float, typer.Option(help="Fuse no run with a measured KL a
 Repaired = Annotated[
     bool, typer.Option("--repaired/--no-repaired", help="Judge changes by their damage once they're repaired.")
 ]
+Engines = Annotated[
+    list[str] | None, typer.Option("--engine", help="Engine that must load the child, or all; may be repeated.")
+]
 MaxWidth = Annotated[int | None, typer.Option(help="Widest fused FFN; wider runs are split.", min=1)]
 Norm = Annotated[str, typer.Option(help="Norm of a fused FFN: own (exact) or last (as the paper).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Stop with the plan, before anything is built.")]

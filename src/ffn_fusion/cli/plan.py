@@ -9,7 +9,19 @@ import typer
 
 from ffn_fusion.analysis.budget import DEFAULT_DROP, DEFAULT_MAX_DAMAGE
 from ffn_fusion.cli.console import JsonFlag, emit, say, show_plan
-from ffn_fusion.cli.options import Drop, Fuse, MaxDamage, MaxWidth, Model, Norm, Repaired, Revision, Speedup, Steps
+from ffn_fusion.cli.options import (
+    Drop,
+    Engines,
+    Fuse,
+    MaxDamage,
+    MaxWidth,
+    Model,
+    Norm,
+    Repaired,
+    Revision,
+    Speedup,
+    Steps,
+)
 
 
 def plan(
@@ -23,17 +35,20 @@ def plan(
     max_damage: MaxDamage = DEFAULT_MAX_DAMAGE,
     max_width: MaxWidth = None,
     norm: Norm = "own",
+    engine: Engines = None,
     repaired: Repaired = True,
     revision: Revision = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Choose attentions to drop and runs to fuse: the least measured damage within a budget."""
     from ffn_fusion.analysis.evidence import Evidence
+    from ffn_fusion.analysis.loadable import loadable_moves
     from ffn_fusion.analysis.rules import compare
     from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.cli.tables import compared_table
+    from ffn_fusion.pipeline.planning import make_plan
     from ffn_fusion.pipeline.recipe import section_from_options
-    from ffn_fusion.pipeline.stages import make_plan
+    from ffn_fusion.portability.rule import parse_engines
 
     section = section_from_options(
         drop_attention=drop_attention,
@@ -43,12 +58,14 @@ def plan(
         max_damage=max_damage,
         max_width=max_width,
         norm=norm,
+        engines=parse_engines(engine or ()),
     )
     checkpoint = open_model(model, revision=revision)
     measured = Evidence.load(evidence)
     made = make_plan(checkpoint, measured, section, repaired=repaired)
     made.blueprint.save(output)
-    compared = compare(made.blueprint, measured, section.budget(repaired))
+    allows = loadable_moves(checkpoint.spec, section.engines)
+    compared = compare(made.blueprint, measured, section.budget(repaired), allows)
     if as_json:
         emit(
             {

@@ -13,6 +13,7 @@ from ffn_fusion.cli.options import (
     Device,
     Drop,
     DryRun,
+    Engines,
     Fuse,
     MaxDamage,
     MaxWidth,
@@ -54,6 +55,7 @@ def optimize(
     max_damage: MaxDamage = DEFAULT_MAX_DAMAGE,
     max_width: MaxWidth = None,
     norm: Norm = "own",
+    engine: Engines = None,
     revision: Revision = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -62,6 +64,7 @@ def optimize(
 ) -> None:
     """The whole job with defaults; writes its recipe to OUT.run/recipe.yaml."""
     from ffn_fusion.pipeline.recipe import Recipe, section_from_options
+    from ffn_fusion.portability.rule import parse_engines
 
     plan = section_from_options(
         drop_attention=drop_attention,
@@ -71,6 +74,7 @@ def optimize(
         max_damage=max_damage,
         max_width=max_width,
         norm=norm,
+        engines=parse_engines(engine or ()),
     )
     recipe = Recipe.parse(
         {

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ffn_fusion.analysis.evidence import Evidence
+from ffn_fusion.analysis.loadable import Allows, anything, loadable_moves
 from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.errors import DataError, UsageError
 from ffn_fusion.pipeline.recipe import PlanSection, Recipe
 from ffn_fusion.pipeline.workspace import Workspace
@@ -14,12 +16,16 @@ from ffn_fusion.pipeline.workspace import Workspace
 
 @dataclass(frozen=True)
 class TakenDecision:
-    """``plan`` is None where no recipe lies beside the child. ``repaired``: the recipe repairs it."""
+    """``plan`` is None where no recipe lies beside the child.
+
+    ``repaired``: the recipe repairs it. ``allows``: the moves that its engines load.
+    """
 
     blueprint: Blueprint
     evidence: Evidence
     plan: PlanSection | None
     repaired: bool = True
+    allows: Allows = anything
 
 
 def find_decision(place: Path, evidence: Path | None = None) -> TakenDecision:
@@ -54,4 +60,12 @@ def find_decision(place: Path, evidence: Path | None = None) -> TakenDecision:
         )
     recipe = Recipe.load(space.recipe) if space.recipe.is_file() else None
     found = Blueprint.load(blueprint), Evidence.load(evidence or space.evidence)
-    return TakenDecision(*found, recipe.plan, recipe.repair.enabled) if recipe else TakenDecision(*found, None)
+    if recipe is None:
+        return TakenDecision(*found, None)
+    return TakenDecision(*found, recipe.plan, recipe.repair.enabled, _allows(recipe))
+
+
+def _allows(recipe: Recipe) -> Allows:
+    if not recipe.plan.engines:
+        return anything
+    return loadable_moves(open_model(recipe.model, revision=recipe.revision).spec, recipe.plan.engines)

@@ -17,6 +17,7 @@ from ffn_fusion.blueprint.ranges import parse_runs
 from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
 from ffn_fusion.errors import RecipeError, UsageError
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
+from ffn_fusion.portability.rule import Engine, parse_engines
 from ffn_fusion.repair.settings import (
     DEFAULT_ATTENTION,
     DEFAULT_HELD_OUT,
@@ -86,8 +87,21 @@ class AnalysisSection(_Section):
         return Questions(**values, reverse=tuple(parse_runs(self.reverse or "")))
 
 
+def _engines(value: Any) -> Any:
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return value
+    try:
+        return parse_engines(names)
+    except UsageError as error:
+        raise ValueError(f"{error.message}; {error.hint}") from error
+
+
 class PlanSection(_Section):
-    """A budget (see ``ffn_fusion.Budget``), or explicit ``drop`` and ``runs`` like ``5-10`` and ``5-9``."""
+    """A budget (see ``ffn_fusion.Budget``), or explicit ``drop`` and ``runs`` like ``5-10`` and ``5-9``.
+
+    ``engines``: those that must load the child; what they can't load is never planned.
+    """
 
     drop_attention: float = Field(DEFAULT_DROP, ge=0)
     speedup: float | None = Field(None, gt=1)
@@ -96,6 +110,7 @@ class PlanSection(_Section):
     max_damage: float = Field(DEFAULT_MAX_DAMAGE, gt=0)
     max_width: int | None = Field(None, gt=0)
     norm: FusionNorm = "own"
+    engines: Annotated[tuple[Engine, ...], BeforeValidator(_engines)] = ()
     drop: Ranges | None = None
     runs: Ranges | None = None
 

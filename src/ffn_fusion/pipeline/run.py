@@ -22,6 +22,7 @@ from ffn_fusion.evaluation.quality import Quality
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.pipeline import publish, stages
 from ffn_fusion.pipeline.estimate import Pace, remaining_seconds
+from ffn_fusion.pipeline.planning import check_early, make_plan
 from ffn_fusion.pipeline.preflight import preflight
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.repairing import Repairing, repairing_of_run
@@ -81,6 +82,7 @@ def run(recipe: Recipe, *, dry_run: bool = False, listener: Listener | None = No
     preflight(recipe)
     listener = listener or Silent()
     checkpoint = open_parent(recipe, listener)
+    check_early(checkpoint, recipe.plan, recipe.build.width_multiple)
     check_target(recipe.output, checkpoint.folder, force=True)
     _check_ours(workspace)
     workspace.create()
@@ -181,7 +183,14 @@ class _Run:
 
     def plan(self, evidence: Evidence) -> Plan:
         """Changes are judged as they'll be in the child: repaired, if it is."""
-        return stages.make_plan(self.checkpoint, evidence, self.recipe.plan, repaired=self.recipe.repair.enabled)
+        recipe = self.recipe
+        return make_plan(
+            self.checkpoint,
+            evidence,
+            recipe.plan,
+            repaired=recipe.repair.enabled,
+            width_multiple=recipe.build.width_multiple,
+        )
 
     def _stage(self, name: str, key: str, results: list[Path], work: Callable[[], None]) -> None:
         if self.workspace.done(name, key, results):

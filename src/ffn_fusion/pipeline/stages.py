@@ -9,16 +9,14 @@ from pathlib import Path
 
 import torch
 
-from ffn_fusion.analysis.cost_count import counted_speedup
 from ffn_fusion.analysis.evidence import Evidence
+from ffn_fusion.analysis.loadable import loadable_moves
 from ffn_fusion.analysis.measure import analyze
 from ffn_fusion.analysis.passes import PassPlan
-from ffn_fusion.analysis.plan import Plan, plan
 from ffn_fusion.analysis.rules import control_plans
-from ffn_fusion.analysis.runs import Selection
 from ffn_fusion.blockwise.stack import TensorSource
-from ffn_fusion.blueprint import Blueprint, apply, unfused
-from ffn_fusion.blueprint.ranges import format_blocks, format_runs, parse_blocks, parse_runs
+from ffn_fusion.blueprint import Blueprint, unfused
+from ffn_fusion.blueprint.ranges import format_blocks, format_runs
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder, torch_dtype
 from ffn_fusion.data import (
     BUILT_IN_CALIBRATION,
@@ -33,7 +31,7 @@ from ffn_fusion.evaluation.quality import Control, Quality
 from ffn_fusion.latency.load import load_model, realise
 from ffn_fusion.latency.measure import bench
 from ffn_fusion.latency.timing import Latency
-from ffn_fusion.pipeline.recipe import BuildSection, DtypeName, PlanSection, Recipe, RepairSection, Text
+from ffn_fusion.pipeline.recipe import BuildSection, DtypeName, Recipe, RepairSection, Text
 from ffn_fusion.report.model_card import model_card, read_licence
 from ffn_fusion.surgery.build import build, child_bytes
 from ffn_fusion.surgery.child import Child
@@ -123,19 +121,6 @@ def child_evidence(recipe: Recipe, progress: Progress) -> Evidence:
     )
 
 
-def make_plan(
-    checkpoint: Checkpoint, evidence: Evidence | None, section: PlanSection, *, repaired: bool = True
-) -> Plan:
-    """By the budget from evidence, or what ``drop`` and ``runs`` say. ``repaired``: the child will be."""
-    if section.drop is None:
-        assert evidence is not None
-        return plan(checkpoint.spec, evidence, section.budget(repaired))
-    identity = Blueprint.identity(checkpoint.spec.parent(checkpoint.name, checkpoint.revision))
-    drop, runs = parse_blocks(section.drop), parse_runs(section.runs or "")
-    blueprint = apply(identity, drop, runs, norm=section.norm, max_width=section.max_width)
-    return Plan(blueprint, Selection(()), counted_speedup(checkpoint.spec, blueprint))
-
-
 def build_child(child: Child, section: BuildSection, output: Path, progress: Progress) -> None:
     """Write the child with its first model card; evaluation puts its figures on the card later."""
     total, done = child_bytes(child), 0
@@ -181,7 +166,8 @@ def score(
         controls.append(Control(name=UNREPAIRED, meaning=meaning, dropped=dropped, runs=runs))
     if recipe.evaluation.controls:
         scored = [blueprint]
-        for control in control_plans(blueprint, evidence, recipe.plan.budget(recipe.repair.enabled)):
+        allows = loadable_moves(checkpoint.spec, recipe.plan.engines)
+        for control in control_plans(blueprint, evidence, recipe.plan.budget(recipe.repair.enabled), allows):
             if control.blueprint in scored:  # two ways to the same child: its figures are there already
                 continue
             scored.append(control.blueprint)

@@ -10,6 +10,7 @@ from pathlib import Path
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.families import ModelSpec
+from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.portability.form import FORM_RULES
 from ffn_fusion.portability.rule import ENGINES, Engine, Problem, Verdict, broken, parse_engines, verdict
 
@@ -31,16 +32,19 @@ def problems(spec: ModelSpec, engine: Engine) -> tuple[Problem, ...]:
     return broken(FORM_RULES, spec, engine)
 
 
-def blueprint_problems(blueprint: Blueprint, parent: ModelSpec, engine: Engine) -> tuple[Problem, ...]:
+def blueprint_problems(
+    blueprint: Blueprint, parent: ModelSpec, engine: Engine, width_multiple: int = WIDTH_MULTIPLE
+) -> tuple[Problem, ...]:
     """What would keep ``engine`` from loading the child of this blueprint: for planning, before anything is built.
 
     Blocks are the child's, numbered without the empty ones.
     """
-    return problems(child_spec(blueprint, parent), engine)
+    return problems(child_spec(blueprint, parent, width_multiple), engine)
 
 
-def child_spec(blueprint: Blueprint, parent: ModelSpec) -> ModelSpec:
+def child_spec(blueprint: Blueprint, parent: ModelSpec, width_multiple: int = WIDTH_MULTIPLE) -> ModelSpec:
     """Sizes of the child that a blueprint describes, from the parent's sizes alone."""
     from ffn_fusion.surgery.child import Child  # with torch: only for those who ask
 
-    return Child(Checkpoint(Path(), parent, {}, fingerprint="", name=blueprint.parent.name), blueprint).spec
+    stand_in = Checkpoint(Path(), parent, {}, fingerprint="", name=blueprint.parent.name)
+    return Child(stand_in, blueprint, width_multiple).spec
