@@ -258,3 +258,16 @@ def test_what_an_engine_cannot_load_is_known_before_anything_is_measured(tmp_pat
     assert 0 not in loads.plan.blueprint.dropped_attentions
     with pytest.raises(RecipeError, match=r"plan.engines: .*no engine 'vlm'; known are"):
         Recipe.load(write_recipe(tmp_path / "typo", plan={"engines": ["vlm"]}))
+
+
+@pytest.mark.parametrize("section", ["calibration", "repair", "evaluation"])
+def test_every_text_is_tried_before_anything_is_measured(section: str, tmp_path: Path) -> None:
+    """A conversation, and the tiny model's tokenizer has no chat template; then a text of a few words."""
+    talk = {"messages": [{"role": "user", "content": "word1 word2 " * 50}]}
+    (tmp_path / "talk.jsonl").write_text(json.dumps(talk) + "\n")
+    (tmp_path / "short.txt").write_text("word1 word2 word3")
+    for text, words in (("talk.jsonl", "no chat template"), ("short.txt", "too short")):
+        named = {section: {"texts": [f"../{text}"], "tokens": 128, "context": 32}}
+        with pytest.raises(DataError, match=words):
+            run(Recipe.load(write_recipe(tmp_path / text.split(".")[0], **named)))
+        assert not (tmp_path / text.split(".")[0] / "child.run").exists()

@@ -5,13 +5,17 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from ffn_fusion.blueprint.ranges import parse_blocks, parse_runs
+from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.data import read_documents
 from ffn_fusion.errors import MissingExtraError, RecipeError
+from ffn_fusion.pipeline.planning import check_early
 from ffn_fusion.pipeline.recipe import Recipe
+from ffn_fusion.pipeline.repairing import repair_windows
+from ffn_fusion.pipeline.stages import calibration_windows, held_out_windows
 
 
 def preflight(recipe: Recipe) -> None:
-    """Check texts, ranges and optional packages of a recipe.
+    """Check texts, ranges and optional packages of a recipe, before a model is fetched for it.
 
     Raises:
         DataError, UsageError, RecipeError, MissingExtraError: one line each.
@@ -19,10 +23,24 @@ def preflight(recipe: Recipe) -> None:
     for package in ("matplotlib", "jinja2"):
         if find_spec(package) is None:
             raise MissingExtraError(f"the report needs {package}", "pip install 'ffn-fusion[report]'")
-    for text in (*recipe.calibration.texts, *recipe.evaluation.texts):
+    repair = recipe.repair.texts if recipe.repair.enabled else ()
+    for text in (*recipe.calibration.texts, *repair, *recipe.evaluation.texts):
         read_documents(text)
     plan = recipe.plan
     if plan.runs is not None and plan.drop is None:
         raise RecipeError("plan.runs is given without plan.drop", "say which attentions go: plan.drop: 5-10")
     parse_blocks(plan.drop or "")
     parse_runs(plan.runs or "")
+
+
+def preflight_parent(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Check a recipe against its parent: engines, attentions and runs that a person named, windows of every text.
+
+    Raises:
+        BlueprintError, CheckError, DataError: one line each.
+    """
+    check_early(checkpoint, recipe.plan, recipe.build.width_multiple)
+    calibration_windows(checkpoint.folder, recipe.calibration, recipe.seed)
+    if recipe.repair.enabled:
+        repair_windows(recipe, checkpoint.folder)
+    held_out_windows(checkpoint.folder, recipe.evaluation, recipe.seed)

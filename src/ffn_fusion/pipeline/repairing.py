@@ -87,11 +87,16 @@ class Repairing:
 
 def repairing_of_run(recipe: Recipe, checkpoint: Checkpoint, blueprint: Blueprint, folder: Path) -> Repairing:
     """A run's repair, on the calibration's texts if the recipe names none for it."""
+    windows = repair_windows(recipe, checkpoint.folder)
+    memory = parse_bytes(recipe.memory) if recipe.memory else None
+    return Repairing(checkpoint, blueprint, recipe.repair, windows, folder, recipe.device, memory)
+
+
+def repair_windows(recipe: Recipe, folder: Path) -> list[TokenWindows]:
+    """The tokens that a run repairs its child on."""
     section = recipe.repair
     text = Text(texts=section.texts or recipe.calibration.texts, tokens=section.tokens, context=section.context)
-    windows = calibration_windows(checkpoint.folder, text, recipe.seed)
-    memory = parse_bytes(recipe.memory) if recipe.memory else None
-    return Repairing(checkpoint, blueprint, section, windows, folder, recipe.device, memory)
+    return calibration_windows(folder, text, recipe.seed)
 
 
 @dataclass(frozen=True)

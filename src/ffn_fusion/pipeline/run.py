@@ -22,8 +22,8 @@ from ffn_fusion.evaluation.quality import Quality
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.pipeline import publish, stages
 from ffn_fusion.pipeline.estimate import Pace, remaining_seconds
-from ffn_fusion.pipeline.planning import check_early, make_plan
-from ffn_fusion.pipeline.preflight import preflight
+from ffn_fusion.pipeline.planning import make_plan
+from ffn_fusion.pipeline.preflight import preflight, preflight_parent
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.repairing import Repairing, repairing_of_run
 from ffn_fusion.pipeline.result import Result
@@ -82,7 +82,7 @@ def run(recipe: Recipe, *, dry_run: bool = False, listener: Listener | None = No
     preflight(recipe)
     listener = listener or Silent()
     checkpoint = open_parent(recipe, listener)
-    check_early(checkpoint, recipe.plan, recipe.build.width_multiple)
+    preflight_parent(recipe, checkpoint)
     check_target(recipe.output, checkpoint.folder, force=True)
     _check_ours(workspace)
     workspace.create()
