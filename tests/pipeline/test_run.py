@@ -89,6 +89,7 @@ def test_the_whole_job(tmp_path: Path) -> None:
     assert result.latency is not None
     assert {t.phase for t in result.latency.timings} == {"prefill", "decode"}
     page = (space / "report.html").read_text()
+    assert "Engines</h2>" in page
     assert "<svg" in page
     assert not re.search(r'(src|href)="https?://', page)
     card = (child / CARD).read_text()

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from ffn_fusion.errors import MissingExtraError, OutputError
+from ffn_fusion.portability.rule import EngineCheck, Problem
+from ffn_fusion.report.engine_tables import engines_grid, engines_line
 from ffn_fusion.report.html import render_report, write_report
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -176,6 +178,22 @@ def test_repaired_places_are_drawn_and_listed(small: Any) -> None:
     html = render_report(small.report(repairs={"calibration": {"tokens": 24_576}, "places": places}))
     for text in ("Repair</h2>", "24,576 tokens", "45.0%", "kept: no gain on held-out tokens", "error left at every"):
         assert text in html
+
+
+def test_engines_and_why_they_do_not_load_it(small: Any) -> None:
+    def bad(block: int) -> Problem:
+        return Problem("vllm", block, "first-attention", "begins in the first attention", fixable=True)
+
+    checks = (EngineCheck("vllm", (bad(0), bad(1))), EngineCheck("mlx", ()), EngineCheck("transformers", ()))
+    page = parse(render_report(small.report(engines=checks)))
+    assert "Engines" in page.headings
+    text = " ".join(re.sub("<[^>]*>", " ", render_report(small.report(engines=checks))).split())
+    assert "vllm loads after --fix 0-1 begins in the first attention mlx loads transformers loads" in text
+    assert "Engines" not in parse(render_report(small.report())).headings
+    assert engines_line(checks) == "loads in mlx, transformers; after check --fix in vllm"
+    stuck = EngineCheck("sglang", (Problem("sglang", None, "activation", "refuses it", fixable=False),))
+    assert engines_line([stuck]) == "not in sglang"
+    assert engines_grid([stuck]).rows == (("sglang", "cannot", "", "refuses it (can't be rewritten)"),)
 
 
 def test_what_others_wrote_is_escaped(small: Any) -> None:

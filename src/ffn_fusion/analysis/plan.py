@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,7 @@ from ffn_fusion.analysis.runs import Frontier, Selection, possible_moves
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families import ModelSpec
-from ffn_fusion.portability.rules import Engine, Problem
+from ffn_fusion.portability.rule import EngineCheck
 
 _MORE = "allow more damage (--max-damage), or measure longer stretches (analyze --max-stretch)"
 
@@ -24,15 +23,13 @@ _MORE = "allow more damage (--max-damage), or measure longer stretches (analyze 
 class Plan:
     """A blueprint and what it's expected to do: summed damage (KL, nats a token) and the counted speed-up.
 
-    ``engines``: those that have to load the child. ``to_fix``: what the parent brings along that some of them load
-    after `check --fix` only.
+    ``engines``: those that have to load the child, with what the parent brings along that `check --fix` has to mend.
     """
 
     blueprint: Blueprint
     selection: Selection
     counted_speedup: float
-    engines: Sequence[Engine] = ()
-    to_fix: tuple[Problem, ...] = ()
+    engines: tuple[EngineCheck, ...] = ()
 
 
 def plan(spec: ModelSpec, evidence: Evidence, budget: Budget) -> Plan:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
 from ffn_fusion.cli.options import Revision
 
@@ -17,8 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ffn_fusion.checkpoint.reader import Checkpoint
-    from ffn_fusion.portability.check import EngineCheck
-    from ffn_fusion.portability.rules import Engine
+    from ffn_fusion.portability.rule import Engine, EngineCheck
 
 EngineNames = Annotated[
     list[str] | None,
@@ -100,30 +97,15 @@ _STYLES = {"loads": "green", "loads after --fix": "yellow", "cannot": "red"}
 
 
 def verdict_table(found: Sequence[EngineCheck]) -> Table:
-    """A row for every engine and reason; blocks that share one stand together."""
-    from ffn_fusion.report.tables import Grid
+    """A row for every engine and reason, in the verdict's colour."""
+    from ffn_fusion.report.engine_tables import engines_grid, reasons
     from ffn_fusion.report.terminal import table_of
 
-    rows, styles = [], []
-    for check in found:
-        for n, (blocks, why) in enumerate(reasons(check) or [("", "")]):
-            rows.append(("" if n else check.engine, "" if n else check.verdict, blocks, why))
-            styles.append(_STYLES[check.verdict])
-    table = table_of(Grid(("engine", "verdict", "blocks", "why"), tuple(rows), words=4))
+    styles = [_STYLES[check.verdict] for check in found for _ in reasons(check) or [("", "")]]
+    table = table_of(engines_grid(found))
     for drawn, style in zip(table.rows, styles, strict=True):
         drawn.style = style
     return table
-
-
-def reasons(check: EngineCheck) -> list[tuple[str, str]]:
-    """(blocks, why) of an engine's problems, one for every rule that's broken."""
-    found = []
-    for _, same in groupby(check.problems, key=lambda problem: problem.rule):
-        problems = list(same)
-        blocks = [problem.block for problem in problems if problem.block is not None]
-        fixable = "" if problems[0].fixable else " (can't be rewritten)"
-        found.append((format_blocks(blocks) if blocks else "", problems[0].reason + fixable))
-    return found
 
 
 def _as_json(name: str, found: Sequence[EngineCheck], output: Path | None, steps: Sequence[str]) -> dict[str, Any]:

@@ -136,21 +136,11 @@ def show_plan(checkpoint: Checkpoint, plan: Plan) -> None:
         say(line)
 
 
-def engines_line(plan: Plan) -> str:
-    """Which engines load the child, and which only once it's rewritten."""
-    from ffn_fusion.portability.rule import ENGINES
-
-    waiting = {problem.engine: problem.reason for problem in plan.to_fix}
-    ready = [engine for engine in ENGINES if engine in plan.engines and engine not in waiting]
-    parts = [f"loads in {', '.join(ready)}"] * bool(ready)
-    parts += [f"in {engine} after check --fix (it {reason})" for engine, reason in waiting.items()]
-    return "; ".join(parts)
-
-
 def plan_lines(checkpoint: Checkpoint, plan: Plan) -> list[str]:
     """What a plan costs and promises, a line each."""
     from ffn_fusion.analysis.cost_count import steps
     from ffn_fusion.blueprint import Blueprint
+    from ffn_fusion.report.engine_tables import engines_line
     from ffn_fusion.surgery.build import child_bytes
     from ffn_fusion.surgery.child import Child
 
@@ -162,7 +152,7 @@ def plan_lines(checkpoint: Checkpoint, plan: Plan) -> list[str]:
         f"decode speed-up by the simple cost count: {plan.counted_speedup:.2f}",
     ]
     if plan.engines:
-        lines.append(engines_line(plan))
+        lines.append(engines_line(plan.engines))
     if plan.selection.moves:
         lines.append(f"summed measured damage: {plan.selection.damage:.3f} nats a token (KL to the parent)")
     return lines

@@ -106,6 +106,9 @@ def _run(recipe: Recipe, dry_run: bool, as_json: bool) -> None:
 
 
 def _show(result: Result) -> None:
+    from ffn_fusion.checkpoint.reader import open_folder
+    from ffn_fusion.portability.check import check
+    from ffn_fusion.report.engine_tables import engines_line
     from ffn_fusion.report.terminal import latency_table, quality_table
 
     assert result.quality is not None
@@ -116,6 +119,7 @@ def _show(result: Result) -> None:
         say(f"\nprompt  {sample.prompt}", f"parent  {sample.parent!r}", f"child   {sample.child!r}", err=False)
     say(
         "",
+        f"engines:    {engines_line(check(open_folder(result.workspace.output)))}",
         f"checkpoint: {result.workspace.output}",
         f"report:     {result.workspace.report}",
         f"recipe:     {result.workspace.recipe}",

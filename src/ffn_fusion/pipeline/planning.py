@@ -16,7 +16,7 @@ from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.pipeline.recipe import PlanSection
-from ffn_fusion.portability.rules import Engine
+from ffn_fusion.portability.rule import Engine, EngineCheck
 
 
 def make_plan(
@@ -50,7 +50,9 @@ def for_engines(made: Plan, spec: ModelSpec, engines: Sequence[Engine], width_mu
     Raises:
         CheckError: one of them can't load the child.
     """
-    return replace(made, engines=engines, to_fix=plan_problems(spec, made.blueprint, engines, width_multiple))
+    left = plan_problems(spec, made.blueprint, engines, width_multiple)
+    checks = (EngineCheck(engine, tuple(p for p in left if p.engine == engine)) for engine in engines)
+    return replace(made, engines=tuple(checks))
 
 
 def check_early(checkpoint: Checkpoint, section: PlanSection, width_multiple: int = WIDTH_MULTIPLE) -> None:

@@ -13,6 +13,7 @@ from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES
 from ffn_fusion.checkpoint.staging import MODEL_CARD, write_atomic
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.result import Result
+from ffn_fusion.portability.check import check
 from ffn_fusion.report.html import ReportData, write_report
 from ffn_fusion.report.model_card import model_card, read_licence
 from ffn_fusion.surgery.repairs import Repairs, is_repaired
@@ -20,7 +21,7 @@ from ffn_fusion.surgery.repairs import Repairs, is_repaired
 
 def publish(recipe: Recipe, result: Result, evidence: Evidence) -> None:
     """Write report.html in the workspace and README.md in the child."""
-    blueprint = result.plan.blueprint
+    blueprint, child = result.plan.blueprint, open_folder(recipe.output)
     repairs = Repairs(result.workspace.repairs).record if is_repaired(recipe.output) else None
     card = model_card(
         recipe.output.name,
@@ -44,11 +45,12 @@ def publish(recipe: Recipe, result: Result, evidence: Evidence) -> None:
             latency=result.latency,
             recipe_yaml=recipe.to_yaml(),
             versions=versions(),
-            costs=costs(result.checkpoint, open_folder(recipe.output), blueprint),
+            costs=costs(result.checkpoint, child, blueprint),
             samples=[(sample.prompt, sample.parent, sample.child) for sample in result.samples],
             notes=_notes(result),
             child_geometry=_child_geometry(result),
             repairs=repairs,
+            engines=check(child),
         ),
     )
 

@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.errors import CheckError, FamilyError, UsageError
 from ffn_fusion.portability.rewrite import plan_rewrite
-from ffn_fusion.portability.rule import ENGINES, Engine, Problem, Verdict, broken, verdict
+from ffn_fusion.portability.rule import ENGINES, Engine, EngineCheck, broken
 from ffn_fusion.portability.rules import problems
 from ffn_fusion.portability.shipped import SHIPPED_RULES, Shipped, converter_notes
-
-
-@dataclass(frozen=True)
-class EngineCheck:
-    """What one engine makes of a checkpoint. ``notes`` keep it from nothing."""
-
-    engine: Engine
-    problems: tuple[Problem, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def verdict(self) -> Verdict:
-        return verdict(self.problems)
 
 
 def check(checkpoint: Checkpoint, engines: Iterable[Engine] = ENGINES) -> tuple[EngineCheck, ...]:

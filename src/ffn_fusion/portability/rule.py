@@ -87,6 +87,19 @@ def verdict(found: Sequence[Problem]) -> Verdict:
     return "loads after --fix" if all(problem.fixable for problem in found) else "cannot"
 
 
+@dataclass(frozen=True)
+class EngineCheck:
+    """What one engine makes of a checkpoint. ``notes`` keep it from nothing."""
+
+    engine: Engine
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        return verdict(self.problems)
+
+
 def parse_engines(names: Iterable[str]) -> tuple[Engine, ...]:
     """Engines by name, in the table's order; ``all`` is every one of them.
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.staging import write_atomic
 from ffn_fusion.errors import MissingExtraError, OutputError
-from ffn_fusion.report import evidence_tables, palette, repair_tables, tables
+from ffn_fusion.report import engine_tables, evidence_tables, palette, repair_tables, tables
 from ffn_fusion.report.summary import KeyFigure, key_figures, sentence
 
 if TYPE_CHECKING:
     from ffn_fusion.analysis.evidence import Evidence, Geometry, Part, Statistic
     from ffn_fusion.evaluation.quality import Quality
     from ffn_fusion.latency.timing import Latency
+    from ffn_fusion.portability.rule import EngineCheck
 
 _STRETCHES_SHOWN = 12
 
@@ -47,6 +48,7 @@ class ReportData:
     ``samples``: (prompt, the parent's continuation, the child's).
     ``child_geometry``: the child's own, each with the middle of the parent blocks that the child's block stands for.
     ``repairs``: the record of what repair did (``repairs.json``).
+    ``engines``: what each makes of the child.
     """
 
     title: str
@@ -63,6 +65,7 @@ class ReportData:
     notes: list[str] = field(default_factory=list)
     child_geometry: Sequence[tuple[float, Geometry]] | None = None
     repairs: Mapping[str, Any] | None = None
+    engines: Sequence[EngineCheck] = ()
 
 
 def write_report(path: Path, report: ReportData) -> None:
@@ -103,6 +106,7 @@ def _context(report: ReportData) -> dict[str, Any]:
         "plan": tables.plan_grid(blueprint),
         "costs": _costs(report.costs),
         "qualities": [(text, tables.quality_grid(text)) for text in quality.texts] if quality else [],
+        "engines": engine_tables.engines_grid(report.engines) if report.engines else None,
         "latency_place": tables.latency_place(latency) if latency else "",
         "latencies": tables.latency_grid(latency) if latency else None,
         "repairs": repair_tables.repairs_grid(report.repairs) if report.repairs else None,
