@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .PHONY: help setup test test-engines unit lint demo docs clean
@@ -34,11 +35,11 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 unit: $(STAMP)
-	$(BIN)/pytest -m "not slow and not engines"
+	$(PYTEST) -m "not slow and not engines"
 
 test: lint
 	$(BIN)/python demo/fetch.py
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-engines: $(STAMP)
 	PYTHON=$(CURDIR)/$(BIN)/python tools/engines/llama_cpp.sh $(FFN_FUSION_LLAMA_CPP)
