@@ -363,6 +363,29 @@ def test_many_files(form: Any, tmp_path: Path) -> None:
     assert same_bits(open_folder(one), child)
 
 
+def test_an_interrupted_export_resumes(tmp_path: Path) -> None:
+    child = open_folder(made_child(tmp_path / "child", [(2, 256)] * 3).folder)
+    plan = plan_folder(child, "llama", dtype="bf16", max_shard_bytes=20_000)
+    passed: list[int] = []
+
+    def interrupt(count: int) -> None:
+        passed.append(count)
+        if sum(passed) > plan.nbytes // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(plan, tmp_path / "out", interrupt)
+    assert not (tmp_path / "out").exists()
+    begun = sorted((tmp_path / "out.partial").glob("model-*"))
+    finished = {path.name: path.stat().st_mtime_ns for path in begun[:-1]}
+    assert len(finished) > 1
+    out = write_folder(plan, tmp_path / "out")
+    assert all((out / name).stat().st_mtime_ns == age for name, age in finished.items())
+    (tmp_path / "at-once").mkdir()
+    assert tree_sha256(write_folder(plan, tmp_path / "at-once" / "out")) == tree_sha256(out)
+    assert not (tmp_path / "out.partial").exists()
+
+
 # ---- what lies in it
 
 
