@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ffn_fusion.errors import FfnFusionError
     from ffn_fusion.evaluation.evaluate import evaluate
     from ffn_fusion.evaluation.quality import Quality
+    from ffn_fusion.export.forms import export_model, plan_export
     from ffn_fusion.latency.load import load_model, realise
     from ffn_fusion.latency.measure import bench
     from ffn_fusion.latency.timing import Latency
@@ -71,6 +72,7 @@ _HOMES = {
     "errors": ("FfnFusionError",),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.quality": ("Quality",),
+    "export.forms": ("export_model", "plan_export"),
     "latency.load": ("load_model", "realise"),
     "latency.measure": ("bench",),
     "latency.timing": ("Latency",),
@@ -94,7 +96,7 @@ __all__ = [  # noqa: RUF022  (in the order of a run)
     "Blueprint", "drop_attention", "fuse_run", "narrow_ffn", "apply", "unfused",
     "channel_contributions", "narrow_ffns",
     "repair_child", "plan_repair", "RepairSettings", "RepairPlan",
-    "build", "Child",
+    "build", "Child", "export_model", "plan_export",
     "evaluate", "Quality",
     "bench", "Latency", "load_model", "realise",
     "write_report", "ReportData",

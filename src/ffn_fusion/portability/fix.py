@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from ffn_fusion.checkpoint import staging
 from ffn_fusion.checkpoint.reader import Checkpoint, inside, torch_dtype
-from ffn_fusion.checkpoint.safetensors_file import CHUNK_BYTES
-from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES, OutputTensor, plan_shards, write_shards
+from ffn_fusion.checkpoint.safetensors_file import CHUNK_BYTES, ITEM_SIZES, chunks
+from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES, OutputTensor, finite, plan_shards, write_shards
 from ffn_fusion.checkpoint.sidecars import sidecar_files
 from ffn_fusion.errors import CheckpointError
 from ffn_fusion.families import ModelSpec
@@ -31,22 +32,22 @@ from ffn_fusion.families.layout import (
     block_prefix,
     model_tensors,
 )
+from ffn_fusion.portability.history import FIXES, REWRITTEN, Rewriting, history_json, read_fixes, read_history
 from ffn_fusion.portability.rewrite import Rewrite, RewrittenBlock
-from ffn_fusion.portability.rule import ENGINES, Engine
+from ffn_fusion.portability.rule import Engine
 from ffn_fusion.portability.shipped import tidy_rotary
 from ffn_fusion.surgery.build import BLUEPRINT, files_state
 from ffn_fusion.surgery.child_config import MODELING_FILES, child_config
 from ffn_fusion.surgery.fuse_ffn import fuse_columns, fuse_rows
 from ffn_fusion.surgery.repairs import RECORD
 
-FIXES = "fixes.json"
-"""What was rewritten and for which engines; lies in the fixed checkpoint beside the unfixed child's blueprint."""
+__all__ = ["Fixed", "fix", "native_config", "native_files", "read_fixes", "write_rewritten"]
 _CARRIED = (BLUEPRINT, RECORD)
 _MARGIN = 64 << 20
 
 
 class Source(Protocol):
-    """What can be rewritten: a ``Checkpoint``, or a ``Child`` that isn't built yet."""
+    """What can be rewritten: a ``Checkpoint``, a ``Child`` that isn't built yet, or what was rewritten already."""
 
     @property
     def spec(self) -> ModelSpec: ...
@@ -72,12 +73,17 @@ class FixedTensor:
 
 
 class Fixed:
-    """``source`` rewritten as ``rewrite`` says, tensor by tensor, each computed when it's asked for."""
+    """``source`` rewritten as ``rewrite`` says, tensor by tensor, each computed when it's asked for.
 
-    def __init__(self, source: Source, rewrite: Rewrite) -> None:
+    Args:
+        dtype: of every tensor; None leaves each its own.
+    """
+
+    def __init__(self, source: Source, rewrite: Rewrite, dtype: str | None = None) -> None:
         self.source = source
         self.rewrite = rewrite
         self.spec = rewrite.spec
+        self.dtype = dtype
 
     @cached_property
     def tensors(self) -> Mapping[str, FixedTensor]:
@@ -91,7 +97,13 @@ class Fixed:
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows ``start..stop-1``, from just the rows of the source that they need."""
-        tensor = self.tensors[name]
+        return self._rows(self.tensors[name], start, stop).to(torch_dtype(self.tensors[name].dtype))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(prod(tensor.shape) * ITEM_SIZES[tensor.dtype] for tensor in self.tensors.values())
+
+    def _rows(self, tensor: FixedTensor, start: int, stop: int) -> Tensor:
         if tensor.source is None:
             return torch.full((stop - start, *tensor.shape[1:]), tensor.fill, dtype=torch_dtype(tensor.dtype))
         if tensor.repeat > 1:
@@ -119,7 +131,7 @@ class Fixed:
         return FixedTensor(name, self._dtype(source), shape, source, repeat)
 
     def _dtype(self, source: str) -> str:
-        dtype: str = self.source.tensors[source].dtype
+        dtype: str = self.dtype or self.source.tensors[source].dtype
         return dtype
 
     def _repeated(self, tensor: FixedTensor, start: int, stop: int) -> Tensor:
@@ -150,45 +162,75 @@ def fix(
         OutputError: the target exists, overlaps the checkpoint, or the disk is too small.
     """
     fixed = Fixed(checkpoint, rewrite)
-    staging.check_target(target, checkpoint.folder)
-    tensors = [OutputTensor(t.name, t.dtype, t.shape, _pieces(fixed, t)) for t in fixed.tensors.values()]
-    staging.check_space(target, sum(tensor.nbytes for tensor in tensors) + _MARGIN)
+    about = {"engines": list(engines), "steps": list(rewrite.steps)}
 
-    def refuse(name: str) -> None:
-        source = fixed.tensors[name].source
-        raise CheckpointError(f"{checkpoint.name}: tensor {source} holds NaN or infinity", "get the weights again")
+    def files() -> Iterator[tuple[str, bytes]]:
+        yield from _beside(checkpoint.folder)
+        yield from native_files(fixed.spec)
+        yield FIXES, (json.dumps(about, indent=1) + "\n").encode()
 
     identity = _identity(checkpoint, engines, max_shard_bytes)
-    key = hashlib.sha256(f"{identity}\n{files_state(checkpoint)}".encode()).hexdigest()
-    about = {"engines": list(engines), "steps": list(rewrite.steps)}
+    manifest = _manifest(checkpoint, identity, about)
+    if history := read_history(checkpoint.folder):
+        manifest[REWRITTEN] = history_json([*history, Rewriting(engines=tuple(engines))])
+    return write_rewritten(
+        fixed, checkpoint, target, files(), manifest, max_shard_bytes=max_shard_bytes, on_bytes=on_bytes
+    )
+
+
+def write_rewritten(
+    fixed: Fixed,
+    checkpoint: Checkpoint,
+    target: Path,
+    files: Iterable[tuple[str, bytes]],
+    manifest: Mapping[str, Any],
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    on_bytes: Callable[[int], None] = lambda count: None,
+) -> Path:
+    """Write ``checkpoint`` rewritten as ``fixed``, and the files beside the weights: whole, or not at all, streamed.
+
+    Args:
+        manifest: what the manifest says; under ``build`` what is being written, so that only the same resumes.
+
+    Raises:
+        CheckpointError: a weight is NaN or infinite, or too large for its new dtype.
+        OutputError: the target exists, overlaps the checkpoint, or the disk is too small.
+    """
+    staging.check_target(target, checkpoint.folder)
+    tensors = [OutputTensor(t.name, t.dtype, t.shape, _pieces(fixed, t)) for t in fixed.tensors.values()]
+    staging.check_space(target, fixed.nbytes + _MARGIN)
+
+    def refuse(name: str) -> None:
+        tensor = fixed.tensors[name]
+        assert tensor.source is not None, "zeros and ones are finite"
+        info = checkpoint.tensors[tensor.source]
+        place = f"{checkpoint.name}: tensor {tensor.source}"
+        if all(finite(piece, info.dtype) for piece in chunks(info)):
+            raise CheckpointError(
+                f"{place} has values too large for {tensor.dtype}", "choose bf16, f32 or its own dtype"
+            )
+        raise CheckpointError(f"{place} holds NaN or infinity", "get the weights again")
+
+    key = hashlib.sha256(f"{manifest['build']}\n{files_state(checkpoint)}".encode()).hexdigest()
     with staging.staged(target, key) as stage:
         write_shards(stage, plan_shards(tensors, max_shard_bytes), on_bytes, refuse)
-        for name, content in _beside(checkpoint.folder):
+        for name, content in files:
             stage.write(name, content)
-        stage.write("config.json", (json.dumps(_config(fixed.spec), indent=2) + "\n").encode())
-        stage.write(FIXES, (json.dumps(about, indent=1) + "\n").encode())
-        stage.commit(_manifest(checkpoint, identity, about))
+        stage.commit(dict(manifest))
     return target
 
 
-def read_fixes(folder: Path) -> tuple[Engine, ...] | None:
-    """The engines that a checkpoint was fixed for; None if it's as it was built.
-
-    Raises:
-        CheckpointError: ``fixes.json`` can't be read.
-    """
-    path = folder / FIXES
-    if not path.is_file():
-        return None
-    try:
-        named = set(json.loads(inside(folder, FIXES).read_bytes())["engines"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: can't be read", "fix the checkpoint again") from error
-    return tuple(engine for engine in ENGINES if engine in named)
-
-
-def _config(spec: ModelSpec) -> dict[str, Any]:
+def native_config(spec: ModelSpec) -> dict[str, Any]:
+    """config.json in the Nemotron-NAS form, with rotary settings as every engine reads them."""
     return tidy_rotary(child_config(replace(spec, config=tidy_rotary(spec.config))))
+
+
+def native_files(spec: ModelSpec) -> Iterator[tuple[str, bytes]]:
+    """config.json in the Nemotron-NAS form, and the two files of code that travel with it."""
+    yield "config.json", (json.dumps(native_config(spec), indent=2) + "\n").encode()
+    for name, path in MODELING_FILES.items():
+        yield name, path.read_bytes()
 
 
 def _pieces(fixed: Fixed, tensor: FixedTensor) -> Callable[[], Iterator[memoryview]]:
@@ -204,13 +246,11 @@ def _pieces(fixed: Fixed, tensor: FixedTensor) -> Callable[[], Iterator[memoryvi
 
 
 def _beside(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Every file beside the weights: what any child passes on, how this one was made, and the code that loads it."""
+    """What any child passes on, and how this one was made."""
     yield from sidecar_files(folder)
     for name in (*_CARRIED, staging.MODEL_CARD):
         if (folder / name).is_file():
             yield name, inside(folder, name).read_bytes()
-    for name, path in MODELING_FILES.items():
-        yield name, path.read_bytes()
 
 
 def _identity(checkpoint: Checkpoint, engines: Sequence[Engine], max_shard_bytes: int) -> str:

@@ -7,8 +7,9 @@ what's computed, and is for a plan to decide.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.families import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
@@ -47,15 +48,30 @@ def plan_rewrite(spec: ModelSpec, engines: Iterable[Engine]) -> Rewrite:
     """
     asked = {rule.name for rule in FORM_RULES for engine in engines if engine in rule.engines}
     work = _Work(spec, asked)
-    for step in (work.drop_empty, work.begin_with_attention, work.give_ffns, work.repeat_kv_heads, work.pad_widths):
-        step()
-    if spec.activation == "swish":
-        spec = replace(spec, activation="silu", config={**spec.config, "hidden_act": "silu"})
-        work.steps.append("config.json: the activation is called silu")
-    blocks = tuple(work.blocks)
-    return Rewrite(
-        blocks, replace(spec, family="nemotron-nas", blocks=tuple(b.spec for b in blocks)), tuple(work.steps)
-    )
+    work.drop_empty()
+    work.begin_with_attention()
+    work.take_together()
+    work.give_ffns()
+    work.repeat_kv_heads()
+    work.pad_widths()
+    return work.result("nemotron-nas")
+
+
+def plan_uniform(spec: ModelSpec) -> Rewrite:
+    """Blocks all alike, as a plain Llama has them: what a block lacks is put in as zeros, up to the widest FFN and the
+    common number of KV heads. A model whose blocks are alike stays as it is.
+
+    Linear layers stay too: nothing exact makes an attention or a gated FFN of them.
+    """
+    work = _Work(spec, {"attention-without-ffn", "kv-heads"})
+    work.width_of_zeros = max((block.ffn.width for block in spec.blocks if block.ffn), default=0) or WIDTH_MULTIPLE
+    work.drop_empty()
+    work.take_together()
+    work.give_attentions()
+    work.give_ffns()
+    work.repeat_kv_heads()
+    work.widen()
+    return work.result("llama")
 
 
 class _Work:
@@ -65,6 +81,7 @@ class _Work:
         self.spec = spec
         self.asked = asked
         self.steps: list[str] = []
+        self.width_of_zeros = WIDTH_MULTIPLE
         self.blocks = [
             RewrittenBlock(i if block.attention else None, i if block.ffn else None, block)
             for i, block in enumerate(spec.blocks)
@@ -89,7 +106,7 @@ class _Work:
             f"and {kept:,} values of KV cache a token"
         )
 
-    def give_ffns(self) -> None:
+    def take_together(self) -> None:
         if "attention-without-ffn" not in self.asked:
             return
         done: list[RewrittenBlock] = []
@@ -100,13 +117,17 @@ class _Work:
                 self.steps.append(f"blocks {before.attention} and {block.ffn}: taken together")
             else:
                 done.append(block)
-        zeros = FfnSpec("gated", WIDTH_MULTIPLE)
-        for at, block in enumerate(done):
+        self.blocks = done
+
+    def give_ffns(self) -> None:
+        if "attention-without-ffn" not in self.asked:
+            return
+        zeros = FfnSpec("gated", self.width_of_zeros)
+        for at, block in enumerate(self.blocks):
             if block.spec.attention and not block.spec.ffn:
-                done[at] = replace(block, spec=replace(block.spec, ffn=zeros))
+                self.blocks[at] = replace(block, spec=replace(block.spec, ffn=zeros))
                 count = sub_block_parameters(self.spec, zeros)
                 self.steps.append(f"block {block.attention or 0}: an FFN of zeros, {count:,} parameters")
-        self.blocks = done
 
     def repeat_kv_heads(self) -> None:
         if "kv-heads" not in self.asked:
@@ -121,15 +142,42 @@ class _Work:
                 changed.append(block.attention or 0)
         self._say(changed, f"KV heads repeated, {common} in all")
 
+    def give_attentions(self) -> None:
+        common = common_kv_heads(replace(self.spec, blocks=tuple(block.spec for block in self.blocks)))
+        zeros = AttentionSpec("attention", common or 1)
+        changed = []
+        for at, block in enumerate(self.blocks):
+            if not block.spec.attention:
+                self.blocks[at] = replace(block, spec=replace(block.spec, attention=zeros))
+                changed.append(block.ffn or 0)
+        self._say(changed, f"an attention of zeros, {sub_block_parameters(self.spec, zeros):,} parameters each")
+
     def pad_widths(self) -> None:
+        changed = self._pad(lambda width: -(-width // WIDTH_MULTIPLE) * WIDTH_MULTIPLE)
+        self._say(changed, f"FFN widths rounded up to multiples of {WIDTH_MULTIPLE} with zero channels")
+
+    def widen(self) -> None:
+        changed = self._pad(lambda width: self.width_of_zeros)
+        self._say(changed, f"FFNs widened to {self.width_of_zeros:,} with zero channels")
+
+    def result(self, family: Literal["nemotron-nas", "llama"]) -> Rewrite:
+        """What has become of the model, with its activation under its usual name."""
+        spec, blocks = self.spec, tuple(self.blocks)
+        if spec.activation == "swish":
+            spec = replace(spec, activation="silu", config={**spec.config, "hidden_act": "silu"})
+            self.steps.append("config.json: the activation is called silu")
+        return Rewrite(blocks, replace(spec, family=family, blocks=tuple(b.spec for b in blocks)), tuple(self.steps))
+
+    def _pad(self, to: Callable[[int], int]) -> list[int]:
+        """Give every gated FFN zero channels; the blocks that changed."""
         changed = []
         for at, block in enumerate(self.blocks):
             ffn = block.spec.ffn
-            if ffn and ffn.width % WIDTH_MULTIPLE:
-                wider = FfnSpec("gated", -(-ffn.width // WIDTH_MULTIPLE) * WIDTH_MULTIPLE)
+            if ffn and ffn.kind == "gated" and to(ffn.width) != ffn.width:
+                wider = FfnSpec("gated", to(ffn.width))
                 self.blocks[at] = replace(block, spec=replace(block.spec, ffn=wider))
                 changed.append(block.ffn or 0)
-        self._say(changed, f"FFN widths rounded up to multiples of {WIDTH_MULTIPLE} with zero channels")
+        return changed
 
     def _fewest_kv_heads(self) -> int:
         """For an attention of zeros: as little KV cache as may be. Common heads where all must have the same."""

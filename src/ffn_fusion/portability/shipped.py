@@ -143,7 +143,7 @@ def _lacks_factor(scaling: Mapping[str, Any]) -> bool:
     return _kind(scaling) != "default" and "factor" not in scaling
 
 
-def _rotary_contradicts(config: Mapping[str, Any]) -> bool:
+def rotary_contradicts(config: Mapping[str, Any]) -> bool:
     """rope_theta and rope_scaling say one thing, rope_parameters another."""
     parameters, scaling = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
     if not parameters:
@@ -237,7 +237,7 @@ SHIPPED_RULES: tuple[Rule[Shipped], ...] = (
         "rope_theta and rope_scaling say what rope_parameters says",
         "",
         dict.fromkeys(ENGINES, Reason("reads one of the two, and engines differ in which")),
-        _folder(lambda shipped: _rotary_contradicts(shipped.spec.config)),
+        _folder(lambda shipped: rotary_contradicts(shipped.spec.config)),
     ),
     Rule(
         "rope-theta",

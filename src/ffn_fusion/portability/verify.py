@@ -19,15 +19,15 @@ from torch import Tensor
 
 from ffn_fusion.blockwise.stack import Stack
 from ffn_fusion.blueprint import Blueprint
-from ffn_fusion.checkpoint.reader import Checkpoint, inside, open_folder
+from ffn_fusion.checkpoint.reader import Checkpoint, inside, open_folder, torch_dtype
 from ffn_fusion.checkpoint.safetensors_file import CHUNK_BYTES, ITEM_SIZES
 from ffn_fusion.checkpoint.staging import MANIFEST, MODEL_CARD, mismatches, read_manifest
 from ffn_fusion.errors import CheckpointError
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.layout import FFN_NORM, block_prefix
 from ffn_fusion.portability.engines import RUNNABLE, runnable
-from ffn_fusion.portability.fix import Fixed, read_fixes
-from ffn_fusion.portability.rewrite import plan_rewrite
+from ffn_fusion.portability.fix import Fixed
+from ffn_fusion.portability.history import read_history
 from ffn_fusion.portability.rule import Engine
 from ffn_fusion.surgery.build import BLUEPRINT, check_blueprint
 from ffn_fusion.surgery.child import Child
@@ -126,17 +126,28 @@ def _against_parent(
 
 
 def _expected(folder: Path, spec: ModelSpec, parent: Checkpoint, blueprint: Blueprint) -> Child | Fixed | None:
-    """The child as blueprint and parent say it is, rewritten as fixes.json says. None if its blocks are others.
+    """The child as blueprint and parent say it is, rewritten as fixes.json or the manifest says. None if its blocks
+    are others.
 
     What its widths were padded to isn't written down; it's the largest number that gives the widths found.
     """
-    engines = read_fixes(folder)
+    history = read_history(folder)
     for multiple in _divisors(math.gcd(*(block.ffn.width for block in spec.blocks if block.ffn))):
-        child = Child(parent, blueprint, multiple)
-        expected = child if engines is None else Fixed(child, plan_rewrite(child.spec, engines))
+        expected: Child | Fixed = Child(parent, blueprint, multiple)
+        for rewriting in history:
+            expected = Fixed(expected, rewriting.plan(expected.spec), rewriting.dtype)
         if expected.spec.blocks == spec.blocks:
             return expected
     return None
+
+
+def _origin(expected: Child | Fixed, name: str) -> str | None:
+    """The tensor of the child as it was built that a tensor comes from; None for one of zeros or ones."""
+    if not isinstance(expected, Fixed):
+        return name
+    source = expected.tensors[name].source
+    assert isinstance(expected.source, Child | Fixed)
+    return None if source is None else _origin(expected.source, source)
 
 
 def _divisors(number: int) -> list[int]:
@@ -162,8 +173,7 @@ def _tensors(
     """Every unrepaired tensor against what it's made of, a few rows at a time."""
     compared = 0
     for name, tensor in expected.tensors.items():
-        origin = expected.tensors[name].source if isinstance(expected, Fixed) else name
-        if origin in repaired:
+        if _origin(expected, name) in repaired:
             continue
         if child.tensors[name].dtype != tensor.dtype or not _equal(child, expected, name, on_bytes):
             return Finding("tensors", False, f"{name} isn't what {BLUEPRINT} makes of the parent")
@@ -188,31 +198,39 @@ def _equal(child: Checkpoint, expected: Child | Fixed, name: str, on_bytes: Call
 def _logits(folder: Path, child: Checkpoint, blueprint: Blueprint, against: Against) -> Finding:
     dtype = torch.float64 if child.dtype == "F64" else torch.float32
     have = RUNNABLE[against.engine](folder, against.ids_NT, dtype)
+    stored = tuple(rewriting.dtype for rewriting in read_history(folder) if rewriting.dtype)
 
     def difference(rounded: bool) -> tuple[float, float]:
-        want = parallel_logits(against.parent, blueprint, against.ids_NT, dtype, rounded=rounded)
+        want = parallel_logits(against.parent, blueprint, against.ids_NT, dtype, rounded=rounded, stored=stored)
         same = float((have.argmax(-1) == want.argmax(-1)).double().mean())
         return float((have.double() - want.double()).norm() / want.double().norm()), same
 
     apart, same = difference(rounded=False)
-    ok, words = apart <= TOLERANCE[child.dtype], ""
-    if child.dtype in ("F16", "BF16"):
+    tolerance = max(TOLERANCE[name] for name in (child.dtype, *stored))
+    ok, words = apart <= tolerance, ""
+    if stored or child.dtype in ("F16", "BF16"):
         like, _ = difference(rounded=True)
-        ok, words = like <= TOLERANCE[child.dtype] and apart <= LOOSE, f", {like:.1e} with its weights rounded alike"
+        ok, words = like <= tolerance and apart <= LOOSE, f", {like:.1e} with its weights rounded alike"
     found = f"relative difference {apart:.1e}{words}; {same:.1%} the same top token"
     return Finding("logits", ok, f"{against.engine} against the parallel form on {against.tokens}: {found}")
 
 
 @torch.inference_mode()
 def parallel_logits(
-    parent: Checkpoint, blueprint: Blueprint, ids_NT: Tensor, dtype: torch.dtype, *, rounded: bool = False
+    parent: Checkpoint,
+    blueprint: Blueprint,
+    ids_NT: Tensor,
+    dtype: torch.dtype,
+    *,
+    rounded: bool = False,
+    stored: tuple[str, ...] = (),
 ) -> Tensor:
     """The child's logits [N, T, V] from the parent's own weights: X + Attn(n(X)), then + sum_j FFN_j(n_j(X)).
 
     Nothing is fused: this is what the fused child must equal. ``rounded``: norms are folded into the weights of each
-    FFN and rounded to the parent's dtype, as fusing does.
+    FFN and rounded to the parent's dtype, as fusing does, and then to the dtypes that the child was ``stored`` in.
     """
-    stack = Stack(_ParentView(parent, blueprint, rounded), dtype=dtype)
+    stack = Stack(_ParentView(parent, blueprint, rounded, stored), dtype=dtype)
     x = stack.embed(ids_NT)
     for block in blueprint.kept_blocks:
         for source in block.attention.sources:
@@ -226,13 +244,15 @@ def parallel_logits(
 
 class _ParentView:
     """The parent with just those of its weights changed that a parallel form changes: norms shared with the last FFN
-    of a run, channels that a narrowed FFN left out, and (``rounded``) norms folded into the weights behind them.
+    of a run, channels that a narrowed FFN left out, and (``rounded``) norms folded into the weights behind them, and
+    what rounding to the dtypes ``stored`` leaves.
     """
 
-    def __init__(self, parent: Checkpoint, blueprint: Blueprint, rounded: bool) -> None:
+    def __init__(self, parent: Checkpoint, blueprint: Blueprint, rounded: bool, stored: tuple[str, ...]) -> None:
         self.spec = parent.spec
         self.tensors: Mapping[str, Any] = parent.tensors
         self._parent = parent
+        self._stored = tuple(torch_dtype(name) for name in stored) if rounded else ()
         self._shared: dict[str, str] = {}
         self._channels: dict[str, tuple[int, ...]] = {}
         self._folded: set[str] = set()
@@ -246,6 +266,12 @@ class _ParentView:
                 self._channels[block_prefix(block.ffn.source) + "mlp.down_proj.weight"] = block.ffn.channels
 
     def read(self, name: str) -> Tensor:
+        tensor = self._changed(name)
+        for dtype in self._stored:
+            tensor = tensor.to(dtype)
+        return tensor
+
+    def _changed(self, name: str) -> Tensor:
         tensor = self._parent.read(self._shared.get(name, name))
         if name in self._folded:
             return torch.ones_like(tensor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,29 +30,47 @@ def model_card(
     quality: Quality | None = None,
     latency: Latency | None = None,
     repairs: Mapping[str, Any] | None = None,
+    form: str = "nemotron-nas",
+    rewritten: Sequence[str] = (),
 ) -> str:
-    """README.md of a child.
+    """README.md of a child, or of a model that was just written in another form.
 
     Args:
         name: what the child is called.
         version: of ffn-fusion.
         repairs: the record of what repair did (``repairs.json``); None: nothing.
         licence: the parent's, as the hub names it (see :func:`read_licence`); the child has the same.
+        form: ``nemotron-nas`` or ``llama``.
+        rewritten: what writing it in this form changed, in words; the function stays the same.
     """
-    parent = blueprint.parent
+    changed = blueprint != Blueprint.identity(blueprint.parent)
     parts = [
-        _front_matter(parent.name, licence),
+        _front_matter(blueprint.parent.name, licence, form, changed),
         f"# {_plain(name)}\n",
-        f"{_plain(parent.name)} rebuilt with ffn-fusion so that it answers sooner. {sentence(blueprint)}\n",
+        *(_surgery(blueprint, repairs) if changed else [f"{_plain(blueprint.parent.name)} in another form.\n"]),
+        *_rewritten(rewritten),
+        *_measured(quality, latency),
+        _LOADING_LLAMA if form == "llama" else _LOADING,
+        _provenance(blueprint, version, licence),
+    ]
+    return "\n".join(parts)
+
+
+def _surgery(blueprint: Blueprint, repairs: Mapping[str, Any] | None) -> list[str]:
+    return [
+        f"{_plain(blueprint.parent.name)} rebuilt with ffn-fusion so that it answers sooner. {sentence(blueprint)}\n",
         _training(repairs),
         "## What was done\n",
         _markdown(plan_grid(blueprint)),
         "A fused FFN computes the FFNs of a run of blocks side by side, on one shared input.\n",
-        *_measured(quality, latency),
-        _loading(),
-        _provenance(blueprint, version, licence),
     ]
-    return "\n".join(parts)
+
+
+def _rewritten(steps: Sequence[str]) -> list[str]:
+    if not steps:
+        return []
+    lines = "\n".join(f"- {_plain(step)}" for step in steps)
+    return [f"Written in this form, it computes the same, but for rounding:\n\n{lines}\n"]
 
 
 def _training(repairs: Mapping[str, Any] | None) -> str:
@@ -69,17 +87,17 @@ def _training(repairs: Mapping[str, Any] | None) -> str:
     )
 
 
-def _front_matter(parent: str, licence: str | None) -> str:
+def _front_matter(parent: str, licence: str | None, form: str, changed: bool) -> str:
     about: dict[str, object] = {}
     if licence:
         about["license"] = licence
     if _HUB_ID.fullmatch(parent):  # the hub refuses a card whose base model can't be an id, such as a path
         # the hub knows adapter, finetune, merge and quantized; none is for pruned, this one is nearest
-        about |= {"base_model": parent, "base_model_relation": "finetune"}
+        about |= {"base_model": parent} | ({"base_model_relation": "finetune"} if changed else {})
     about |= {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["ffn-fusion", "nemotron-nas", "pruned"],
+        "tags": ["ffn-fusion", form, *(["pruned"] if changed else [])],
     }
     return f"---\n{yaml.safe_dump(about, sort_keys=False, allow_unicode=True)}---\n"
 
@@ -106,8 +124,7 @@ def _measured(quality: Quality | None, latency: Latency | None) -> list[str]:
     return parts
 
 
-def _loading() -> str:
-    return """## How to load it
+_LOADING = """## How to load it
 
 With ffn-fusion installed:
 
@@ -124,6 +141,18 @@ Without it, by the two files of model code in this folder:
 
 ```python
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+```
+"""
+_LOADING_LLAMA = """## How to load it
+
+As any Llama: it needs neither ffn-fusion nor code of its own.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
 ```
 """
 

@@ -29,7 +29,7 @@ _REPLACED = (
 def child_config(spec: ModelSpec, width_multiple: int = WIDTH_MULTIPLE) -> dict[str, Any]:
     """The child's config, with everything else of the parent's (rotary scaling, token ids, dtype) passed on."""
     config = {key: value for key, value in spec.config.items() if key not in _REPLACED}
-    config |= _rope(spec)
+    config |= rope_settings(spec)
     return {
         "architectures": ["DeciLMForCausalLM"],
         "model_type": "nemotron-nas",
@@ -66,7 +66,7 @@ def _block(block: BlockSpec, spec: ModelSpec, width_multiple: int) -> dict[str, 
     return says
 
 
-def _rope(spec: ModelSpec) -> dict[str, Any]:
+def rope_settings(spec: ModelSpec) -> dict[str, Any]:
     """Rotary settings in both spellings: rope_theta + rope_scaling (engines) and rope_parameters (transformers 5)."""
     config = spec.config
     parameters = dict(config.get("rope_parameters") or {})

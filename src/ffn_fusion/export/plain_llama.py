@@ -1,0 +1,128 @@
+"""A model as a plain Llama: which blocks keep it from being one, and its config.json. No torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from math import prod
+from typing import Any
+
+from ffn_fusion.blueprint.ranges import format_blocks
+from ffn_fusion.errors import CheckError
+from ffn_fusion.families import BlockSpec, ModelSpec
+from ffn_fusion.families.layout import model_tensors
+from ffn_fusion.portability.rewrite import Rewrite, plan_uniform
+from ffn_fusion.portability.shipped import rotary_contradicts, tidy_rotary
+from ffn_fusion.surgery.child_config import rope_settings
+
+_NATIVE = "--to nemotron-nas keeps it as it is"
+_REPLACED = ("architectures", "model_type", "auto_map", "block_configs")
+_SHOWN = 3
+
+
+def plan_llama(name: str, spec: ModelSpec, *, pad: bool) -> Rewrite:
+    """How a model becomes a plain Llama, all of whose blocks are alike.
+
+    What costs nothing is done in any case: empty blocks go, an attention is taken together with the FFN of the
+    attention-free block behind it. The rest, zero channels, repeated KV heads and sub-blocks of zeros, is done with
+    ``pad`` only.
+
+    Raises:
+        CheckError: it can't be one, or would cost something without ``pad``; with the blocks, and what it would cost.
+    """
+    if linear := _differences(spec, _linear):
+        raise CheckError(f"{name}: isn't a plain Llama: {linear}", f"{_NATIVE}; no Llama computes a linear layer there")
+    if rotary_contradicts(spec.config):
+        raise CheckError(
+            f"{name}: config.json says one thing in rope_theta and rope_scaling, another in rope_parameters",
+            "mend the config",
+        )
+    rewrite = plan_uniform(spec)
+    before, after = _parameters(spec), _parameters(rewrite.spec)
+    kept, keeps = spec.kv_bytes_per_token(1), rewrite.spec.kv_bytes_per_token(1)
+    if pad or (after <= before and keeps <= kept):
+        return rewrite
+    raise CheckError(
+        f"{name}: isn't a plain Llama: {_differences(spec, _uneven(spec))}",
+        f"{_NATIVE}; --pad fills it up with zeros, which are computed too: {before / 1e6:,.1f} -> {after / 1e6:,.1f} "
+        f"million parameters, {kept:,} -> {keeps:,} values of KV cache a token",
+    )
+
+
+def plain_config(spec: ModelSpec) -> dict[str, Any]:
+    """config.json of a plain Llama of these sizes, with everything else of the model's (token ids, dtype) passed on.
+
+    Rotary settings stand in both spellings, as in a child.
+    """
+    first = spec.blocks[0]
+    assert first.attention is not None
+    assert first.ffn is not None
+    assert all(block == first for block in spec.blocks)
+    config = {key: value for key, value in spec.config.items() if key not in _REPLACED}
+    plain = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **config,
+        **rope_settings(spec),
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": first.ffn.width,
+        "num_hidden_layers": len(spec.blocks),
+        "num_attention_heads": spec.heads,
+        "num_key_value_heads": first.attention.kv_heads,
+        "head_dim": spec.head_dim,
+        "vocab_size": spec.vocab_size,
+        "hidden_act": spec.activation,
+        "rms_norm_eps": spec.norm_eps,
+        "tie_word_embeddings": spec.tied,
+        "attention_bias": spec.attention_bias,
+        "mlp_bias": spec.mlp_bias,
+    }
+    return tidy_rotary(plain)
+
+
+def _parameters(spec: ModelSpec) -> int:
+    return sum(prod(shape) for shape in model_tensors(spec).values())
+
+
+# ---- what keeps it from being one
+
+
+def _differences(spec: ModelSpec, differs: Callable[[BlockSpec], list[str]]) -> str:
+    """What blocks have that a plain Llama's don't, each with the blocks: the first few. Empty where they're alike."""
+    found: dict[str, list[int]] = {}
+    for i, block in enumerate(spec.blocks):
+        for what in differs(block):
+            found.setdefault(what, []).append(i)
+    words = [f"{what} in block{'s' * (len(at) > 1)} {format_blocks(at)}" for what, at in found.items()]
+    more = f"; and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
+    return "; ".join(words[:_SHOWN]) + more
+
+
+def _linear(block: BlockSpec) -> list[str]:
+    parts = {"an attention": block.attention, "an FFN": block.ffn}
+    return [f"a linear layer in place of {name}" for name, part in parts.items() if part and part.kind == "linear"]
+
+
+def _uneven(spec: ModelSpec) -> Callable[[BlockSpec], list[str]]:
+    """What a block has that most others haven't."""
+    kv_heads = _commonest(block.attention.kv_heads for block in spec.blocks if block.attention)
+    width = _commonest(block.ffn.width for block in spec.blocks if block.ffn)
+
+    def differs(block: BlockSpec) -> list[str]:
+        words = []
+        if block.attention is None:
+            words.append("no attention")
+        elif block.attention.kv_heads != kv_heads:
+            words.append(f"{block.attention.kv_heads} KV heads and not {kv_heads}")
+        if block.ffn is None:
+            words.append("no FFN")
+        elif block.ffn.width != width:
+            words.append(f"an FFN {block.ffn.width:,} wide and not {width:,}")
+        return words
+
+    return differs
+
+
+def _commonest(numbers: Iterable[int]) -> int:
+    ranked = Counter(numbers).most_common(1)
+    return ranked[0][0] if ranked else 0
