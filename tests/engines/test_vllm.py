@@ -43,12 +43,15 @@ SIZES = {"vocab_size": VOCABULARY, "bos_token_id": 256, "eos_token_id": 257, "hi
 ONE_SEQUENCE = {"max_model_len": 64, "max_num_seqs": 2}
 MIXED: Blocks = [(2, 256), (None, 512), (None, None), (2, 256), (2, None), (None, 1024)]
 
+NARROW = "heads 24 wide"
+
 RUNS: dict[str, tuple[Blocks, dict[str, Any]]] = {
     "attention-free middle and end": (MIXED, {}),
     "tied": (MIXED, {"tie_word_embeddings": True}),
     "llama 3's rotary scaling": (MIXED, {"rope_scaling": LLAMA3_ROPE, "rms_norm_eps": 1e-3}),
     "biases and wide heads": (MIXED, {"attention_bias": True, "mlp_bias": True, "head_dim": 128}),
     "KV groups of each block's own": ([(1, 256), (4, 512), (None, 256), (2, 256)], {}),
+    "heads 48 wide": ([(2, 256), (None, 256)], {"head_dim": 48}),
     "odd widths": ([(2, 48), (None, 300), (2, 40)], {}),
     "an empty last block": ([(2, 256), (None, 256), (None, None)], {}),
 }
@@ -128,7 +131,8 @@ def verdict(folder: Path) -> tuple[str, set[str]]:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     made = {}
-    for i, (name, (*_, blocks, changes)) in enumerate([*RUNS.items(), *REFUSED.items()]):
+    narrow = (NARROW, ([(2, 256)], {"head_dim": 24}))
+    for i, (name, (*_, blocks, changes)) in enumerate([*RUNS.items(), *REFUSED.items(), narrow]):
         made[name] = make(root / str(i), blocks, **changes)
         spoil(made[name], name)
     return made
@@ -152,6 +156,14 @@ def test_random_models(folders: dict[str, Path], said: dict[str, Said], name: st
 def test_what_is_refused(folders: dict[str, Path], said: dict[str, Said], rule: str) -> None:
     assert REFUSED[rule][0] in said[rule].error
     assert rule in verdict(folders[rule])[1]
+
+
+def test_heads_that_the_cpu_lacks(folders: dict[str, Path], said: dict[str, Said]) -> None:
+    """No rule, as GPUs take them: a note."""
+    assert "Unsupported CPU attention configuration" in said[NARROW].error
+    (row,) = check(open_folder(folders[NARROW]), ["vllm"])
+    assert row.verdict == "loads"
+    assert f"no attention for {NARROW} on the CPU" in row.notes[0]
 
 
 def test_without_our_package(folders: dict[str, Path]) -> None:

@@ -11,7 +11,7 @@ from ffn_fusion.errors import CheckError, FamilyError, UsageError
 from ffn_fusion.portability.rewrite import plan_rewrite
 from ffn_fusion.portability.rule import ENGINES, Engine, Problem, Verdict, broken, verdict
 from ffn_fusion.portability.rules import problems
-from ffn_fusion.portability.shipped import SHIPPED_RULES, Shipped, converter_notes
+from ffn_fusion.portability.shipped import NOTES, SHIPPED_RULES, Shipped
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def check(checkpoint: Checkpoint, engines: Iterable[Engine] = ENGINES) -> tuple[
         EngineCheck(
             engine,
             problems(checkpoint.spec, engine) + broken(SHIPPED_RULES, shipped, engine),
-            converter_notes(shipped) if engine == "llama.cpp" else (),
+            NOTES[engine](shipped) if engine in NOTES else (),
         )
         for engine in engines
     )
