@@ -18,7 +18,7 @@ from ffn_fusion.engines import compare as module
 from ffn_fusion.engines import vllm
 from ffn_fusion.engines.answers import Answers
 from ffn_fusion.engines.compare import NEW, TOLERANCE, Comparison, compare, parse_runnable, verify_engine
-from ffn_fusion.engines.llama_cpp import find_server, served
+from ffn_fusion.engines.llama_cpp import LlamaServer, find_server, served
 from ffn_fusion.errors import CheckError, MissingExtraError, UsageError
 from ffn_fusion.portability import reference
 
@@ -133,6 +133,15 @@ def test_llama_cpp_that_gives_up(tmp_path: Path) -> None:
         served(tmp_path / "model.gguf", program, context=8),
     ):
         pass
+
+
+def test_an_older_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers without the ids of tokens, in fields of other names."""
+    older = {"completion_probabilities": [{"probs": [{"tok_str": "a", "prob": 1.0}]}]}
+    said = {"tokenize": {"tokens": []}, "completion": older}
+    monkeypatch.setattr(LlamaServer, "_ask", lambda self, what, asked: said[what])
+    with pytest.raises(CheckError, match="no probabilities of single tokens"):
+        LlamaServer("http://127.0.0.1:1").next([1, 2], 3)
 
 
 def test_where_vllm_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

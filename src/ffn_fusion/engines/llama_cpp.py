@@ -69,7 +69,7 @@ class LlamaServer:
     def __init__(self, address: str) -> None:
         self._address = address
         # What the server samples is thrown away, but it must not be half of a character: it would keep it back.
-        self._sampled = self.tokens(_HARMLESS)[0]
+        self._sampled = (self.tokens(_HARMLESS) or [0])[0]
 
     def next(self, ids: Sequence[int], likeliest: int, *, cached: bool = True) -> list[tuple[int, float]]:
         """(id, log-probability) of the likeliest tokens behind these, the likeliest first."""
@@ -81,8 +81,12 @@ class LlamaServer:
             "logit_bias": [[self._sampled, 1e6]],  # probabilities are those before it
             "cache_prompt": cached,
         }
-        found = self._ask("completion", asked)["completion_probabilities"][0]["top_logprobs"]
-        return [(entry["id"], entry["logprob"]) for entry in found]
+        answer = self._ask("completion", asked)
+        try:
+            found = answer["completion_probabilities"][0]["top_logprobs"]
+            return [(int(entry["id"]), float(entry["logprob"])) for entry in found]
+        except (KeyError, IndexError) as error:
+            raise CheckError("llama.cpp tells no probabilities of single tokens", "try a newer llama-server") from error
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of a text; special tokens in it are found, none are added."""
