@@ -1,7 +1,7 @@
 # make test   set up .venv, check style, types and imports, run every test
 # make demo   set up .venv, fetch a small real model and texts, run recipes/demo.yaml on it
 # make bench-NAME   run benchmarks/NAME.py
-# make test-engines   set up llama.cpp and vLLM in .engines (about 20 minutes, 4 GB) and run the tests in them
+# make test-engines   set up llama.cpp, vLLM and torchao in .engines (about 25 minutes, 4 GB) and run the tests in them
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -44,6 +44,7 @@ test: lint
 test-engines: $(STAMP)
 	PYTHON=$(CURDIR)/$(BIN)/python tools/engines/llama_cpp.sh $(FFN_FUSION_LLAMA_CPP)
 	PYTHON=$(CURDIR)/$(BIN)/python tools/engines/vllm.sh $(FFN_FUSION_VLLM)
+	PYTHON=$(CURDIR)/$(BIN)/python tools/engines/torchao.sh $(FFN_FUSION_TORCHAO)
 	$(BIN)/python demo/fetch.py
 	$(BIN)/pytest -m engines
 

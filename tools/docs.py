@@ -151,6 +151,19 @@ def repair_results(part: str, digits: int = 3) -> str:
     return "\n".join(rows)
 
 
+def quantize_results(part: str) -> str:
+    """What benchmarks/quantize.py printed for a part (docs/results/quantize.json), in percent of the output's norm."""
+    kept = json.loads((ROOT / "docs" / "results" / "quantize.json").read_text(encoding="utf-8"))[part]
+    table: dict[str, dict[str, str]] = {}
+    for name, value in kept["figures"].items():
+        _, row, column = name.split(" | ")
+        table.setdefault(row, {})[column] = f"{value:.2%}"
+    columns = list(dict.fromkeys(column for cells in table.values() for column in cells))
+    rows = ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    rows += [f"| {row} | " + " | ".join(cells.get(c, "") for c in columns) + " |" for row, cells in table.items()]
+    return "\n".join(rows)
+
+
 def repair_scale() -> str:
     """What a repair takes on models that aren't here, by the planner that ``--dry-run`` prints."""
     import torch

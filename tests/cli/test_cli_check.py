@@ -7,9 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from makers import nas_config, write_model
 from tiny import tiny_text
+from torch import Tensor
 
+from ffn_fusion.engines import compare
+from ffn_fusion.engines.answers import Answers
+from ffn_fusion.portability import reference
 from ffn_fusion.portability.rules import ENGINES
 
 Run = Callable[..., tuple[int, str, str]]
@@ -79,9 +84,36 @@ def test_verify(ffn_fusion: Run, child: Path, parent: Path, tmp_path: Path) -> N
     assert code == 10
     assert "1 of 6 checks failed: files" in err
     assert json.loads(out)["ok"] is False
-    assert ffn_fusion("verify", child, "--parent", parent, "--engine", "vllm")[0] == 2
+    assert ffn_fusion("verify", child, "--parent", parent, "--engine", "sglang")[0] == 2
+    assert ffn_fusion("verify", child, "--engine-program", "python")[0] == 2
     assert ffn_fusion("verify", child, "--parent", parent, "--engine", "onnx")[0] == 2
     assert ffn_fusion("verify", tmp_path / "nothing")[0] == 10
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_verify_in_an_engine(
+    ffn_fusion: Run, child: Path, right: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that's made up of transformers, and one that reads prompts the wrong way round."""
+
+    def told(folder: Path, ids_NT: Tensor, new: int, likeliest: int, program: Path | None) -> Answers:
+        model, ids = reference.load(folder, torch.float32), ids_NT if right else ids_NT.flip(-1)
+        logprobs_NTK, ids_NTK = reference.logits(model, ids).log_softmax(-1).topk(likeliest)
+        return Answers(ids_NTK, logprobs_NTK, reference.greedy(model, ids, new).argmax(-1))
+
+    monkeypatch.setattr(compare, "ENGINES", {"vllm": told})
+    text = ("--text", tiny_text(tmp_path / "t.txt"), "--tokens", 32, "--context", 16)
+    code, out, err = ffn_fusion("verify", child, "--engine", "vllm", *text, "--json")
+    assert code == (0 if right else 10), err
+    found = json.loads(out)["checks"][-1]
+    assert (found["check"], found["ok"]) == ("vllm", right)
+    assert (found["figures"]["same_top_token"] == 1) is right
+    assert right or "1 of 3 checks failed: vllm" in err
+    (child / "config.json").write_text("{}")
+    assert [line.split()[1] for line in ffn_fusion("verify", child, "--engine", "vllm")[1].splitlines()] == [
+        "files:",
+        "weights:",
+    ]
 
 
 def test_verify_without_a_tokenizer(ffn_fusion: Run, child: Path, parent: Path, tmp_path: Path) -> None:

@@ -3,49 +3,35 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
+
+from ffn_fusion.engines.answers import Answers
+from ffn_fusion.engines.llama_cpp import answers, served
 
 VARIABLE = "FFN_FUSION_LLAMA_CPP"
 ENGINE = Path(os.environ.get(VARIABLE) or Path(__file__).parents[2] / ".engines" / "llama.cpp")
-PROBE = ENGINE / "build" / "bin" / "llama-probe"
+SERVER = ENGINE / "build" / "bin" / "llama-server"
 QUANTIZE = ENGINE / "build" / "bin" / "llama-quantize"
 CONVERTER = ENGINE / "src" / "convert_hf_to_gguf.py"
 VOCABULARIES = ENGINE / "src" / "models"
 
 needs_llama_cpp = pytest.mark.skipif(
-    not PROBE.is_file(), reason=f"no llama.cpp in {ENGINE}: run tools/engines/llama_cpp.sh, or set {VARIABLE}"
+    not SERVER.is_file(), reason=f"no llama.cpp in {ENGINE}: run tools/engines/llama_cpp.sh, or set {VARIABLE}"
 )
+os.environ.setdefault("LLAMA_ARG_THREADS", "1")  # tiny models: threads would wait for one another
 
 
-def probe(mode: str, model: Path, given: bytes, *words: int) -> bytes:
-    """What the probe prints; ``subprocess.CalledProcessError`` where llama.cpp gives up."""
-    command = [PROBE, mode, model, *map(str, words)]
-    return subprocess.run(command, input=given, capture_output=True, check=True, timeout=600).stdout
-
-
-def logits(model: Path, ids: Sequence[int]) -> Tensor:
-    """Logits of every position, [T, V] in float32."""
-    raw = np.frombuffer(probe("logits", model, _words(ids)), "<f4")
-    return torch.from_numpy(raw.reshape(len(ids), -1).copy())
-
-
-def greedy(model: Path, ids: Sequence[int], count: int) -> list[int]:
-    """The ``count`` likeliest next tokens, one after another."""
-    return [int(word) for word in probe("greedy", model, _words(ids), count).split()]
+def ask(model: Path, ids: Sequence[int], new: int, likeliest: int) -> Answers:
+    """What llama.cpp says of one prompt; ``CheckError`` where it gives up."""
+    with served(model, SERVER, context=len(ids) + new + 1) as llama:
+        return answers(llama, torch.tensor([list(ids)]), new, likeliest)
 
 
 def tokens(model: Path, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, no special tokens added."""
-    lines = probe("tokens", model, b"".join(text.encode() + b"\0" for text in texts)).split(b"\n")
-    return [[int(word) for word in line.split()] for line in lines[: len(texts)]]
-
-
-def _words(ids: Sequence[int]) -> bytes:
-    return " ".join(map(str, ids)).encode()
+    with served(model, SERVER, context=64) as llama:
+        return [llama.tokens(text) for text in texts]

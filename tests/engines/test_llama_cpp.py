@@ -11,27 +11,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from llama_cpp import CONVERTER, ENGINE, QUANTIZE, VOCABULARIES, greedy, logits, needs_llama_cpp, tokens
+from llama_cpp import CONVERTER, ENGINE, QUANTIZE, SERVER, VOCABULARIES, ask, needs_llama_cpp, tokens
 from makers import Blocks, llama_config, nas_config, write_model
-from real_model import REAL_MODEL, needs_real_model
+from real_model import DEMO_CHILD, HELD_OUT, REAL_MODEL, needs_demo_child, needs_real_model
 from tokenizers import Tokenizer
-from torch import Tensor
-from transformers import AutoModelForCausalLM
 from vocabularies import BYTE_LEVEL, SIZES, TEXTS, added, byte_level, sentencepiece, write_tokenizer
 
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.gguf_file import GgufFile, read_gguf
 from ffn_fusion.checkpoint.gguf_tokenizer import tokenizer_files
 from ffn_fusion.checkpoint.source import open_model
+from ffn_fusion.data import load_tokenizer, make_windows
+from ffn_fusion.engines.compare import TOLERANCE, Comparison, compare, differences, verify_engine
+from ffn_fusion.errors import CheckError
 from ffn_fusion.export import gguf_writer
 from ffn_fusion.export.gguf_writer import plan_gguf, write_gguf
+from ffn_fusion.portability import reference
 from ffn_fusion.surgery.build import build
 
 pytestmark = [pytest.mark.engines, needs_llama_cpp]
 
 MIXED: Blocks = [(2, 64), (None, 96), (None, 768), (4, 40), (1, 256), (None, None), (None, 30), (2, 64), (None, 512)]
 IDS = [(7 * i * i + 3 * i) % SIZES["vocab_size"] for i in range(40)]
-TOLERANCE = 2e-3
+NEW = 16
 
 
 def make(folder: Path, blocks: Blocks, **changes: Any) -> Path:
@@ -44,18 +46,19 @@ def exported(model: Path, target: Path, **options: Any) -> Path:
     return write_gguf(plan_gguf(open_model(model), **options), target)
 
 
-def load(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+def compared(file: Path, folder: Path, ids: list[int] = IDS, new: int = NEW) -> Comparison:
+    """The file in llama.cpp against the folder in transformers, in float32, on every token of the vocabulary."""
+    return compare(ask(file, ids, new, open_model(folder).spec.vocab_size), *expected(folder, ids, new))
 
 
-def expected(folder: Path, ids: list[int] = IDS) -> Tensor:
-    with torch.no_grad():
-        return load(folder)(input_ids=torch.tensor([ids])).logits[0]  # type: ignore[no-any-return]
+def expected(folder: Path, ids: list[int], new: int = NEW) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the prompt, and of the text that follows."""
+    model, prompts = reference.load(folder, torch.float32), torch.tensor([ids])
+    return reference.logits(model, prompts), reference.greedy(model, prompts, new)
 
 
-def error(have: Tensor, want: Tensor) -> float:
-    """Largest difference of logits, relative to the largest logit."""
-    return float((have - want).abs().max() / want.abs().max())
+def same(found: Comparison) -> bool:
+    return found.error < TOLERANCE and found.same_text == 1
 
 
 LLAMA3 = {
@@ -85,18 +88,12 @@ def test_logits_and_text(tmp_path: Path, blocks: Blocks, changes: dict[str, Any]
     """Attention-free blocks in the middle and at the end, an empty one, groups and widths of every block's own."""
     folder = make(tmp_path / "m", blocks, **changes)
     file = exported(folder, tmp_path / "m.gguf")
-    want = expected(folder)
-    assert error(logits(file, IDS), want) < TOLERANCE
-    model, ids = load(folder), IDS[:12]
-    for _ in range(16):
-        with torch.no_grad():
-            ids = [*ids, int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())]
-    assert greedy(file, IDS[:12], 16) == ids[12:]
+    assert same(compared(file, folder))
 
 
 def test_a_linear_layer_in_an_attentions_place(tmp_path: Path) -> None:
     folder = make(tmp_path / "m", [(2, 64), ("linear", 64), (None, 64), ("linear", 32)])
-    assert error(logits(exported(folder, tmp_path / "m.gguf"), IDS), expected(folder)) < TOLERANCE
+    assert same(compared(exported(folder, tmp_path / "m.gguf"), folder))
 
 
 @pytest.mark.parametrize("norm", ["own", "last"])
@@ -106,7 +103,7 @@ def test_a_fused_child(tmp_path: Path, norm: Any) -> None:
     checkpoint = open_model(parent.folder)
     blueprint = apply(Blueprint.identity(checkpoint.spec.parent("p")), (2, 3, 4, 7), ((1, 3), (6, 7)), norm=norm)
     child = build(checkpoint, blueprint, tmp_path / "child")
-    assert error(logits(exported(child, tmp_path / "m.gguf"), IDS), expected(child)) < TOLERANCE
+    assert same(compared(exported(child, tmp_path / "m.gguf"), child))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("f16", 5e-3), ("bf16", 4e-2), ("q8_0", 0.15), ("q4_k_m", 0.8)])
@@ -114,8 +111,8 @@ def test_other_dtypes(tmp_path: Path, dtype: str, tolerance: float) -> None:
     blocks: Blocks = [(2, 512), (None, 1024), (4, 256), (None, 256)]
     folder = make(tmp_path / "m", blocks, hidden_size=256)
     file = exported(folder, tmp_path / "m.gguf", dtype=dtype, quantizer=QUANTIZE)
-    have, want = logits(file, IDS), expected(folder)
-    assert float((have - want).norm() / want.norm()) < tolerance
+    have, (logits_NTV, _) = ask(file, IDS, 1, SIZES["vocab_size"]), expected(folder, IDS, 1)
+    assert float(differences(have, logits_NTV).norm() / logits_NTV.norm()) < tolerance
     kinds = {tensor.kind_name for tensor in read_gguf(file).tensors.values()}
     assert ("Q4_K" if dtype == "q4_k_m" else dtype.upper()) in kinds
 
@@ -131,16 +128,15 @@ def unchecked(folder: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def test_what_is_refused_is_silently_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An attention without an FFN: llama.cpp loads it, says nothing and computes something else."""
     folder = make(tmp_path / "m", [(2, 64), (2, None), (None, 64), (2, 64)])
-    found = logits(unchecked(folder, tmp_path / "m.gguf", monkeypatch), IDS)
-    assert error(found, expected(folder)) > 0.1
+    assert compared(unchecked(folder, tmp_path / "m.gguf", monkeypatch), folder).error > 0.1
 
 
 @pytest.mark.parametrize("blocks", [[(None, 64), (2, 64)], [(2, 64), (None, None)]])
 def test_what_is_refused_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: Blocks) -> None:
     folder = make(tmp_path / "m", blocks)
     file = unchecked(folder, tmp_path / "m.gguf", monkeypatch)
-    with pytest.raises(subprocess.CalledProcessError):
-        greedy(file, IDS, 2)
+    with pytest.raises(CheckError, match=r"llama\.cpp"):
+        ask(file, IDS, 2, 1)
 
 
 # ---- texts
@@ -274,8 +270,13 @@ def test_a_child_of_the_real_model(tmp_path: Path) -> None:
     text = "The capital of France is Paris. In 1789, the people of the city rose against the king, and"
     ids = tokens(file, [text])[0]
     assert ids == Tokenizer.from_file(str(child / "tokenizer.json")).encode(text, add_special_tokens=False).ids
-    assert error(logits(file, ids), expected(child, ids)) < TOLERANCE
-    with torch.no_grad():
-        out = load(child).generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False, pad_token_id=2)
-    want = out[0, len(ids) :].tolist()
-    assert greedy(file, ids, len(want)) == want
+    assert same(compared(file, child, ids, 24))
+
+
+@needs_demo_child
+def test_the_demos_child() -> None:
+    """Fused and repaired, through the command that people have."""
+    windows = make_windows(load_tokenizer(DEMO_CHILD), HELD_OUT / "speech.txt", 32, 64)
+    found = verify_engine(DEMO_CHILD, "llama.cpp", torch.from_numpy(windows.ids_NT), "64 tokens", SERVER)
+    assert found.ok, found.words
+    assert found.figures["same_text"] == 1

@@ -10,38 +10,40 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-import numpy as np
 import pytest
 import torch
 from makers import LLAMA3_ROPE, Blocks, nas_config, random_ids, write_model
-from real_model import HELD_OUT, REAL_MODEL, needs_real_model
+from real_model import DEMO_CHILD, HELD_OUT, REAL_MODEL, needs_demo_child, needs_real_model
 from tiny import VOCABULARY, write_tokenizer
 from torch import Tensor
-from transformers import AutoModelForCausalLM
-from vllm_engine import PYTHON, Answer, Asked, Said, ask, environment, needs_vllm
+from vllm_engine import PYTHON, ask, environment, needs_vllm, settings
 
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.data import load_tokenizer, make_windows
+from ffn_fusion.engines.compare import TOLERANCE, Comparison, compare, verify_engine
+from ffn_fusion.engines.vllm import Asked, Said
+from ffn_fusion.portability import reference
 from ffn_fusion.portability.check import check
 from ffn_fusion.surgery.build import build
 from ffn_fusion.surgery.child_config import AUTO_MAP, MODELING_FILES
 
 pytestmark = [pytest.mark.engines, needs_vllm]
 
-TOLERANCE = 2e-3
 NEW = 16
 SIZES = {"vocab_size": VOCABULARY, "bos_token_id": 256, "eos_token_id": 257, "hidden_size": 256}
 ONE_SEQUENCE = {"max_model_len": 64, "max_num_seqs": 2}
 MIXED: Blocks = [(2, 256), (None, 512), (None, None), (2, 256), (2, None), (None, 1024)]
+
+NARROW = "heads 24 wide"
 
 RUNS: dict[str, tuple[Blocks, dict[str, Any]]] = {
     "attention-free middle and end": (MIXED, {}),
@@ -49,6 +51,7 @@ RUNS: dict[str, tuple[Blocks, dict[str, Any]]] = {
     "llama 3's rotary scaling": (MIXED, {"rope_scaling": LLAMA3_ROPE, "rms_norm_eps": 1e-3}),
     "biases and wide heads": (MIXED, {"attention_bias": True, "mlp_bias": True, "head_dim": 128}),
     "KV groups of each block's own": ([(1, 256), (4, 512), (None, 256), (2, 256)], {}),
+    "heads 48 wide": ([(2, 256), (None, 256)], {"head_dim": 48}),
     "odd widths": ([(2, 48), (None, 300), (2, 40)], {}),
     "an empty last block": ([(2, 256), (None, 256), (None, None)], {}),
 }
@@ -97,40 +100,23 @@ def prompts(count: int = 2, tokens: int = 24) -> list[list[int]]:
     return ids
 
 
-@torch.no_grad()
-def expected(folder: Path, ids: list[list[int]], new: int = NEW, dtype: torch.dtype = torch.float32) -> list[Answer]:
-    """The same from transformers."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    answers = []
-    for prompt in ids:
-        tokens = torch.tensor([prompt])
-        logprobs_TV: Tensor = model(input_ids=tokens).logits[0, :-1].float().log_softmax(-1)
-        given = logprobs_TV.gather(1, tokens[0, 1:, None])[:, 0].tolist()
-        answers.append(Answer(given, logprobs_TV.argmax(-1).tolist(), greedy(model, tokens, new)))
-    return answers
+def asked_of(folder: Path, ids: list[list[int]], dtype: str = "float32", likeliest: int = VOCABULARY) -> Asked:
+    return Asked(str(folder), ids, NEW, likeliest, dtype)
 
 
-def greedy(model: Any, tokens: Tensor, new: int) -> list[int]:
-    """The likeliest next tokens, the end of a text among them (generate would stop there, or leave it out)."""
-    out = model(input_ids=tokens, use_cache=True)
-    ids: list[int] = []
-    while True:
-        ids.append(int(out.logits[0, -1].argmax()))
-        if len(ids) == new:
-            return ids
-        out = model(input_ids=torch.tensor([ids[-1:]]), past_key_values=out.past_key_values, use_cache=True)
+def expected(folder: Path, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """transformers' logits of the prompts, and of the text that follows."""
+    model, prompts = reference.load(folder, torch.float32), torch.tensor(ids)
+    return reference.logits(model, prompts), reference.greedy(model, prompts, NEW)
 
 
-def error(have: Sequence[Answer], want: Sequence[Answer]) -> float:
-    """Largest difference of log-probabilities, relative to the largest."""
-    a, b = (np.concatenate([answer.given for answer in answers]) for answers in (have, want))
-    return float(np.abs(a - b).max() / np.abs(b).max())
+def compared(said: Said, folder: Path, ids: list[list[int]]) -> Comparison:
+    assert not said.error
+    return compare(said.told(), *expected(folder, ids))
 
 
-def agreement(have: Sequence[Answer], want: Sequence[Answer]) -> float:
-    """Share of places with the same likeliest token."""
-    a, b = (np.concatenate([answer.best for answer in answers]) for answers in (have, want))
-    return float((a == b).mean())
+def same(found: Comparison) -> bool:
+    return found.error < TOLERANCE and found.same_text == 1
 
 
 def verdict(folder: Path) -> tuple[str, set[str]]:
@@ -145,30 +131,24 @@ def verdict(folder: Path) -> tuple[str, set[str]]:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     made = {}
-    for i, (name, (*_, blocks, changes)) in enumerate([*RUNS.items(), *REFUSED.items()]):
+    narrow = (NARROW, ([(2, 256)], {"head_dim": 24}))
+    for i, (name, (*_, blocks, changes)) in enumerate([*RUNS.items(), *REFUSED.items(), narrow]):
         made[name] = make(root / str(i), blocks, **changes)
         spoil(made[name], name)
     return made
 
 
-def new_tokens(answers: Sequence[Answer]) -> list[list[int]]:
-    return [answer.new for answer in answers]
-
-
 @pytest.fixture(scope="module")
 def said(folders: dict[str, Path]) -> dict[str, Said]:
     """What vLLM says of each, without trusting any code: the package's entry point is what reads block_configs."""
-    asked = {name: Asked(str(folder), prompts(), NEW) for name, folder in folders.items()}
+    asked = {name: asked_of(folder, prompts()) for name, folder in folders.items()}
     return ask(asked, {"trust_remote_code": False, **ONE_SEQUENCE})
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_random_models(folders: dict[str, Path], said: dict[str, Said], name: str) -> None:
-    have, want = said[name], expected(folders[name], prompts())
-    assert have.ours
-    assert not have.error
-    assert error(have.answers, want) < TOLERANCE
-    assert new_tokens(have.answers) == new_tokens(want)
+    assert said[name].ours
+    assert same(compared(said[name], folders[name], prompts()))
     assert verdict(folders[name]) == ("loads", set())
 
 
@@ -178,28 +158,35 @@ def test_what_is_refused(folders: dict[str, Path], said: dict[str, Said], rule: 
     assert rule in verdict(folders[rule])[1]
 
 
+def test_heads_that_the_cpu_lacks(folders: dict[str, Path], said: dict[str, Said]) -> None:
+    """No rule, as GPUs take them: a note."""
+    assert "Unsupported CPU attention configuration" in said[NARROW].error
+    (row,) = check(open_folder(folders[NARROW]), ["vllm"])
+    assert row.verdict == "loads"
+    assert f"no attention for {NARROW} on the CPU" in row.notes[0]
+
+
 def test_without_our_package(folders: dict[str, Path]) -> None:
     """The code that travels in the child is enough where it's trusted, and needed where the package isn't there."""
     name = "attention-free middle and end"
-    asked = {name: Asked(str(folders[name]), prompts(), NEW)}
+    asked = {name: asked_of(folders[name], prompts())}
     trusted = ask(asked, {"trust_remote_code": True, **ONE_SEQUENCE}, VLLM_PLUGINS="")[name]
     assert not trusted.ours
-    assert not trusted.error
-    assert error(trusted.answers, expected(folders[name], prompts())) < TOLERANCE
+    assert same(compared(trusted, folders[name], prompts()))
     untrusted = ask(asked, {"trust_remote_code": False, **ONE_SEQUENCE}, VLLM_PLUGINS="")[name]
     assert not untrusted.ours
     assert "trust_remote_code" in untrusted.error
 
 
-def test_tensor_parallel(folders: dict[str, Path]) -> None:
+def test_tensor_parallel(folders: dict[str, Path], said: dict[str, Said]) -> None:
     """Two processes, each with half the heads and half of every FFN's channels."""
     name = "biases and wide heads"
     options = {"trust_remote_code": False, "tensor_parallel_size": 2, **ONE_SEQUENCE}
-    two = ask({name: Asked(str(folders[name]), prompts(), NEW)}, options)[name]
-    want = expected(folders[name], prompts())
-    assert not two.error
-    assert error(two.answers, want) < TOLERANCE
-    assert new_tokens(two.answers) == new_tokens(want)
+    two = ask({name: asked_of(folders[name], prompts())}, options)[name]
+    assert same(compared(two, folders[name], prompts()))
+    one_told, two_told = said[name].told(), two.told()
+    assert torch.equal(two_told.new_NS, one_told.new_NS)
+    assert torch.equal(two_told.ids_NTK[..., 0], one_told.ids_NTK[..., 0])
 
 
 # ---- the server
@@ -253,7 +240,7 @@ def test_serve(folders: dict[str, Path]) -> None:
         )
         with urlopen(asked, timeout=120) as answer:
             (choice,) = json.load(answer)["choices"]
-    assert choice["token_ids"] == expected(folder, [ids])[0].new
+    assert choice["token_ids"] == expected(folder, [ids])[1][0].argmax(-1).tolist()
 
 
 # ---- the real model
@@ -269,12 +256,23 @@ def test_a_child_of_the_real_model(tmp_path: Path) -> None:
     blueprint = apply(Blueprint.identity(parent.spec.parent(parent.name)), range(5, 9), [(5, 7)])
     child = build(parent, blueprint, tmp_path / "child")
     ids = make_windows(load_tokenizer(child), HELD_OUT / "speech.txt", 500, 2000).ids_NT.tolist()
-    asked = {dtype: Asked(str(child), ids, NEW, dtype) for dtype in ("float32", "bfloat16")}
+    asked = {dtype: asked_of(child, ids, dtype, 100) for dtype in ("float32", "bfloat16")}
     said = ask(asked, {"trust_remote_code": False, "max_model_len": 1024, "max_num_seqs": 4})
-    assert [one.error for one in said.values()] == ["", ""]
-    exact, rounded, want = said["float32"].answers, said["bfloat16"].answers, expected(child, ids)
-    assert error(exact, want) < TOLERANCE
-    assert agreement(exact, want) > 0.999
-    assert new_tokens(exact) == new_tokens(want)
-    theirs = agreement(expected(child, ids, 1, torch.bfloat16), want)
-    assert agreement(rounded, want) > theirs - 0.01
+    logits_NTV, text_NSV = expected(child, ids)
+    exact, rounded = (compare(said[dtype].told(), logits_NTV, text_NSV) for dtype in asked)
+    assert exact.error < TOLERANCE
+    assert exact.agreement > 0.999
+    assert exact.same_text == 1
+    theirs = reference.logits(reference.load(child, torch.bfloat16), torch.tensor(ids)).argmax(-1)
+    assert rounded.agreement > float((theirs == logits_NTV.argmax(-1)).double().mean()) - 0.01
+
+
+@needs_demo_child
+def test_the_demos_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused and repaired, as the command line has it checked."""
+    for name, value in settings().items():
+        monkeypatch.setenv(name, value)
+    windows = make_windows(load_tokenizer(DEMO_CHILD), HELD_OUT / "speech.txt", 32, 64)
+    found = verify_engine(DEMO_CHILD, "vllm", torch.from_numpy(windows.ids_NT), "64 tokens", PYTHON)
+    assert found.ok, found.words
+    assert found.figures["same_text"] == 1

@@ -142,3 +142,12 @@ def test_notes_on_the_stock_converter(tmp_path: Path) -> None:
     (made.folder / "tokenizer.model").write_bytes(b"")
     (note,) = next(row.notes for row in check(open_folder(made.folder)) if row.engine == "llama.cpp")
     assert "vocabularies" not in note
+
+
+def test_notes_on_vllm_on_the_cpu(tmp_path: Path) -> None:
+    blocks: Blocks = [(2, 256)]
+    for size, noted in ((24, True), (32, False), (40, True), (64, False)):
+        made = write_model(tmp_path / str(size), nas_config(blocks, head_dim=size), blocks)
+        (row,) = check(open_folder(made.folder), ["vllm"])
+        assert bool(row.notes) is noted
+        assert not noted or f"no attention for heads {size} wide on the CPU" in row.notes[0]

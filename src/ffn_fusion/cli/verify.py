@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +13,25 @@ from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
 from ffn_fusion.cli.options import Context, Revision, Seed, Texts
 
 if TYPE_CHECKING:
-    from ffn_fusion.portability.verify import Against
+    from torch import Tensor
+
+    from ffn_fusion.checkpoint.reader import Checkpoint
+    from ffn_fusion.portability.rule import Engine
+    from ffn_fusion.portability.verify import Finding
+
+    Prompts = Callable[[Checkpoint], tuple[Tensor, str]]
+
+EngineName = Annotated[
+    str, typer.Option("--engine", help="What runs the child: transformers, or vllm or llama.cpp to compare with it.")
+]
+Program = Annotated[
+    Path | None,
+    typer.Option(
+        "--engine-program",
+        help="vLLM's Python (default: $FFN_FUSION_VLLM_PYTHON, or this one), or llama.cpp's llama-server "
+        "(default: $LLAMA_SERVER, or the PATH).",
+    ),
+]
 
 
 def verify(
@@ -19,7 +39,8 @@ def verify(
     parent: Annotated[
         str | None, typer.Option(help="The model it was made of: compare weights and logits with it too.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="What runs the child, to compare its logits.")] = "transformers",
+    engine: EngineName = "transformers",
+    engine_program: Program = None,
     text: Texts = None,
     tokens: Annotated[int, typer.Option(help="How many tokens of every text.", min=16)] = 128,
     context: Context = 32,
@@ -27,12 +48,45 @@ def verify(
     revision: Revision = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check a child's files against its manifest; with --parent, its weights and its logits against the parent."""
-    from ffn_fusion.errors import CheckError
+    """Check a child's files against its manifest; with --parent, its weights and its logits against the parent; with
+    --engine, its logits and greedy text in another engine.
+    """
+    from ffn_fusion.checkpoint.source import open_model
+    from ffn_fusion.engines.compare import parse_runnable
+    from ffn_fusion.errors import CheckError, UsageError
+
+    runs = parse_runnable(engine)
+    if engine_program and runs == "transformers":
+        raise UsageError("--engine-program without --engine", "give --engine vllm or --engine llama.cpp too")
+    opened = open_model(parent, revision=revision) if parent else None
+    prompts = partial(_prompts, text=text, tokens=tokens, context=context, seed=seed)
+    found: list[Finding] = []
+    for finding in _findings(child, opened, runs, engine_program, prompts):
+        found.append(finding)
+        if not as_json:
+            say(f"{'ok    ' if finding.ok else 'FAILED'}  {finding.check}: {finding.words}", err=False)
+    failed = [finding.check for finding in found if not finding.ok]
+    if as_json:
+        checks = [{"check": f.check, "ok": f.ok, "words": f.words, "figures": dict(f.figures)} for f in found]
+        emit({"name": str(child), "ok": not failed, "checks": checks})
+    if failed:
+        raise CheckError(f"{child}: {len(failed)} of {len(found)} checks failed: {', '.join(failed)}", _HINT)
+
+
+_HINT = "get the child again from where it was whole, or build it again"
+
+
+def _findings(
+    child: Path, parent: Checkpoint | None, engine: Engine, program: Path | None, prompts: Prompts
+) -> Iterator[Finding]:
+    """What the files say, then what the engine says of a child whose files are as they should be."""
+    from ffn_fusion.checkpoint.reader import open_folder
+    from ffn_fusion.engines.compare import verify_engine
+    from ffn_fusion.portability.verify import Against
     from ffn_fusion.portability.verify import verify as find
 
-    against = _against(parent, revision, engine, text, tokens, context, seed) if parent else None
-    found = []
+    against = Against(parent, *prompts(parent)) if parent else None
+    fine = True
     with progress_bars() as bars:
         total = sum(path.stat().st_size for path in child.glob("*.safetensors"))
         done = 0
@@ -43,43 +97,29 @@ def verify(
             bars("comparing", done, max(total, done))
 
         for finding in find(child, against, count):
-            found.append(finding)
-            if not as_json:
-                say(f"{'ok    ' if finding.ok else 'FAILED'}  {finding.check}: {finding.words}", err=False)
-    failed = [finding.check for finding in found if not finding.ok]
-    if as_json:
-        checks = [{"check": f.check, "ok": f.ok, "words": f.words} for f in found]
-        emit({"name": str(child), "ok": not failed, "checks": checks})
-    if failed:
-        raise CheckError(f"{child}: {len(failed)} of {len(found)} checks failed: {', '.join(failed)}", _HINT)
+            fine = fine and finding.ok
+            yield finding
+    if fine and engine != "transformers":
+        say(f"running it in {engine}")
+        yield verify_engine(child, engine, *prompts(open_folder(child)), program)
 
 
-_HINT = "get the child again from where it was whole, or build it again"
-
-
-def _against(
-    parent: str, revision: str | None, engine: str, text: list[Path] | None, tokens: int, context: int, seed: int
-) -> Against:
-    """The parent and tokens of text, or random ones where it has no tokenizer."""
+def _prompts(model: Checkpoint, text: list[Path] | None, tokens: int, context: int, seed: int) -> tuple[Tensor, str]:
+    """Tokens [N, T] of text, or random ones where the model has no tokenizer; and what they are, in words."""
     import torch
 
-    from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.errors import CheckpointError
     from ffn_fusion.pipeline.recipe import EvaluationSection
     from ffn_fusion.pipeline.stages import held_out_windows
-    from ffn_fusion.portability.engines import runnable
-    from ffn_fusion.portability.verify import Against
 
-    name = runnable(engine)
-    opened = open_model(parent, revision=revision)
     section = EvaluationSection(texts=tuple(text or ()), tokens=tokens, context=context)
     try:
-        windows = held_out_windows(opened.folder, section, seed)
+        windows = held_out_windows(model.folder, section, seed)
     except CheckpointError:  # no tokenizer
         if text:
             raise
         generator = torch.Generator().manual_seed(seed)
-        ids = torch.randint(opened.spec.vocab_size, (max(1, tokens // context), context), generator=generator)
-        return Against(opened, ids, f"{ids.numel()} random tokens (the parent has no tokenizer)", name)
+        ids = torch.randint(model.spec.vocab_size, (max(1, tokens // context), context), generator=generator)
+        return ids, f"{ids.numel()} random tokens ({model.name} has no tokenizer)"
     ids = torch.cat([torch.from_numpy(found.ids_NT) for found in windows])
-    return Against(opened, ids, f"{ids.numel()} tokens of text", name)
+    return ids, f"{ids.numel()} tokens of text"

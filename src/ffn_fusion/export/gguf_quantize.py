@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
-from ffn_fusion.errors import MissingExtraError, OutputError, UsageError
+from ffn_fusion.errors import MissingExtraError, OutputError
 from ffn_fusion.export.gguf_tensors import GgufOutput
+from ffn_fusion.programs import named_program, program_on_path
 
 PROGRAM = "llama-quantize"
 VARIABLE = "LLAMA_QUANTIZE"
@@ -49,21 +49,15 @@ def find_quantizer(given: Path | None, dtype: str) -> Path:
     Raises:
         UsageError: the one given isn't a program. MissingExtraError: there is none.
     """
-    named = given or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
-    if named is not None:
-        program = shutil.which(named.expanduser())
-        if program is None:
-            origin = "--llama-quantize" if given else f"${VARIABLE}"
-            raise UsageError(f"{origin}: {named} isn't a program", f"give the path of llama.cpp's {PROGRAM}")
-        return Path(program).absolute()
-    found = shutil.which(PROGRAM)
+    named = named_program(f"llama.cpp's {PROGRAM}", given, "--llama-quantize", VARIABLE)
+    found = named or program_on_path(PROGRAM)
     if found is None:
         raise MissingExtraError(
             f"{dtype} is written by llama.cpp's {PROGRAM}, which isn't on the PATH",
             f"install llama.cpp (tools/engines/llama_cpp.sh builds it) and give --llama-quantize PATH or ${VARIABLE}; "
             "f32, f16, bf16 and q8_0 need no program",
         )
-    return Path(found)
+    return found
 
 
 def run_quantizer(program: Path, source: Path, target: Path, dtype: str) -> None:

@@ -10,7 +10,7 @@ from ffn_fusion.errors import CheckError, FamilyError, UsageError
 from ffn_fusion.portability.rewrite import plan_rewrite
 from ffn_fusion.portability.rule import ENGINES, Engine, EngineCheck, broken
 from ffn_fusion.portability.rules import problems
-from ffn_fusion.portability.shipped import SHIPPED_RULES, Shipped, converter_notes
+from ffn_fusion.portability.shipped import NOTES, SHIPPED_RULES, Shipped
 
 
 def check(checkpoint: Checkpoint, engines: Iterable[Engine] = ENGINES) -> tuple[EngineCheck, ...]:
@@ -32,7 +32,7 @@ def check(checkpoint: Checkpoint, engines: Iterable[Engine] = ENGINES) -> tuple[
         EngineCheck(
             engine,
             problems(checkpoint.spec, engine) + broken(SHIPPED_RULES, shipped, engine),
-            converter_notes(shipped) if engine == "llama.cpp" else (),
+            NOTES[engine](shipped) if engine in NOTES else (),
         )
         for engine in engines
     )

@@ -11,6 +11,10 @@ from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.portability.rule import ENGINES, Engine, Reason, Rule
 
+VLLM_CPU_HEADS = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Head sizes that vLLM's attention on the CPU has kernels for: those its source names, and 48, which ran. On GPUs it
+takes every multiple of 8 up to 256 at least."""
+
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _CONVERTER_VOCABULARY, _CONVERTER_CONTEXT = 128_256, 8192
 _MLX_KEYS = {
@@ -53,6 +57,15 @@ def tidy_rotary(config: Mapping[str, Any]) -> dict[str, Any]:
     if scaling and _untidy(scaling):
         scaling = {**scaling, "rope_type": _kind(scaling)} if _kind(scaling) != "default" else None
     return {**config, "rope_scaling": scaling}
+
+
+def cpu_notes(shipped: Shipped) -> tuple[str, ...]:
+    """What vLLM lacks on the CPU alone."""
+    size = shipped.spec.head_dim
+    if size in VLLM_CPU_HEADS or not any(block.attention for block in shipped.spec.blocks):
+        return ()
+    sizes = ", ".join(map(str, VLLM_CPU_HEADS))
+    return (f"has no attention for heads {size} wide on the CPU, but for {sizes}; GPUs take more",)
 
 
 def converter_notes(shipped: Shipped) -> tuple[str, ...]:
@@ -275,3 +288,6 @@ SHIPPED_RULES: tuple[Rule[Shipped], ...] = (
         _folder(lambda shipped: not any((shipped.folder / name).is_file() for name in TOKENIZERS)),
     ),
 )
+
+NOTES: Mapping[Engine, Callable[[Shipped], tuple[str, ...]]] = {"vllm": cpu_notes, "llama.cpp": converter_notes}
+"""What is worth knowing of an engine that loads the checkpoint all the same."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,9 @@ from ffn_fusion.checkpoint.staging import MANIFEST, MODEL_CARD, mismatches, read
 from ffn_fusion.errors import CheckpointError
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.layout import FFN_NORM, block_prefix
-from ffn_fusion.portability.engines import RUNNABLE, runnable
+from ffn_fusion.portability import reference
 from ffn_fusion.portability.fix import Fixed
 from ffn_fusion.portability.history import read_history
-from ffn_fusion.portability.rule import Engine
 from ffn_fusion.surgery.build import BLUEPRINT, check_blueprint
 from ffn_fusion.surgery.child import Child
 from ffn_fusion.surgery.fold_norm import fold_norm
@@ -44,11 +43,12 @@ _KNOWN = ("none", "kept", "fused", "narrowed")
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check came to."""
+    """What one check came to, in words and, where something was measured, in figures."""
 
     check: str
     ok: bool
     words: str
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,6 @@ class Against:
     parent: Checkpoint
     ids_NT: Tensor
     tokens: str
-    engine: Engine = "transformers"
 
 
 def verify(
@@ -70,11 +69,9 @@ def verify(
         on_bytes: called with every count of bytes of weights compared.
 
     Raises:
-        UsageError: the engine can't be run from here. BlueprintError, CheckpointError: the folder holds no child, or
-            one of another parent, so that nothing can be compared.
+        BlueprintError, CheckpointError: the folder holds no child, or one of another parent, so that nothing can be
+            compared.
     """
-    if against:
-        runnable(against.engine)
     yield _files(folder)
     try:
         child = open_folder(folder)
@@ -197,7 +194,7 @@ def _equal(child: Checkpoint, expected: Child | Fixed, name: str, on_bytes: Call
 
 def _logits(folder: Path, child: Checkpoint, blueprint: Blueprint, against: Against) -> Finding:
     dtype = torch.float64 if child.dtype == "F64" else torch.float32
-    have = RUNNABLE[against.engine](folder, against.ids_NT, dtype)
+    have = reference.logits(reference.load(folder, dtype), against.ids_NT)
     stored = tuple(rewriting.dtype for rewriting in read_history(folder) if rewriting.dtype)
 
     def difference(rounded: bool) -> tuple[float, float]:
@@ -212,7 +209,8 @@ def _logits(folder: Path, child: Checkpoint, blueprint: Blueprint, against: Agai
         like, _ = difference(rounded=True)
         ok, words = like <= tolerance and apart <= LOOSE, f", {like:.1e} with its weights rounded alike"
     found = f"relative difference {apart:.1e}{words}; {same:.1%} the same top token"
-    return Finding("logits", ok, f"{against.engine} against the parallel form on {against.tokens}: {found}")
+    figures = {"logit_difference": apart, "same_top_token": same}
+    return Finding("logits", ok, f"transformers against the parallel form on {against.tokens}: {found}", figures)
 
 
 @torch.inference_mode()

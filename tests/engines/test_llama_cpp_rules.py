@@ -1,31 +1,25 @@
-"""The rules about llama.cpp, run in llama.cpp: what breaks them fails there or is wrong, what keeps to them is right.
-
-Needs the programs that tools/engines/llama_cpp.sh builds, named by FFN_FUSION_LLAMA_CPP.
-"""
+"""The rules about llama.cpp, run in it: what breaks them fails there or is wrong, what keeps to them is right."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from llama_cpp import ask, needs_llama_cpp
 from makers import LLAMA3_ROPE, Blocks, nas_config, random_ids, write_model
 from tiny import write_tokenizer
-from transformers import AutoModelForCausalLM
 
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
+from ffn_fusion.engines.compare import differences
+from ffn_fusion.errors import CheckError
 from ffn_fusion.export import gguf_writer
+from ffn_fusion.portability import reference
 from ffn_fusion.portability.check import check, fix
 
-_FOLDER = os.environ.get("FFN_FUSION_LLAMA_CPP")
-pytestmark = [
-    pytest.mark.engines,
-    pytest.mark.skipif(not _FOLDER, reason="llama.cpp isn't there: see tools/engines/llama_cpp.sh"),
-]
+pytestmark = [pytest.mark.engines, needs_llama_cpp]
 VOCABULARY = 259
 
 
@@ -43,19 +37,15 @@ def made(folder: Path, blocks: Blocks, **changes: Any) -> Checkpoint:
 
 def difference(checkpoint: Checkpoint, folder: Path) -> float | None:
     """Relative difference of llama.cpp's logits to transformers'; None where it doesn't get that far."""
-    ids = random_ids(dict(checkpoint.spec.config), 1, 12)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    with torch.inference_mode():
-        want = model(ids).logits[0]
+    ids_NT = random_ids(dict(checkpoint.spec.config), 1, 12)
+    want_NTV = reference.logits(reference.load(folder, torch.float32), ids_NT)
     target = checkpoint.folder.with_suffix(".gguf")
     gguf_writer.write_gguf(gguf_writer.plan_gguf(checkpoint, pre_tokenizer="gpt-2"), target)
-    probe = Path(str(_FOLDER)) / "build" / "bin" / "llama-probe"
-    words = " ".join(map(str, ids[0].tolist())).encode()
-    done = subprocess.run([probe, "logits", target], input=words, capture_output=True, check=False)
-    if done.returncode:
+    try:
+        have = ask(target, ids_NT[0].tolist(), 1, VOCABULARY)
+    except CheckError:
         return None
-    have = torch.frombuffer(bytearray(done.stdout), dtype=torch.float32).view(len(want), -1)
-    return float((have - want).norm() / want.norm())
+    return float(differences(have, want_NTV).norm() / want_NTV.norm())
 
 
 def rules(checkpoint: Checkpoint) -> set[str]:

@@ -1,0 +1,143 @@
+"""vLLM by its own Python, which lies in an environment of its own: token ids in, log-probabilities out.
+
+``vllm_probe.py`` runs there. It doesn't import this package; vLLM itself does, by its entry point, where the two are
+installed together. Code of the checkpoint's own isn't run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffn_fusion.engines.answers import Answers
+from ffn_fusion.errors import CheckError, MissingExtraError
+from ffn_fusion.programs import named_program
+
+VARIABLE = "FFN_FUSION_VLLM_PYTHON"
+PROBE = Path(__file__).parent / "probes" / "vllm_probe.py"
+
+_ALONE = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+"""What holds where a person's own environment doesn't say something else."""
+_FORKED = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # the model in the probe's own process, where its errors show
+_PATIENCE = 3600
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Prompts of token ids for one checkpoint: how many tokens shall follow each, how many are told of each place."""
+
+    folder: str
+    prompts: Sequence[Sequence[int]]
+    new: int
+    likeliest: int
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Said:
+    """What vLLM said of one checkpoint.
+
+    Args:
+        answers: an entry a prompt: "ids" and "logprobs" of [T, K], "new" of [S]; see vllm_probe.py.
+        error: what it ended in instead, on one line.
+        ours: whether vLLM had imported this package.
+    """
+
+    answers: tuple[dict[str, Any], ...]
+    error: str
+    ours: bool
+
+    def told(self) -> Answers:
+        """The answers to prompts of one length."""
+        ids, logprobs, new = ([answer[key] for answer in self.answers] for key in ("ids", "logprobs", "new"))
+        return Answers(torch.tensor(ids), torch.tensor(logprobs), torch.tensor(new))
+
+
+def vllm_answers(folder: Path, ids_NT: Tensor, new: int, likeliest: int, program: Path | None) -> Answers:
+    """See ``Ask``. vLLM keeps in float32 what it computes, without compiling the model first."""
+    python = find_python(program)
+    asked = Asked(str(folder.absolute()), ids_NT.tolist(), new, likeliest)
+    options = {"trust_remote_code": False, "max_model_len": ids_NT.shape[1] + new, "max_num_seqs": 1}
+    said = ask(python, {"model": asked}, options)["model"]
+    if said.error:
+        hint = _NEEDS_US if "trust_remote_code" in said.error else _HINT
+        raise CheckError(f"vllm can't run it: {said.error}", hint)
+    return said.told()
+
+
+_HINT = "ffn-fusion check OUT --engine vllm says what it can't run"
+_NEEDS_US = "install ffn-fusion into vLLM's environment too: pip install ffn-fusion"
+
+
+def find_python(given: Path | None) -> Path:
+    """The Python that vLLM is installed for: the one that is given, else $FFN_FUSION_VLLM_PYTHON, else this one.
+
+    Raises:
+        UsageError: the one given isn't a program. MissingExtraError: there's no vLLM in it.
+    """
+    python = named_program("vLLM's Python", given, "--engine-program", VARIABLE)
+    if python is None:
+        python, found = Path(sys.executable), find_spec("vllm") is not None
+    else:
+        command = [str(python), "-c", "import importlib.util as u, sys; sys.exit(u.find_spec('vllm') is None)"]
+        found = subprocess.run(command, env=environment(), capture_output=True, check=False).returncode == 0
+    if not found:
+        raise MissingExtraError(
+            f"no vLLM is installed for {python}",
+            "install vllm and ffn-fusion in an environment of their own (tools/engines/vllm.sh does, for the CPU) and "
+            f"give --engine-program ITS/bin/python or ${VARIABLE}",
+        )
+    return python
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Environment variables for another Python: nothing of this one's own, and nothing asked of the network."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return _ALONE | kept | changes
+
+
+def ask(python: Path, models: Mapping[str, Asked], options: Mapping[str, Any], **changes: str) -> dict[str, Said]:
+    """What vLLM says of each checkpoint, in one go; ``options`` are vllm.LLM's, ``changes`` environment variables.
+
+    Raises:
+        CheckError: vLLM itself didn't come up.
+    """
+    with TemporaryDirectory(prefix="ffn-fusion-") as folder:
+        request, target = Path(folder, "request.json"), Path(folder, "answer.json")
+        asked = {name: asdict(model) for name, model in models.items()}
+        request.write_text(json.dumps({"options": dict(options), "models": asked}))
+        command = [str(python), str(PROBE), str(request), str(target)]
+        done = subprocess.run(
+            command,
+            env=environment(**_FORKED | changes),
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
+            check=False,
+        )
+        if done.returncode:
+            last = next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), "no word")
+            raise CheckError(f"vllm didn't start: {last}", f"see whether {python} -c 'import vllm' works")
+        found = json.loads(target.read_text())
+    return {name: _said(one["said"], one["ours"]) for name, one in found.items()}
+
+
+def _said(said: Any, ours: bool) -> Said:
+    return Said((), said, ours) if isinstance(said, str) else Said(tuple(said), "", ours)
