@@ -80,7 +80,9 @@ def head_loss(
     if logit_bytes is None:
         logit_bytes = LOGIT_BYTES.get(hidden_RD.device.type, LOGIT_BYTES["cpu"])
     step = max(1, logit_bytes // (4 * len(weight_VD)))
-    found: tuple[Tensor, Tensor, Tensor] = _HeadLoss.apply(hidden_RD, weight_VD, target, next_R, objective, step)
+    found: tuple[Tensor, Tensor, Tensor] = _HeadLoss.apply(  # type: ignore[no-untyped-call]
+        hidden_RD, weight_VD, target, next_R, objective, step
+    )
     return found
 
 

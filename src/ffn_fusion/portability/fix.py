@@ -41,7 +41,7 @@ from ffn_fusion.surgery.repairs import RECORD
 
 FIXES = "fixes.json"
 """What was rewritten and for which engines; lies in the fixed checkpoint beside the unfixed child's blueprint."""
-_CARRIED = (BLUEPRINT, RECORD)
+_CARRIED = (BLUEPRINT, RECORD, staging.DISTILLATION)
 _MARGIN = 64 << 20
 
 
