@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 VERBS = (
-    "run", "optimize", "inspect", "analyze", "plan", "explain", "windows", "build", "fuse", "repair", "export", "check",
+    "run", "optimize", "inspect", "analyze", "plan", "explain", "windows", "build", "fuse", "repair", "distill", "export", "check",
     "verify", "eval", "score", "bench", "report",
 )  # fmt: skip
 

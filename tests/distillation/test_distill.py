@@ -71,11 +71,11 @@ def test_the_objective_on_models_is_the_papers(exact: Pair, checkpointing: bool)
     log_p, log_q = (want.logits(ids, steps)[:, :-1].log_softmax(-1) for steps in (theirs, ours))
     kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
     lm = torch.nn.functional.cross_entropy(log_q.flatten(0, 1), ids[:, 1:].flatten())
-    cosine = sum(
-        (1 - torch.cosine_similarity(want.states(ids, ours[: d.child + 1]), want.states(ids, theirs[: d.parent + 1]), -1))
-        .mean()
-        for d in depths
-    )  # fmt: skip
+    mine, its = (
+        [want.states(ids, steps[: getattr(d, who) + 1]) for d in depths]
+        for who, steps in (("child", ours), ("parent", theirs))
+    )
+    cosine = sum((1 - torch.cosine_similarity(a, b, dim=-1)).mean() for a, b in zip(mine, its, strict=True))
     for got, wanted in zip(loss.parts, (kl, cosine, lm), strict=True):
         assert float(got) == pytest.approx(float(wanted), rel=1e-6)  # the frequencies of rotary are in float32
     assert float(loss.total.detach()) == pytest.approx(float(0.8 * kl + 0.5 * cosine + 0.3 * lm), rel=1e-6)
@@ -94,8 +94,8 @@ def test_the_objective_on_models_is_the_papers(exact: Pair, checkpointing: bool)
     hooks = [layer.register_forward_hook(lambda _, __, output: caught.append(output)) for layer in last]
     model(ids), parent(ids)
     [hook.remove() for hook in hooks]
-    for mine, its in [*apart, (caught[0], caught[1].detach())]:
-        total = total + 0.5 * (1 - torch.cosine_similarity(mine, its, dim=-1)).mean()
+    for a, b in [*apart, (caught[0], caught[1].detach())]:
+        total = total + 0.5 * (1 - torch.cosine_similarity(a, b, dim=-1)).mean()
     total.backward()
     for name, parameter in model.named_parameters():
         assert torch.allclose(found[name], parameter.grad, rtol=1e-4, atol=1e-7), name  # norms are in float32
@@ -195,7 +195,11 @@ def test_mistakes_are_one_line(exact: Pair, pair: Pair, tmp_path: Path, monkeypa
     refused(DataError, "2 windows of text are less than one batch of 4", texts=pair.texts(2))
     refused(DataError, "different lengths", texts=[*pair.texts(), *pair.texts(4, 8)])
     refused(UsageError, "nothing to learn", settings=replace(QUICK, objective=Objective(0, 0, 0)))
-    refused(UsageError, "a batch of 4 windows can't be shared by 1 processes, 3", settings=replace(QUICK, micro=3))
+    refused(
+        UsageError,
+        "a batch of 4 windows can't be shared evenly: 3 at a time on",
+        settings=replace(QUICK, micro=3),
+    )
     refused(UsageError, "cpu or cuda", device="cuda:1")
     fixed = fix(open_folder(pair.child), plan_rewrite(open_folder(pair.child).spec, ["vLLM"]), ["vLLM"], tmp_path / "f")
     refused(BlueprintError, "rewritten for engines", child=fixed)
@@ -209,7 +213,7 @@ def test_mistakes_are_one_line(exact: Pair, pair: Pair, tmp_path: Path, monkeypa
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(pair: Pair, tmp_path: Path) -> None:
     settings = replace(QUICK, learning_rate=1e30, clip=0.0, warmup=0.0, epochs=4, save_every=1)
-    with pytest.raises(TrainingError, match="isn't finite at step [23]") as caught:
+    with pytest.raises(TrainingError, match=r"isn't finite at step [23]") as caught:
         train(pair, tmp_path / "w", settings)
     kept = tmp_path / "w" / "checkpoint-1"
     assert str(kept) in caught.value.hint or "checkpoint-2" in caught.value.hint

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from ffn_fusion.checkpoint.staging import DISTILLATION, check_space, read_manife
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.distillation.checkpoints import Saved, newest, remove_torn
 from ffn_fusion.distillation.depths import Depth, matched_depths, touched_blocks
-from ffn_fusion.distillation.settings import DistillSettings
+from ffn_fusion.distillation.settings import Direction, DistillSettings, Trained
 from ffn_fusion.errors import BlueprintError, CheckpointError, DataError, MissingExtraError, UsageError
 from ffn_fusion.families.layout import block_prefix
 from ffn_fusion.portability.fix import read_fixes
@@ -143,6 +143,11 @@ class Run:
         if not self.trained:
             raise UsageError("surgery touched no block of this child", "train all of it (--trained all)")
         check_space(self.work, self.disk_bytes)
+
+    @property
+    def teacher_beside(self) -> bool:
+        """Whether the parent itself runs beside the child."""
+        return True
 
     def order(self) -> list[int]:
         """Windows one after another: all of them, shuffled anew for every epoch, as far as batches are full."""
@@ -311,12 +316,16 @@ def check_pair(folder: Path, child: Checkpoint, blueprint: Blueprint, parent: Ch
 def check_settings(settings: DistillSettings, world: int, device: str) -> None:
     """Raises: UsageError: sizes that don't divide one another, an objective of nothing, a device by number."""
     objective = settings.objective
+    for value, allowed in ((objective.direction, get_args(Direction)), (settings.trained, get_args(Trained))):
+        if value not in allowed:
+            raise UsageError(f"{value!r} isn't one of {', '.join(allowed)}", "choose one of them")
     if not (objective.kl or objective.cosine or objective.lm):
         raise UsageError("nothing to learn: kl, cosine and lm are all 0", "give one of them a weight")
     if settings.batch % (settings.micro * world):
         raise UsageError(
-            f"a batch of {settings.batch} windows can't be shared by {world} processes, {settings.micro} at a time",
-            "choose a batch (--batch) that processes times --micro divides",
+            f"a batch of {settings.batch} windows can't be shared evenly: {settings.micro} at a time on each of "
+            f"{world} process{'es' * (world > 1)}",
+            f"choose a batch (--batch) that {settings.micro * world} divides",
         )
     if device not in ("cpu", "cuda"):
         raise UsageError(f"device {device!r}: training takes cpu or cuda", "choose a GPU with CUDA_VISIBLE_DEVICES")

@@ -1,4 +1,4 @@
-"""The distilled child as a checkpoint like any other: its weights in the child's dtypes, all else as the child has it."""
+"""The distilled child, a checkpoint like any other: weights in the child's dtypes, all else as the child has it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ffn_fusion.checkpoint import staging
 from ffn_fusion.checkpoint.reader import Checkpoint, inside, torch_dtype
@@ -22,6 +23,18 @@ from ffn_fusion.surgery.child_config import MODELING_FILES
 from ffn_fusion.surgery.repairs import RECORD
 
 _MARGIN = 64 << 20
+
+
+class AsStored:
+    """Trained weights as the child stores them, rounded to its dtypes: what is scored is what is written."""
+
+    def __init__(self, child: Checkpoint, weights: Checkpoint) -> None:
+        self.spec, self.tensors = child.spec, child.tensors
+        self._weights = weights
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor."""
+        return self._weights.read(name).to(torch_dtype(self.tensors[name].dtype))
 
 
 def write_distilled(

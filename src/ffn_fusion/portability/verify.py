@@ -1,8 +1,8 @@
 """Verify a child on disk: its files against its manifest, its weights against its parent, its logits by running it.
 
-Weights: what isn't repaired or trained is a copy or a fusion of the parent's tensors, and must be that bit for bit. Logits: the
-child as an engine loads it from disk, against the parallel form run on the parent's own weights (arXiv 2503.18908,
-theorem 1: X + sum_j FFN_j(n_j(X))).
+Weights: what isn't repaired or trained is a copy or a fusion of the parent's tensors, and must be that bit for bit.
+Logits: the child as an engine loads it from disk, against the parallel form run on the parent's own weights (arXiv
+2503.18908, theorem 1: X + sum_j FFN_j(n_j(X))).
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.report.distillation_tables import distillation_grid
 from ffn_fusion.report.summary import sentence
 from ffn_fusion.report.tables import Grid, latency_grid, latency_place, plan_grid, printable, quality_grid
 
@@ -30,6 +31,7 @@ def model_card(
     quality: Quality | None = None,
     latency: Latency | None = None,
     repairs: Mapping[str, Any] | None = None,
+    distillation: Mapping[str, Any] | None = None,
 ) -> str:
     """README.md of a child.
 
@@ -37,6 +39,7 @@ def model_card(
         name: what the child is called.
         version: of ffn-fusion.
         repairs: the record of what repair did (``repairs.json``); None: nothing.
+        distillation: the record of its distillation (``distillation.json``); None: it wasn't.
         licence: the parent's, as the hub names it (see :func:`read_licence`); the child has the same.
     """
     parent = blueprint.parent
@@ -44,10 +47,11 @@ def model_card(
         _front_matter(parent.name, licence),
         f"# {_plain(name)}\n",
         f"{_plain(parent.name)} rebuilt with ffn-fusion so that it answers sooner. {sentence(blueprint)}\n",
-        _training(repairs),
+        _distilled(distillation, repairs) if distillation else _training(repairs),
         "## What was done\n",
         _markdown(plan_grid(blueprint)),
         "A fused FFN computes the FFNs of a run of blocks side by side, on one shared input.\n",
+        *_learnt(distillation),
         *_measured(quality, latency),
         _loading(),
         _provenance(blueprint, version, licence),
@@ -67,6 +71,31 @@ def _training(repairs: Mapping[str, Any] | None) -> str:
         f"{tokens:,} tokens of text, so that the states come close to the parent's; all other weights are its own. "
         "Distillation or fine-tuning can bring it closer.\n"
     )
+
+
+def _distilled(record: Mapping[str, Any], repairs: Mapping[str, Any] | None) -> str:
+    earlier, tokens = record.get("before"), record["tokens"]
+    while earlier:
+        tokens, earlier = tokens + earlier["tokens"], earlier.get("before")
+    objective = record["settings"]["objective"]
+    terms = {"kl": "the divergence of its next-token distributions", "cosine": "the cosine distance of hidden states"}
+    learnt = [words for key, words in {**terms, "lm": "the language-model loss"}.items() if objective[key]]
+    which = "all weights" if record["settings"]["trained"] == "all" else "the weights that surgery touched"
+    return (
+        f"**{'Repaired and distilled' if repairs else 'Distilled'} from its parent** on {tokens:,} tokens of text: "
+        f"{which} were trained on {' and '.join(learnt)}.\n"
+    )
+
+
+def _learnt(record: Mapping[str, Any] | None) -> list[str]:
+    grid = distillation_grid(record) if record else None
+    if grid is None:
+        return []
+    return [
+        "## Distillation\n",
+        "On windows that took no part, before and after; KL to the parent in nats a token.\n",
+        _markdown(grid),
+    ]
 
 
 def _front_matter(parent: str, licence: str | None) -> str:
