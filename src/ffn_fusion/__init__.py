@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from ffn_fusion.checkpoint.reader import Checkpoint
     from ffn_fusion.checkpoint.source import open_model, summarise
     from ffn_fusion.data import TokenWindows, load_tokenizer, make_windows
+    from ffn_fusion.distillation.distill import distill_child
+    from ffn_fusion.distillation.settings import DistillSettings, Objective
+    from ffn_fusion.distillation.teacher_cache import CacheSettings, write_cache
+    from ffn_fusion.distillation.write import write_distilled
     from ffn_fusion.errors import FfnFusionError
     from ffn_fusion.evaluation.evaluate import evaluate
     from ffn_fusion.evaluation.quality import Quality
@@ -68,6 +72,10 @@ _HOMES = {
     "checkpoint.reader": ("Checkpoint",),
     "checkpoint.source": ("open_model", "summarise"),
     "data": ("TokenWindows", "load_tokenizer", "make_windows"),
+    "distillation.distill": ("distill_child",),
+    "distillation.settings": ("DistillSettings", "Objective"),
+    "distillation.teacher_cache": ("CacheSettings", "write_cache"),
+    "distillation.write": ("write_distilled",),
     "errors": ("FfnFusionError",),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.quality": ("Quality",),
@@ -95,6 +103,7 @@ __all__ = [  # noqa: RUF022  (in the order of a run)
     "channel_contributions", "narrow_ffns",
     "repair_child", "plan_repair", "RepairSettings", "RepairPlan",
     "build", "Child",
+    "distill_child", "DistillSettings", "Objective", "write_distilled", "write_cache", "CacheSettings",
     "evaluate", "Quality",
     "bench", "Latency", "load_model", "realise",
     "write_report", "ReportData",

@@ -82,6 +82,32 @@ def test_dry_run(ffn_fusion: Run, parent: Path, child: Path, text: tuple[Any, ..
     assert not (tmp_path / "better").exists()
 
 
+def test_from_a_cache(ffn_fusion: Run, parent: Path, child: Path, text: tuple[Any, ...], tmp_path: Path) -> None:
+    words = ("distill", child, "--parent", parent, *text, "--teacher-cache", tmp_path / "cache", "--top-k", 8)
+    code, out, err = ffn_fusion(*words, "-o", tmp_path / "a", "--dry-run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["cache_bytes"] == 16 * 31 * (8 * 4 + 4)
+    assert "disk for the teacher cache" in ffn_fusion(*words, "-o", tmp_path / "a", "--dry-run")[1]
+    assert not (tmp_path / "cache").exists()
+    code, out, err = ffn_fusion(*words, "-o", tmp_path / "a", "--json")
+    assert code == 0, err
+    record = json.loads(out)
+    assert record["cache"]["bytes_per_token"] == 36
+    assert 0 < record["cache"]["tail_mass"] < 1
+    assert record["settings"]["objective"]["cosine"] == 0
+    code, out, err = ffn_fusion(*words, "-o", tmp_path / "b", "--epochs", 2, "--trained", "touched")
+    assert code == 0, err  # the same cache serves another training
+    mistakes = [
+        ((*words, "--cosine", 1), 2, "holds no hidden states"),
+        ((*words, "--temperature", 2), 8, "holds something else"),
+        ((*words, "--seed", 1), 8, "holds something else"),
+    ]
+    for wrong, expected, says in mistakes:
+        code, _, err = ffn_fusion(*wrong, "-o", tmp_path / "n")
+        assert (code, says in err) == (expected, True), err
+        assert not (tmp_path / "n").exists()
+
+
 def test_mistakes(ffn_fusion: Run, parent: Path, child: Path, text: tuple[Any, ...], tmp_path: Path) -> None:
     other = tiny_model(tmp_path / "other", rms_norm_eps=1e-6).folder
     short = ("--text", tiny_text(tmp_path / "short.txt", 3), "--context", 32)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from math import cos, pi
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Pair
+from distillation_pair import Pair
 from reference import Reference, Step
+from tiny import tiny_model, tiny_text
 
 from ffn_fusion.blueprint import Block, Blueprint, KeptSubBlock, NoSubBlock, apply, drop_attention
 from ffn_fusion.checkpoint.reader import open_folder
@@ -227,3 +231,31 @@ def test_texts_of_a_child_that_is_the_parent(pair: Pair, tmp_path: Path) -> None
     same = build(pair.parent, apply(Blueprint.identity(pair.blueprint.parent), [], []), tmp_path / "same")
     with pytest.raises(UsageError, match="touched no block"):
         distill_child(same, pair.parent, pair.texts(), tmp_path / "w", settings=replace(QUICK, trained="touched"))
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
+    """The same global batch: the windows are shared, gradients are means over all."""
+    tiny = tiny_model(tmp_path / "parent").folder
+    tiny_text(tmp_path / "t.txt")
+    command = Path(sys.executable).with_name("ffn-fusion")
+    words = [command, "fuse", tiny, "-o", tmp_path / "child", "--drop-attention", "2-4", "--runs", "2-3"]
+    subprocess.run(words, check=True, capture_output=True)
+    words = [command, "distill", tmp_path / "child", "--parent", tiny, "--text", tmp_path / "t.txt", "--json"]
+    words += ["--tokens", "640", "--context", "32", "--batch", "4", "--learning-rate", "0.003"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    losses = []
+    for start, out, micro in (([], "one", "1"), (launch, "two", "2"), (launch, "no", "4")):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*start, *words, "-o", tmp_path / out, "--micro", micro], capture_output=True, env=environment
+        )
+        if out == "no":
+            assert b"can't be shared evenly: 4 at a time on each of 2 processes" in done.stderr
+            break
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+        losses.append([row["loss"] for row in json.loads(done.stdout)["history"]])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    one, two = (open_folder(tmp_path / name) for name in ("one", "two"))
+    for name in one.tensors:
+        assert torch.allclose(one.read(name), two.read(name), rtol=1e-4, atol=1e-5)

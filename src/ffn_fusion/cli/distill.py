@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
-from ffn_fusion.cli.options import Context, Device, DryRun, Output, Seed, Texts, Tokens
+from ffn_fusion.cli.options import Context, DryRun, Output, Seed, Texts, Tokens
 from ffn_fusion.distillation.settings import (
     DEFAULT_BATCH,
     DEFAULT_LEARNING_RATE,
     DEFAULT_TOKENS,
+    DEFAULT_TOP_K,
     DEFAULT_WARMUP,
     DistillSettings,
     Objective,
@@ -35,7 +36,10 @@ def distill(
         str, typer.Option(help="all weights, or touched: blocks that surgery changed, and their neighbours.")
     ] = "all",
     kl: Annotated[float, typer.Option(help="Weight of the divergence on logits.", min=0)] = 1.0,
-    cosine: Annotated[float, typer.Option(help="Weight of the cosine distance of hidden states.", min=0)] = 1.0,
+    cosine: Annotated[
+        float | None,
+        typer.Option(help="Weight of the cosine distance of hidden states; default: 1, with a cache 0.", min=0),
+    ] = None,
     lm: Annotated[float, typer.Option(help="Weight of the language-model loss.", min=0)] = 0.0,
     direction: Annotated[
         str, typer.Option(help="forward KL(parent || child), reverse, or js (both to their mean).")
@@ -46,9 +50,17 @@ def distill(
         bool, typer.Option("--checkpointing", help="Compute activations again on the way back, and keep few.")
     ] = False,
     teacher_dtype: Annotated[str, typer.Option(help="The parent's: float32, bfloat16, float16 or auto.")] = "float32",
+    teacher_cache: Annotated[
+        Path | None,
+        typer.Option(help="Learn from the parent's distributions kept in this folder; written first where it's new."),
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Tokens of each distribution that a cache keeps.", min=1)] = DEFAULT_TOP_K,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: ten in all.", min=0)] = 0,
     seed: Seed = 0,
-    device: Device = "cpu",
+    device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
+    memory: Annotated[
+        str | None, typer.Option(help="What a process may use while it writes the cache, like 16GiB.")
+    ] = None,
     dry_run: DryRun = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -56,10 +68,13 @@ def distill(
     from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.cli.passes import distill_plan_table, show_distill_plan
     from ffn_fusion.cli.tables import distillation_table
+    from ffn_fusion.distillation.teacher_cache import CacheSettings
     from ffn_fusion.pipeline.distilling import Distilling
     from ffn_fusion.pipeline.recipe import Text
     from ffn_fusion.pipeline.stages import dtype_named
+    from ffn_fusion.units import parse_bytes
 
+    cosine = float(teacher_cache is None) if cosine is None else cosine
     settings = DistillSettings(
         objective=Objective(kl, cosine, lm, direction, temperature),  # type: ignore[arg-type]
         trained=trained,  # type: ignore[arg-type]
@@ -75,7 +90,9 @@ def distill(
     )
     model = open_model(parent)
     wanted = Text(texts=tuple(text or ()), tokens=tokens, context=context)
-    todo = Distilling.of(child, model, output, wanted, settings, dtype_named(teacher_dtype, model), device)
+    dtype, budget = dtype_named(teacher_dtype, model), parse_bytes(memory) if memory else None
+    cache = CacheSettings(teacher_cache, top_k, temperature) if teacher_cache else None
+    todo = Distilling.of(child, model, output, wanted, settings, dtype, cache, device, budget)
     if dry_run:
         plan = todo.plan()
         if as_json:

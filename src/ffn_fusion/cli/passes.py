@@ -162,6 +162,7 @@ def distill_plan_table(plan: DistillPlan) -> Table:
         ("parameters trained", f"{plan.parameters / 1e6:,.1f}M of {plan.of / 1e6:,.1f}M"),
         ("TFLOPs", f"{plan.flops / 1e12:,.1f}"),
         ("disk for checkpoints", gb(plan.disk_bytes)),
+        *([("disk for the teacher cache", gb(plan.cache_bytes))] if plan.cache_bytes else []),
         ("peak memory, about", gib(plan.peak_memory)),
         ("estimated time", duration(plan.seconds) if plan.seconds is not None else "?"),
     ):

@@ -24,6 +24,8 @@ from ffn_fusion.data import TokenWindows
 from ffn_fusion.distillation.checkpoints import Saved, newest, remove_torn
 from ffn_fusion.distillation.depths import Depth, matched_depths, touched_blocks
 from ffn_fusion.distillation.settings import Direction, DistillSettings, Trained
+from ffn_fusion.distillation.teacher import NoTeacher, OnlineTeacher, Teacher, load_causal
+from ffn_fusion.distillation.teacher_cache import CachedTeacher, CacheSettings, TeacherCache, Writing, check_cache
 from ffn_fusion.errors import BlueprintError, CheckpointError, DataError, MissingExtraError, UsageError
 from ffn_fusion.families.layout import block_prefix
 from ffn_fusion.portability.fix import read_fixes
@@ -50,24 +52,28 @@ def distill_child(
     *,
     settings: DistillSettings | None = None,
     teacher_dtype: torch.dtype = torch.float32,
+    cache: CacheSettings | None = None,
     device: str = "cpu",
+    memory: int | None = None,
     progress: Progress = silent,
 ) -> Distilled:
-    """Train a child's weights until it says what its parent says, with both in memory.
+    """Train a child's weights until it says what its parent says, with both in memory, or the parent on disk.
 
     Args:
         child: a folder that ``build`` wrote. texts: windows to learn from, all of one length.
         work: where checkpoints go. A call that was killed there goes on from the last whole one, on a CPU to the same
             bits; anything else that the folder holds is removed. ``Distilled`` reads from it.
+        cache: learn from what is kept there of the parent's distributions; written first where it isn't.
         device: cpu or cuda.
-        progress: counts steps of the optimiser.
+        memory: bytes that a process may use while it writes the cache (default: half of what's free).
+        progress: counts windows of the cache, then steps of the optimiser.
 
     Raises:
         CheckpointError: the parent isn't the child's, or has another vocabulary. BlueprintError: the child has none.
         DataError: too little text. UsageError: settings that don't fit. TrainingError: a loss that isn't finite.
         OutputError: the disk is full. MissingExtraError: no accelerate.
     """
-    run = Run(child, parent, texts, work, settings or DistillSettings(), teacher_dtype, device)
+    run = Run(child, parent, texts, work, settings or DistillSettings(), teacher_dtype, cache, device, memory)
     run.check()
     return run.carry_out(progress)
 
@@ -82,7 +88,9 @@ class Run:
     work: Path
     settings: DistillSettings
     teacher_dtype: torch.dtype = torch.float32
+    cache: CacheSettings | None = None
     device: str = "cpu"
+    memory: int | None = None
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -133,6 +141,7 @@ class Run:
         """Raises: see :func:`distill_child`."""
         check_pair(self.child, self.checkpoint, self.blueprint, self.parent)
         check_settings(self.settings, current().world, self.device)
+        check_cache(self.cache, self.settings.objective.cosine, self.settings.objective.temperature)
         if len({text.ids_NT.shape[1] for text in self.texts}) > 1:
             raise DataError("the texts come in windows of different lengths", "cut all of them with one context")
         if not self.steps:
@@ -147,7 +156,8 @@ class Run:
     @property
     def teacher_beside(self) -> bool:
         """Whether the parent itself runs beside the child."""
-        return True
+        objective = self.settings.objective
+        return self.cache is None and bool(objective.kl or objective.cosine)
 
     def order(self) -> list[int]:
         """Windows one after another: all of them, shuffled anew for every epoch, as far as batches are full."""
@@ -163,18 +173,31 @@ class Run:
         here.gather([None])  # the folder is there, and what isn't ours is gone
         saved = newest(self.work)
         if saved is None or saved.step < self.steps:
-            self._train(saved, progress)
+            self._train(saved, self._written(progress), progress)
         here.gather([None])
         saved = newest(self.work)
         assert saved is not None
         return Distilled(open_folder(saved.folder), self.record(saved))
 
-    def _train(self, saved: Saved | None, progress: Progress) -> None:
+    def _written(self, progress: Progress) -> TeacherCache | None:
+        """The cache, whole."""
+        if self.cache is None:
+            return None
+        writing = Writing(self.parent, self.ids_NT, self.cache, self.teacher_dtype, self.device, self.memory)
+        return writing.written(progress)
+
+    def _teacher(self, cache: TeacherCache | None) -> Teacher:
+        if cache is not None:
+            return CachedTeacher(cache, self._device)
+        if not self.teacher_beside:
+            return NoTeacher()
+        return OnlineTeacher(self.parent.folder, [d.parent for d in self.depths], self.teacher_dtype, self._device)
+
+    def _train(self, saved: Saved | None, cache: TeacherCache | None, progress: Progress) -> None:
         try:
             import accelerate  # noqa: F401
         except ImportError as error:
             raise MissingExtraError("distillation needs accelerate", "pip install 'ffn-fusion[train]'") from error
-        from ffn_fusion.distillation.teacher import OnlineTeacher, load_causal
         from ffn_fusion.distillation.trainer import DistillTrainer, Windows
 
         torch.manual_seed(self.settings.seed)
@@ -187,7 +210,7 @@ class Run:
         trainer = DistillTrainer(
             model,
             Windows(self.ids_NT, self.order()),
-            OnlineTeacher(self.parent.folder, [d.parent for d in self.depths], self.teacher_dtype, self._device),
+            self._teacher(cache),
             [depth.child for depth in self.depths],
             self.settings,
             self.work,
@@ -196,6 +219,7 @@ class Run:
             accumulation=self.accumulation,
             on_step=lambda done, total: progress("distillation", done, total),
         )
+        progress("distillation", saved.step if saved else 0, self.steps)
         trainer.train(resume_from_checkpoint=str(saved.folder) if saved else None)
 
     @property
@@ -223,6 +247,7 @@ class Run:
             "steps": self.steps,
             "settings": asdict(self.settings),
             "teacher": str(self.teacher_dtype).removeprefix("torch."),
+            "cache": self.cache and {"k": self.cache.k, **_left_out(self.cache)},
             "trained": [name for name in self.checkpoint.tensors if name in learnt],
             "history": [{k: row[k] for k in ("step", "loss", *_PARTS)} for row in history if "loss" in row],
             "before": before and {k: v for k, v in before.items() if k not in ("trained", "history")},
@@ -237,6 +262,7 @@ class Run:
             self.parent.fingerprint,
             asdict(self.settings),
             str(self.teacher_dtype),
+            self.cache and [self.cache.k, self.cache.temperature],
             self.device,
             torch.__version__,
             version("transformers"),
@@ -248,6 +274,11 @@ class Run:
 
 
 _PARTS = ("divergence", "cosine", "lm")
+
+
+def _left_out(cache: CacheSettings) -> dict[str, Any]:
+    about = TeacherCache(cache.folder).about
+    return {key: about[key] for key in ("bytes_per_token", "tail_mass", "left_out_nats")}
 
 
 def read_record(child: Path) -> dict[str, Any] | None:

@@ -95,9 +95,10 @@ class _HeadLoss(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             head, R = weight.to(hidden.dtype), len(hidden)
             sums = torch.zeros(2, dtype=torch.float64, device=hidden.device)
-            for_hidden = torch.empty_like(hidden) if to_hidden else None
+            for_hidden = torch.zeros_like(hidden) if to_hidden else None
             for_weight = torch.zeros_like(weight) if to_weight else None
-            for start in range(0, R, step):
+            asked = objective.lm or (objective.kl and target is not None)
+            for start in range(0, R, step) if asked else ():
                 rows = slice(start, min(start + step, R))
                 gradient = _slice(hidden[rows] @ head.mT, target, next_R, rows, objective, sums)
                 gradient = gradient.div_(R).to(hidden.dtype)
@@ -123,7 +124,7 @@ def _slice(
 ) -> Tensor:
     """Adds what these rows give to ``sums`` (divergence, LM loss); the gradient to the logits, of sums over rows."""
     logits = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-    gradient = None
+    gradient: Tensor | None = None
     if target is not None and objective.kl:
         value, gradient = target.diverge(logits, rows, objective)
         sums[0] += value.double().sum()
@@ -135,7 +136,8 @@ def _slice(
         to_lm = log_q.exp_()
         to_lm.scatter_add_(-1, nexts, torch.full_like(nexts, -1, dtype=to_lm.dtype))
         gradient = to_lm.mul_(objective.lm) if gradient is None else gradient.add_(to_lm, alpha=objective.lm)
-    return torch.zeros_like(logits) if gradient is None else gradient
+    assert gradient is not None
+    return gradient
 
 
 def _add_product(total_VD: Tensor, gradient_RV: Tensor, hidden_RD: Tensor) -> None:

@@ -12,6 +12,7 @@ from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.distillation.depths import touched_blocks
 from ffn_fusion.distillation.distill import Run
 from ffn_fusion.distillation.objective import LOGIT_BYTES
+from ffn_fusion.distillation.teacher_cache import bytes_per_token
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.processes import current
 
@@ -38,6 +39,7 @@ class DistillPlan:
     flops: float
     peak_memory: int
     disk_bytes: int
+    cache_bytes: int
     seconds: float | None
 
 
@@ -64,8 +66,16 @@ def plan_distillation(run: Run, *, timed: bool = True) -> DistillPlan:
         flops=windows * (blocks + heads),
         peak_memory=_memory(run, context),
         disk_bytes=run.disk_bytes,
+        cache_bytes=_cache(run, context),
         seconds=seconds,
     )
+
+
+def _cache(run: Run, context: int) -> int:
+    """Of the parent's distributions, where they're kept."""
+    if run.cache is None:
+        return 0
+    return len(run.ids_NT) * (context - 1) * bytes_per_token(run.cache.k, run.checkpoint.spec.vocab_size)
 
 
 def _flops(run: Run, context: int) -> tuple[float, float]:
@@ -81,9 +91,11 @@ def _flops(run: Run, context: int) -> tuple[float, float]:
         blocks += flops * ((i >= first) * (1 + run.settings.checkpointing) + (i in set(learns)))
     head = 2.0 * context * child.vocab_size * child.hidden_size
     heads = head * (2 + (run.settings.trained == "all"))
-    if run.teacher_beside:
-        blocks += _forward(run.parent, context)
-        heads += 2.0 * context * child.vocab_size * run.parent.spec.hidden_size
+    times = 1.0 if run.teacher_beside else 0.0
+    if run.cache and not run.cache.folder.exists():
+        times = 1 / run.settings.epochs
+    blocks += times * _forward(run.parent, context)
+    heads += times * 2.0 * context * child.vocab_size * run.parent.spec.hidden_size
     return blocks, heads
 
 

@@ -20,15 +20,22 @@ from ffn_fusion.registration import register
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the parent has to say of some windows: its distributions, and its states at the matched depths."""
+    """What the parent has to say of some windows: its distributions (None: nothing), its states at matched depths."""
 
-    target: Target
+    target: Target | None
     states: Sequence[Tensor]
 
 
 class Teacher(Protocol):
     def teach(self, ids_BT: Tensor, windows: Sequence[int]) -> Lesson:
         """Of these windows, by their tokens and their numbers; rows are those of all windows one after another."""
+
+
+class NoTeacher:
+    """For the language-model loss alone."""
+
+    def teach(self, ids_BT: Tensor, windows: Sequence[int]) -> Lesson:
+        return Lesson(None, ())
 
 
 class OnlineTeacher:

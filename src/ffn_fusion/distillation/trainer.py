@@ -129,9 +129,10 @@ class DistillTrainer(Trainer):
         return (found.total, {}) if return_outputs else found.total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The parts of the loss beside the loss: means since the last time, of the first process's windows."""
+        """The parts of the loss beside the loss: means since the last time, over all processes."""
         if "loss" in logs and self._sums:
-            total, *parts = torch.stack(self._sums).double().mean(0).tolist()
+            means = torch.stack(self._sums).double().mean(0)
+            total, *parts = self.accelerator.reduce(means, "mean").tolist()
             self._sums.clear()
             logs = {**logs, "loss": total, **dict(zip(PARTS, parts, strict=True))}
         super().log(logs, start_time)
@@ -202,6 +203,7 @@ def _arguments(settings: DistillSettings, work: Path, device: str, steps: int, a
         save_steps=settings.save_every or max(1, -(-steps // 10)),
         save_total_limit=2,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=device != "cpu",
         report_to="none",
         disable_tqdm=True,

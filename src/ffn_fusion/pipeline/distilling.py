@@ -19,6 +19,7 @@ from ffn_fusion.data import TokenWindows
 from ffn_fusion.distillation.distill import Distilled, Run, distill_child
 from ffn_fusion.distillation.plan import DistillPlan, plan_distillation
 from ffn_fusion.distillation.settings import DistillSettings
+from ffn_fusion.distillation.teacher_cache import CacheSettings
 from ffn_fusion.distillation.write import AsStored, write_distilled
 from ffn_fusion.evaluation.evaluate import PARENT, evaluate
 from ffn_fusion.pipeline.recipe import Text
@@ -47,13 +48,15 @@ class Distilling:
         text: Text,
         settings: DistillSettings,
         teacher_dtype: torch.dtype,
+        cache: CacheSettings | None,
         device: str,
+        memory: int | None,
     ) -> Distilling:
         check_target(output, child)
         check_target(output, parent.folder)
         used, kept_back = split_windows(child, text, settings.seed)
         work = output.with_name(f".{output.name}.distillation")
-        run = Run(child, parent, used, work, settings, teacher_dtype, device)
+        run = Run(child, parent, used, work, settings, teacher_dtype, cache, device, memory)
         run.check()
         return cls(run, kept_back, output)
 
@@ -72,7 +75,9 @@ class Distilling:
             run.work,
             settings=run.settings,
             teacher_dtype=run.teacher_dtype,
+            cache=run.cache,
             device=run.device,
+            memory=run.memory,
             progress=progress,
         )
         record = {**done.record, "gains": self._gains(done, progress)}
