@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from ffn_fusion.data import TokenWindows, load_tokenizer, make_windows
     from ffn_fusion.distillation.distill import distill_child
     from ffn_fusion.distillation.settings import DistillSettings, Objective
-    from ffn_fusion.distillation.teacher_cache import CacheSettings, write_cache
+    from ffn_fusion.distillation.teacher_cache import CacheSettings
     from ffn_fusion.distillation.write import write_distilled
+    from ffn_fusion.distillation.write_cache import write_cache
     from ffn_fusion.errors import FfnFusionError
     from ffn_fusion.evaluation.evaluate import evaluate
     from ffn_fusion.evaluation.quality import Quality
@@ -74,8 +75,9 @@ _HOMES = {
     "data": ("TokenWindows", "load_tokenizer", "make_windows"),
     "distillation.distill": ("distill_child",),
     "distillation.settings": ("DistillSettings", "Objective"),
-    "distillation.teacher_cache": ("CacheSettings", "write_cache"),
+    "distillation.teacher_cache": ("CacheSettings",),
     "distillation.write": ("write_distilled",),
+    "distillation.write_cache": ("write_cache",),
     "errors": ("FfnFusionError",),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.quality": ("Quality",),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ffn_fusion.blockwise import Schedule
 from ffn_fusion.distillation import teacher_cache
+from ffn_fusion.distillation import write_cache as write_module
 from ffn_fusion.distillation.distill import distill_child
 from ffn_fusion.distillation.divergence import truncate
 from ffn_fusion.distillation.objective import head_loss
@@ -24,8 +25,8 @@ from ffn_fusion.distillation.teacher_cache import (
     CacheSettings,
     TeacherCache,
     bytes_per_token,
-    write_cache,
 )
+from ffn_fusion.distillation.write_cache import write_cache
 from ffn_fusion.errors import DataError, OutputError, UsageError
 
 SETTINGS = DistillSettings(batch=4, micro=2, learning_rate=1e-3, save_every=99, objective=Objective(cosine=0.0))
@@ -72,9 +73,9 @@ def test_bytes_a_token() -> None:
 
 @given(ids=st.lists(st.integers(0, 65_535), min_size=1), vocabulary=st.sampled_from([65_536, 65_537]))
 def test_ids_survive_in_16_bits(ids: list[int], vocabulary: int) -> None:
-    narrow = teacher_cache._narrow_ids(torch.tensor(ids), vocabulary)
+    narrow = teacher_cache.narrow_ids(torch.tensor(ids), vocabulary)
     assert narrow.dtype == (torch.int16 if vocabulary == 65_536 else torch.int32)
-    assert teacher_cache._wide_ids(narrow).tolist() == ids
+    assert teacher_cache.wide_ids(narrow).tolist() == ids
 
 
 def test_the_whole_distribution_teaches_as_the_parent_does(pair: Pair, tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bits(
 ) -> None:
     ids = ids_of(pair, 40)  # three shards
     want = write_cache(pair.parent, ids, CacheSettings(tmp_path / "whole", 7))
-    save, saved = teacher_cache._save_shard, []
+    save, saved = write_module._save_shard, []
 
     def stop(path: Path, *more: object) -> None:
         saved.append(path.name)
@@ -124,7 +125,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bits(
             raise KeyboardInterrupt
         save(path, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(teacher_cache, "_save_shard", stop)
+    monkeypatch.setattr(write_module, "_save_shard", stop)
     again = CacheSettings(tmp_path / "c", 7)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -143,13 +144,13 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bits(
 def test_weights_streamed_a_shard_at_a_time_give_the_same(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids, schedule = ids_of(pair, 20), teacher_cache.Writing._schedule
+    ids, schedule = ids_of(pair, 20), write_module.Writing._schedule
     one = write_cache(pair.parent, ids, CacheSettings(tmp_path / "one", 7))
 
-    def small(self: teacher_cache.Writing, windows: int) -> Schedule:
+    def small(self: write_module.Writing, windows: int) -> Schedule:
         return replace(schedule(self, windows), resident=False, chunk=16)
 
-    monkeypatch.setattr(teacher_cache.Writing, "_schedule", small)
+    monkeypatch.setattr(write_module.Writing, "_schedule", small)
     two = write_cache(pair.parent, ids, CacheSettings(tmp_path / "two", 7))
     for name in ("teacher-00000.safetensors", "teacher-00001.safetensors"):
         assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes()
@@ -181,7 +182,7 @@ def test_mistakes(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(teacher_cache._save_shard, "__defaults__", (full,))
+    monkeypatch.setattr(write_module._save_shard, "__defaults__", (full,))
     with pytest.raises(OutputError, match="No space left"):
         write_cache(pair.parent, ids, CacheSettings(tmp_path / "d", 7))
     assert not list((tmp_path / "d").glob("*.part"))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ffn_fusion.checkpoint.staging import write_atomic
 
+_KEY = "key.json"
 _WHOLE = "whole.json"
 """Written last: names and sizes of the other files."""
 
@@ -25,6 +26,20 @@ class Saved:
 
     folder: Path
     step: int
+
+
+def prepare(work: Path, key: str) -> None:
+    """The work folder, with nothing in it that belongs to another run or was left half-written."""
+    try:
+        kept = json.loads((work / _KEY).read_bytes())["key"] == key
+    except (OSError, ValueError, KeyError, TypeError):
+        kept = False
+    if kept:
+        remove_torn(work)
+        return
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    write_atomic(work / _KEY, json.dumps({"key": key}).encode())
 
 
 def folder_of(work: Path, step: int) -> Path:

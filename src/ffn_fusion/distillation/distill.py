@@ -5,34 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ffn_fusion.blueprint import Blueprint
-from ffn_fusion.checkpoint.reader import Checkpoint, inside, open_folder
-from ffn_fusion.checkpoint.staging import DISTILLATION, check_space, read_manifest, write_atomic
+from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
+from ffn_fusion.checkpoint.staging import check_space, read_manifest
 from ffn_fusion.data import TokenWindows
-from ffn_fusion.distillation.checkpoints import Saved, newest, remove_torn
+from ffn_fusion.distillation.checkpoints import Saved, newest, prepare
+from ffn_fusion.distillation.checks import check_cache, check_pair, check_settings, read_record
 from ffn_fusion.distillation.depths import Depth, matched_depths, touched_blocks
-from ffn_fusion.distillation.settings import Direction, DistillSettings, Trained
+from ffn_fusion.distillation.settings import PARTS, DistillSettings
 from ffn_fusion.distillation.teacher import NoTeacher, OnlineTeacher, Teacher, load_causal
-from ffn_fusion.distillation.teacher_cache import CachedTeacher, CacheSettings, TeacherCache, Writing, check_cache
-from ffn_fusion.errors import BlueprintError, CheckpointError, DataError, MissingExtraError, UsageError
+from ffn_fusion.distillation.teacher_cache import CachedTeacher, CacheSettings, TeacherCache
+from ffn_fusion.distillation.write_cache import Writing
+from ffn_fusion.errors import DataError, MissingExtraError, UsageError
 from ffn_fusion.families.layout import block_prefix
-from ffn_fusion.portability.fix import read_fixes
 from ffn_fusion.processes import Progress, current, silent, together
-from ffn_fusion.surgery.build import BLUEPRINT, check_blueprint, files_state
-
-_KEY = "key.json"
+from ffn_fusion.surgery.build import BLUEPRINT, files_state
 
 
 @dataclass(frozen=True)
@@ -249,7 +247,7 @@ class Run:
             "teacher": str(self.teacher_dtype).removeprefix("torch."),
             "cache": self.cache and {"k": self.cache.k, **_left_out(self.cache)},
             "trained": [name for name in self.checkpoint.tensors if name in learnt],
-            "history": [{k: row[k] for k in ("step", "loss", *_PARTS)} for row in history if "loss" in row],
+            "history": [{k: row[k] for k in ("step", "loss", *PARTS)} for row in history if "loss" in row],
             "before": before and {k: v for k, v in before.items() if k not in ("trained", "history")},
         }
 
@@ -273,90 +271,12 @@ class Run:
         return hashlib.sha256(json.dumps(words).encode() + self.ids_NT.numpy().tobytes()).hexdigest()
 
 
-_PARTS = ("divergence", "cosine", "lm")
-
-
 def _left_out(cache: CacheSettings) -> dict[str, Any]:
     about = TeacherCache(cache.folder).about
     return {key: about[key] for key in ("bytes_per_token", "tail_mass", "left_out_nats")}
-
-
-def read_record(child: Path) -> dict[str, Any] | None:
-    """What a distilled child says of its distillation; None if it wasn't.
-
-    Raises:
-        CheckpointError: the record can't be read.
-    """
-    path = child / DISTILLATION
-    if not path.is_file():
-        return None
-    try:
-        record: dict[str, Any] = json.loads(inside(child, DISTILLATION).read_bytes())
-        record["trained"] = [str(name) for name in record["trained"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: can't be read", "get the child again, or build it again") from error
-    return record
 
 
 def checkpoint_activations(model: Any) -> None:
     """Keep no activations inside blocks; newer transformers call it by another name."""
     name = "activation_checkpointing_enable"
     getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
-
-
-def prepare(work: Path, key: str) -> None:
-    """The work folder, with nothing in it that belongs to another run or was left half-written."""
-    try:
-        kept = json.loads((work / _KEY).read_bytes())["key"] == key
-    except (OSError, ValueError, KeyError, TypeError):
-        kept = False
-    if kept:
-        remove_torn(work)
-        return
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    write_atomic(work / _KEY, json.dumps({"key": key}).encode())
-
-
-def check_pair(folder: Path, child: Checkpoint, blueprint: Blueprint, parent: Checkpoint) -> None:
-    """Child and parent belong together.
-
-    Raises:
-        CheckpointError: another vocabulary, or another parent than the child was made of. BlueprintError: the child's
-            blocks aren't those of its blueprint.
-    """
-    if child.spec.vocab_size != parent.spec.vocab_size:
-        raise CheckpointError(
-            f"{folder}: vocabulary of {child.spec.vocab_size:,}, the parent's has {parent.spec.vocab_size:,}",
-            "distil a child from the parent it was made of",
-        )
-    made_of = (read_manifest(folder) or {}).get("parent") or {}
-    if made_of.get("fingerprint", parent.fingerprint) != parent.fingerprint:
-        raise CheckpointError(
-            f"{parent.name}: not the parent that {folder} was made of, which is {made_of.get('name')}",
-            "name the child's own parent (--parent)",
-        )
-    check_blueprint(parent, blueprint)
-    if read_fixes(folder) is not None or len(child.spec.blocks) != len(blueprint.kept_blocks):
-        raise BlueprintError(
-            f"{folder}: was rewritten for engines, its blocks aren't those of its blueprint",
-            "distil the child first, then check --fix what comes out",
-        )
-
-
-def check_settings(settings: DistillSettings, world: int, device: str) -> None:
-    """Raises: UsageError: sizes that don't divide one another, an objective of nothing, a device by number."""
-    objective = settings.objective
-    for value, allowed in ((objective.direction, get_args(Direction)), (settings.trained, get_args(Trained))):
-        if value not in allowed:
-            raise UsageError(f"{value!r} isn't one of {', '.join(allowed)}", "choose one of them")
-    if not (objective.kl or objective.cosine or objective.lm):
-        raise UsageError("nothing to learn: kl, cosine and lm are all 0", "give one of them a weight")
-    if settings.batch % (settings.micro * world):
-        raise UsageError(
-            f"a batch of {settings.batch} windows can't be shared evenly: {settings.micro} at a time on each of "
-            f"{world} process{'es' * (world > 1)}",
-            f"choose a batch (--batch) that {settings.micro * world} divides",
-        )
-    if device not in ("cpu", "cuda"):
-        raise UsageError(f"device {device!r}: training takes cpu or cuda", "choose a GPU with CUDA_VISIBLE_DEVICES")

@@ -8,6 +8,8 @@ from typing import Literal
 Direction = Literal["forward", "reverse", "js"]
 Trained = Literal["all", "touched"]
 
+PARTS = ("divergence", "cosine", "lm")
+"""What a loss is reported in, beside their weighted sum."""
 DEFAULT_TOKENS = 262_144
 DEFAULT_BATCH = 8
 DEFAULT_LEARNING_RATE = 2e-4

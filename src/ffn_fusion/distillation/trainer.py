@@ -15,12 +15,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from ffn_fusion.distillation.checkpoints import folder_of, mark_whole, newest
 from ffn_fusion.distillation.objective import cosine_loss, head_loss
-from ffn_fusion.distillation.settings import DistillSettings, Objective
+from ffn_fusion.distillation.settings import PARTS, DistillSettings, Objective
 from ffn_fusion.distillation.states import seen
 from ffn_fusion.distillation.teacher import Teacher, rows
 from ffn_fusion.errors import OutputError, TrainingError
-
-PARTS = ("divergence", "cosine", "lm")
 
 
 class Windows(Dataset[dict[str, Any]]):

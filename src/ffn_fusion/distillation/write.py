@@ -78,15 +78,18 @@ def write_distilled(
         stage.write(staging.DISTILLATION, (json.dumps(record, indent=1) + "\n").encode())
         if model_card:
             stage.write(staging.MODEL_CARD, model_card.encode())
-        stage.commit(
-            {
-                "made_by": f"ffn-fusion {version('ffn-fusion')}",
-                "build": identity,
-                "parent": before.get("parent") or record["parent"],
-                "distilled": {"build": before.get("build"), "fingerprint": child.fingerprint},
-            }
-        )
+        stage.commit(_manifest(child, before, record, identity))
     return target
+
+
+def _manifest(child: Checkpoint, before: Mapping[str, Any], record: Mapping[str, Any], identity: str) -> dict[str, Any]:
+    """As a build's, with the child that was distilled."""
+    return {
+        "made_by": f"ffn-fusion {version('ffn-fusion')}",
+        "build": identity,
+        "parent": before.get("parent") or record["parent"],
+        "distilled": {"build": before.get("build"), "fingerprint": child.fingerprint},
+    }
 
 
 def _beside(folder: Path) -> Iterator[tuple[str, bytes]]:
