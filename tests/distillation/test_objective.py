@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ffn_fusion.distillation.divergence import Truncated, diverge_truncated, left_out, truncate
+from ffn_fusion.distillation.divergence import Truncated, diverge, diverge_truncated, left_out, truncate
 from ffn_fusion.distillation.objective import HiddenTarget, TruncatedTarget, cosine_loss, head_loss
 from ffn_fusion.distillation.settings import Direction, Objective
 
@@ -172,3 +172,17 @@ def test_cosine_of_what_counts() -> None:
 
 def test_truncated_is_a_record() -> None:
     assert Truncated(torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.long), torch.zeros(1)).log_p.shape == (1, 3)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_float32_keeps_its_digits(direction: Direction) -> None:
+    """Logits of a large vocabulary, far from zero, child and parent almost alike: as training ends."""
+    parent = 4 * normal(0, 6, 5000) + 30
+    logits = parent + 0.03 * normal(1, 6, 5000) - 7
+    for exact, found in zip(
+        diverge(logits, parent.clone(), direction), diverge(logits.float(), parent.float(), direction), strict=True
+    ):
+        assert float((found.double() - exact).norm()) < 2e-2 * float(exact.norm())
+    value, gradient = diverge(parent.float(), parent.float(), direction)
+    assert float(value.abs().max()) < 1e-6
+    assert float(gradient.abs().max()) < 1e-6

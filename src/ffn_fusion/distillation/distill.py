@@ -149,7 +149,8 @@ class Run:
             )
         if not self.trained:
             raise UsageError("surgery touched no block of this child", "train all of it (--trained all)")
-        check_space(self.work, self.disk_bytes)
+        there = sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())  # of an interrupted call
+        check_space(self.work, max(0, self.disk_bytes - there))
 
     @property
     def teacher_beside(self) -> bool:

@@ -9,7 +9,7 @@ Shapes: R tokens, V vocabulary, k outcomes that are known one by one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log
+from math import exp, log
 
 import torch
 from torch import Tensor
@@ -59,12 +59,20 @@ def left_out(log_p_RV: Tensor, kept: Truncated) -> Tensor:
     return terms.scatter(-1, kept.ids_Rk, 0.0).sum(-1)
 
 
-def diverge(logits_RV: Tensor, log_p_RV: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
-    """Divergence of softmax(logits) from p [R], and its gradient to the logits [R, V]."""
-    log_q = logits_RV.log_softmax(-1)
-    value, g = _terms(log_p_RV, log_q, direction)
-    total = g.sum(-1, keepdim=True)
-    return value, g.sub_(log_q.exp_().mul_(total))
+def diverge(logits_RV: Tensor, parent_RV: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
+    """Divergence of q = softmax(logits) from p = softmax(parent) [R], and its gradient to the logits [R, V].
+
+    ``parent_RV`` is used up: its memory is overwritten.
+    """
+    if direction != "forward":
+        log_q = logits_RV.log_softmax(-1)
+        value, g = _terms(parent_RV.log_softmax(-1), log_q, direction)
+        return value, g.sub_(log_q.exp_().mul_(g.sum(-1, keepdim=True)))
+    # sum p (log p - log q), the normalisers taken out of the sum; few passes over V: this is the busiest place
+    p, q = parent_RV.softmax(-1), logits_RV.softmax(-1)
+    normalisers = _log_sum(logits_RV, q) - _log_sum(parent_RV, p)
+    value = torch.linalg.vecdot(p, parent_RV.sub_(logits_RV)) + normalisers
+    return value, q.sub_(p)
 
 
 def diverge_truncated(logits_RV: Tensor, kept: Truncated, direction: Direction) -> tuple[Tensor, Tensor]:
@@ -73,17 +81,21 @@ def diverge_truncated(logits_RV: Tensor, kept: Truncated, direction: Direction) 
     Never more than the divergence from the whole of p (data processing inequality), the same for k = V, and zero where
     the child gives the parent's mass to each token kept and to the rest.
     """
-    log_q = logits_RV.log_softmax(-1)
-    log_Q = log_q.gather(-1, kept.ids_Rk)
-    if kept.log_tail_R is None:
-        value, g = _terms(kept.log_p, log_Q, direction)
-        gradient = torch.zeros_like(log_q)
-    else:
-        log_rest = _log_rest(log_q, kept.ids_Rk).unsqueeze(-1)
-        value, g = _terms(kept.log_p, torch.cat([log_Q, log_rest], -1), direction)
-        gradient = (log_q - log_rest).exp_().mul_(g[:, -1:])  # a token's part of the tail
-    gradient.scatter_(-1, kept.ids_Rk, g[:, : kept.ids_Rk.shape[-1]])
-    return value, gradient.sub_(log_q.exp_().mul_(g.sum(-1, keepdim=True)))
+    q = logits_RV.softmax(-1)
+    log_Q = logits_RV.gather(-1, kept.ids_Rk) - _log_sum(logits_RV, q).unsqueeze(-1)
+    rest = q.scatter_(-1, kept.ids_Rk, 0.0).sum(-1, keepdim=True).clamp_min_(exp(_FAINT))
+    if kept.log_tail_R is not None:
+        log_Q = torch.cat([log_Q, rest.log()], -1)
+    value, g = _terms(kept.log_p, log_Q, direction)
+    total, k = g.sum(-1, keepdim=True), kept.ids_Rk.shape[-1]
+    # a token of the tail has q / rest of its gradient: q (G_rest / rest - sum G)
+    gradient = q.mul_(g[:, k:] / rest - total) if kept.log_tail_R is not None else q
+    return value, gradient.scatter_(-1, kept.ids_Rk, g[:, :k] - log_Q[:, :k].exp() * total)
+
+
+def _log_sum(logits_RV: Tensor, q_RV: Tensor) -> Tensor:
+    """Log of the sum of exp(logits) [R], from the largest of them and its probability."""
+    return logits_RV.amax(-1) - q_RV.amax(-1).log()
 
 
 def _terms(log_p: Tensor, log_q: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:

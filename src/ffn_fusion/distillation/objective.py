@@ -25,7 +25,9 @@ class Target(Protocol):
     """The parent's distributions over the next token, row by row."""
 
     def diverge(self, logits: Tensor, rows: slice, objective: Objective) -> tuple[Tensor, Tensor]:
-        """Divergence of softmax(logits / temperature) [r], and its gradient to the logits [r, V], for these rows."""
+        """Divergence of softmax(logits) [r], and its gradient to the logits [r, V], for these rows; the logits are
+        divided by the temperature already.
+        """
 
 
 class HiddenTarget:
@@ -36,9 +38,9 @@ class HiddenTarget:
 
     def diverge(self, logits: Tensor, rows: slice, objective: Objective) -> tuple[Tensor, Tensor]:
         parent = (self._hidden[rows] @ self._weight.mT).to(logits.dtype)
-        log_p = parent.div_(objective.temperature).log_softmax(-1)
-        value, gradient = diverge(logits / objective.temperature, log_p, objective.direction)
-        return value, gradient.div_(objective.temperature)
+        if objective.temperature != 1:
+            parent.div_(objective.temperature)
+        return diverge(logits, parent, objective.direction)
 
 
 class TruncatedTarget:
@@ -55,8 +57,7 @@ class TruncatedTarget:
             self._kept.ids_Rk[rows],
             None if tail is None else tail[rows].to(dtype),
         )
-        value, gradient = diverge_truncated(logits / objective.temperature, kept, objective.direction)
-        return value, gradient.div_(objective.temperature)
+        return diverge_truncated(logits, kept, objective.direction)
 
 
 def head_loss(
@@ -100,8 +101,7 @@ class _HeadLoss(torch.autograd.Function):
             asked = objective.lm or (objective.kl and target is not None)
             for start in range(0, R, step) if asked else ():
                 rows = slice(start, min(start + step, R))
-                gradient = _slice(hidden[rows] @ head.mT, target, next_R, rows, objective, sums)
-                gradient = gradient.div_(R).to(hidden.dtype)
+                gradient = _slice(hidden[rows] @ head.mT, target, next_R, rows, objective, sums).to(hidden.dtype)
                 if for_hidden is not None:
                     torch.mm(gradient, head, out=for_hidden[rows])
                 if for_weight is not None:
@@ -122,22 +122,24 @@ class _HeadLoss(torch.autograd.Function):
 def _slice(
     logits: Tensor, target: Target | None, next_R: Tensor, rows: slice, objective: Objective, sums: Tensor
 ) -> Tensor:
-    """Adds what these rows give to ``sums`` (divergence, LM loss); the gradient to the logits, of sums over rows."""
+    """Adds what these rows give to ``sums`` (divergence, LM loss); their part of the gradient to the logits."""
     logits = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-    gradient: Tensor | None = None
-    if target is not None and objective.kl:
-        value, gradient = target.diverge(logits, rows, objective)
-        sums[0] += value.double().sum()
-        gradient.mul_(objective.kl * objective.temperature**2)
+    count, temperature, to_lm = len(next_R), objective.temperature, None
     if objective.lm:
         nexts = next_R[rows].unsqueeze(-1)
         log_q = logits.log_softmax(-1)
         sums[1] -= log_q.gather(-1, nexts).double().sum()
         to_lm = log_q.exp_()
-        to_lm.scatter_add_(-1, nexts, torch.full_like(nexts, -1, dtype=to_lm.dtype))
-        gradient = to_lm.mul_(objective.lm) if gradient is None else gradient.add_(to_lm, alpha=objective.lm)
-    assert gradient is not None
-    return gradient
+        to_lm.scatter_add_(-1, nexts, torch.full_like(nexts, -1, dtype=to_lm.dtype)).mul_(objective.lm / count)
+    if target is None or not objective.kl:
+        assert to_lm is not None
+        return to_lm
+    if temperature != 1:
+        logits.div_(temperature)
+    value, gradient = target.diverge(logits, rows, objective)
+    sums[0] += value.double().sum()
+    gradient.mul_(objective.kl * temperature / count)  # temperature^2, and 1 / temperature for the logits themselves
+    return gradient if to_lm is None else gradient.add_(to_lm)
 
 
 def _add_product(total_VD: Tensor, gradient_RV: Tensor, hidden_RD: Tensor) -> None:
