@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     from ffn_fusion.checkpoint.reader import Checkpoint
     from ffn_fusion.checkpoint.source import open_model, summarise
     from ffn_fusion.data import TokenWindows, load_tokenizer, make_windows
+    from ffn_fusion.distillation.distill import distill_child
+    from ffn_fusion.distillation.settings import DistillSettings, Objective
+    from ffn_fusion.distillation.teacher_cache import CacheSettings
+    from ffn_fusion.distillation.write import write_distilled
+    from ffn_fusion.distillation.write_cache import write_cache
     from ffn_fusion.errors import FfnFusionError
     from ffn_fusion.evaluation.evaluate import evaluate
     from ffn_fusion.evaluation.quality import Quality
@@ -69,6 +74,11 @@ _HOMES = {
     "checkpoint.reader": ("Checkpoint",),
     "checkpoint.source": ("open_model", "summarise"),
     "data": ("TokenWindows", "load_tokenizer", "make_windows"),
+    "distillation.distill": ("distill_child",),
+    "distillation.settings": ("DistillSettings", "Objective"),
+    "distillation.teacher_cache": ("CacheSettings",),
+    "distillation.write": ("write_distilled",),
+    "distillation.write_cache": ("write_cache",),
     "errors": ("FfnFusionError",),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.quality": ("Quality",),
@@ -97,6 +107,7 @@ __all__ = [  # noqa: RUF022  (in the order of a run)
     "channel_contributions", "narrow_ffns",
     "repair_child", "plan_repair", "RepairSettings", "RepairPlan",
     "build", "Child", "export_model", "plan_export",
+    "distill_child", "DistillSettings", "Objective", "write_distilled", "write_cache", "CacheSettings",
     "evaluate", "Quality",
     "bench", "Latency", "load_model", "realise",
     "write_report", "ReportData",

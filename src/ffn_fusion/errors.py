@@ -75,6 +75,11 @@ class CheckError(FfnFusionError):
     meaning = "a check failed: an engine that was asked for can't load the checkpoint, or it isn't what it should be"
 
 
+class TrainingError(FfnFusionError):
+    exit_code = 11
+    meaning = "the training went wrong: a loss or a gradient that isn't finite"
+
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C: finished stages are kept, the same command goes on from there."""
 

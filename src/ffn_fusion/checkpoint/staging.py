@@ -21,6 +21,8 @@ from ffn_fusion.errors import CheckpointError, OutputError
 
 MANIFEST = "manifest.json"
 MODEL_CARD = "README.md"
+DISTILLATION = "distillation.json"
+"""The record of a child's distillation; lies in the child."""
 _JOURNAL = ".journal.json"
 _LOCK = ".lock"
 

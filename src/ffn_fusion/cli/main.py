@@ -13,6 +13,7 @@ from ffn_fusion.cli import (
     bench,
     build,
     check,
+    distill,
     evaluate,
     explain,
     export,
@@ -62,6 +63,7 @@ app.command("windows")(windows.windows)
 app.command("build")(build.build)
 app.command("fuse")(build.fuse)
 app.command("repair")(repair.repair)
+app.command("distill")(distill.distill)
 app.command("check")(check.check)
 app.command("verify")(verify.verify)
 app.command("export")(export.export)

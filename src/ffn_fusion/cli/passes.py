@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from ffn_fusion.analysis.passes import PassPlan
     from ffn_fusion.blockwise.schedule import Schedule
+    from ffn_fusion.distillation.plan import DistillPlan
     from ffn_fusion.repair.plan import RepairPlan
 
 
@@ -138,3 +139,34 @@ def repair_json(plan: RepairPlan) -> dict[str, Any]:
     """The same for programs."""
     places = [{**vars(found.place), "width": found.width, "exact": found.exact} for found in plan.places]
     return {**{name: value for name, value in vars(plan).items() if name != "places"}, "places": places}
+
+
+def show_distill_plan(plan: DistillPlan) -> None:
+    """What a distillation takes, for people."""
+    from ffn_fusion.cli.console import say
+
+    say(distill_plan_table(plan))
+
+
+def distill_plan_table(plan: DistillPlan) -> Table:
+    """What a distillation takes, as one process carries it out."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("to distil")
+    table.add_column("", justify="right")
+    for label, cell in (
+        ("tokens", f"{plan.tokens:,}"),
+        ("steps", f"{plan.steps:,} of {plan.batch} windows of {plan.context:,}"),
+        ("parameters trained", f"{plan.parameters / 1e6:,.1f}M of {plan.of / 1e6:,.1f}M"),
+        ("TFLOPs", f"{plan.flops / 1e12:,.1f}"),
+        ("disk for checkpoints", gb(plan.disk_bytes)),
+        *([("disk for the teacher cache", gb(plan.cache_bytes))] if plan.cache_bytes else []),
+        ("peak memory, about", gib(plan.peak_memory)),
+        ("estimated time", duration(plan.seconds) if plan.seconds is not None else "?"),
+    ):
+        table.add_row(label, cell)
+    if plan.processes > 1:
+        table.caption = f"each of {plan.processes} processes"
+    return table

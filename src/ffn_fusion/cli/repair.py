@@ -58,10 +58,10 @@ def repair(
     """Solve a child's changed blocks anew on text, in closed form, so that its states reach the parent's."""
     from ffn_fusion.blueprint import Blueprint
     from ffn_fusion.checkpoint.source import open_model
-    from ffn_fusion.checkpoint.staging import check_target
+    from ffn_fusion.checkpoint.staging import DISTILLATION, check_target
     from ffn_fusion.cli.passes import repair_json, repair_plan_table, show_repair_plan
     from ffn_fusion.cli.tables import gains_table, repairs_table
-    from ffn_fusion.errors import DataError
+    from ffn_fusion.errors import DataError, UsageError
     from ffn_fusion.pipeline.recipe import BuildSection, repair_from_options
     from ffn_fusion.pipeline.repairing import ChildRepairing
     from ffn_fusion.pipeline.stages import build_child
@@ -84,6 +84,11 @@ def repair(
         dtype=dtype,
     )
     budget = parse_bytes(memory) if memory else None
+    if (child / DISTILLATION).is_file():
+        raise UsageError(
+            f"{child}: distilled, and repair solves anew from the parent's weights",
+            "repair first and distil then; or name its blueprint.json, to begin again without the distillation",
+        )
     blueprint = Blueprint.load(child if child.is_file() else child / "blueprint.json")
     model = open_model(parent)
     check_blueprint(model, blueprint)

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ffn_fusion.blueprint.ranges import format_blocks, format_runs
+from ffn_fusion.report.distillation_tables import distillation_grid
 from ffn_fusion.report.repair_tables import gains_grid, repairs_grid
 from ffn_fusion.report.tables import NOTHING, Grid, small, small_pm
 from ffn_fusion.report.terminal import table_of
@@ -76,6 +77,17 @@ def gains_table(record: Mapping[str, Any]) -> Table | str:
         return "too little text to keep some back: what the repair gained wasn't measured"
     table = table_of(grid)
     table.caption = Text("windows that took no part in the repair; pruned: the same attentions dropped, never fused")
+    return table
+
+
+def distillation_table(record: Mapping[str, Any]) -> Table | str:
+    """KL to the parent and perplexity on windows that took no part, text by text."""
+    grid = distillation_grid(record)
+    if grid is None:
+        return "too little text to keep some back: what the distillation gained wasn't measured"
+    table = table_of(grid)
+    trained = f"trained on {record['tokens']:,} tokens in {record['steps']} steps"
+    table.caption = Text(f"windows that took no part; {trained}")
     return table
 
 

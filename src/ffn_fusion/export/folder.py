@@ -16,7 +16,8 @@ from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, inside
 from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
 from ffn_fusion.checkpoint.sidecars import sidecar_files
-from ffn_fusion.checkpoint.staging import MODEL_CARD, read_manifest
+from ffn_fusion.checkpoint.staging import DISTILLATION, MODEL_CARD, read_manifest
+from ffn_fusion.distillation.checks import read_record
 from ffn_fusion.errors import CheckpointError, UsageError
 from ffn_fusion.export.plain_llama import plain_config, plan_llama
 from ffn_fusion.families import ModelSpec
@@ -115,7 +116,7 @@ def _stored_as(spec: ModelSpec, dtype: str) -> ModelSpec:
 def _files(plan: FolderPlan, name: str) -> Iterator[tuple[str, bytes]]:
     folder, spec = plan.checkpoint.folder, plan.fixed.spec
     yield from sidecar_files(folder)
-    for carried in (RECORD, FIXES):
+    for carried in (RECORD, DISTILLATION, FIXES):
         if (folder / carried).is_file():
             yield carried, inside(folder, carried).read_bytes()
     if plan.form == "llama":
@@ -141,6 +142,7 @@ def _card(plan: FolderPlan, name: str, blueprint: Blueprint) -> str:
         version("ffn-fusion"),
         read_licence(plan.checkpoint.folder),
         repairs=_repairs(plan.checkpoint.folder),
+        distillation=read_record(plan.checkpoint.folder),
         form=plan.form,
         rewritten=plan.steps,
     )

@@ -118,7 +118,8 @@ class ChildRepairing:
         memory: int | None,
     ) -> ChildRepairing:
         folder = output.with_name(f".{output.name}.repairs")
-        used, kept_back = _windows(checkpoint.folder, section, seed)
+        wanted = Text(texts=section.texts, tokens=section.tokens, context=section.context)
+        used, kept_back = split_windows(checkpoint.folder, wanted, seed)
         return cls(Repairing(checkpoint, blueprint, section, used, folder, device, memory), kept_back)
 
     @contextmanager
@@ -135,14 +136,13 @@ class ChildRepairing:
         shutil.rmtree(work.folder, ignore_errors=True)
 
 
-def _windows(folder: Path, section: RepairSection, seed: int) -> tuple[list[TokenWindows], list[TokenWindows]]:
-    """Calibration windows, and a few of every text that are kept back."""
-    sources = len(section.texts or BUILT_IN_CALIBRATION)
-    asked = -(-section.tokens // (sources * section.context))  # windows of each text
-    tokens = sources * section.context * (asked + _KEPT_BACK)
+def split_windows(folder: Path, wanted: Text, seed: int) -> tuple[list[TokenWindows], list[TokenWindows]]:
+    """About as many tokens as wanted in windows to learn from, and a few windows of every text that are kept back."""
+    sources = len(wanted.texts or BUILT_IN_CALIBRATION)
+    asked = -(-wanted.tokens // (sources * wanted.context))  # windows of each text
+    tokens = sources * wanted.context * (asked + _KEPT_BACK)
     used, kept_back = [], []
-    wanted = Text(texts=section.texts, tokens=tokens, context=section.context)
-    for text in calibration_windows(folder, wanted, seed):
+    for text in calibration_windows(folder, wanted.model_copy(update={"tokens": tokens}), seed):
         there = len(text.ids_NT)
         at = asked if there > asked else there - min(_KEPT_BACK, there // 4)
         used.append(TokenWindows(text.label, text.ids_NT[:at]))

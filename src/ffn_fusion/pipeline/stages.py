@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast, get_args
 
 import torch
 
@@ -25,7 +26,7 @@ from ffn_fusion.data import (
     load_tokenizer,
     make_windows,
 )
-from ffn_fusion.errors import DataError
+from ffn_fusion.errors import DataError, UsageError
 from ffn_fusion.evaluation.evaluate import PARENT, evaluate
 from ffn_fusion.evaluation.quality import Control, Quality
 from ffn_fusion.latency.load import load_model, realise
@@ -78,6 +79,17 @@ def compute_dtype(name: DtypeName, checkpoint: Checkpoint) -> torch.dtype:
     """What to compute in; ``auto`` is what the weights are stored in."""
     dtype: torch.dtype = torch_dtype(checkpoint.dtype) if name == "auto" else getattr(torch, name)
     return dtype
+
+
+def dtype_named(name: str, checkpoint: Checkpoint) -> torch.dtype:
+    """The same for a name that a person wrote.
+
+    Raises:
+        UsageError: no such dtype.
+    """
+    if name not in get_args(DtypeName):
+        raise UsageError(f"{name!r} is no dtype", f"use {', '.join(get_args(DtypeName))}")
+    return compute_dtype(cast(DtypeName, name), checkpoint)
 
 
 def measure(

@@ -42,7 +42,7 @@ from ffn_fusion.surgery.fuse_ffn import fuse_columns, fuse_rows
 from ffn_fusion.surgery.repairs import RECORD
 
 __all__ = ["Fixed", "fix", "native_config", "native_files", "read_fixes", "write_rewritten"]
-_CARRIED = (BLUEPRINT, RECORD)
+_CARRIED = (BLUEPRINT, RECORD, staging.DISTILLATION)
 _MARGIN = 64 << 20
 
 

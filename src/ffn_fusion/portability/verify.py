@@ -1,8 +1,8 @@
 """Verify a child on disk: its files against its manifest, its weights against its parent, its logits by running it.
 
-Weights: what isn't repaired is a copy or a fusion of the parent's tensors, and must be that bit for bit. Logits: the
-child as an engine loads it from disk, against the parallel form run on the parent's own weights (arXiv 2503.18908,
-theorem 1: X + sum_j FFN_j(n_j(X))).
+Weights: what isn't repaired or trained is a copy or a fusion of the parent's tensors, and must be that bit for bit.
+Logits: the child as an engine loads it from disk, against the parallel form run on the parent's own weights (arXiv
+2503.18908, theorem 1: X + sum_j FFN_j(n_j(X))).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ffn_fusion.blockwise.stack import Stack
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, inside, open_folder, torch_dtype
 from ffn_fusion.checkpoint.safetensors_file import CHUNK_BYTES, ITEM_SIZES
-from ffn_fusion.checkpoint.staging import MANIFEST, MODEL_CARD, mismatches, read_manifest
+from ffn_fusion.checkpoint.staging import DISTILLATION, MANIFEST, MODEL_CARD, mismatches, read_manifest
 from ffn_fusion.errors import CheckpointError
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.layout import FFN_NORM, block_prefix
@@ -113,10 +113,10 @@ def _against_parent(
         yield Finding("blocks", False, f"not those that {BLUEPRINT} describes")
         return
     yield Finding("blocks", True, f"{len(child.spec.blocks)}, as {BLUEPRINT} describes")
-    repaired = _repaired(folder)
-    yield _tensors(child, expected, repaired, on_bytes)
-    if repaired:
-        return  # the parallel form isn't what a repaired child computes
+    changed = _named(folder, RECORD, "files") | _named(folder, DISTILLATION, "trained")
+    yield _tensors(child, expected, changed, on_bytes)
+    if changed:
+        return  # the parallel form isn't what a repaired or trained child computes
     kinds = {block.ffn.kind for block in blueprint.blocks} | {block.attention.kind for block in blueprint.blocks}
     if kinds <= set(_KNOWN):
         yield _logits(folder, child, blueprint, against)
@@ -153,30 +153,30 @@ def _divisors(number: int) -> list[int]:
     return sorted({*small, *(number // k for k in small)}, reverse=True) or [1]
 
 
-def _repaired(folder: Path) -> frozenset[str]:
-    """Names of the child's tensors (before it was fixed) that were solved anew."""
-    path = folder / RECORD
+def _named(folder: Path, record: str, key: str) -> frozenset[str]:
+    """Names of the child's tensors (before it was fixed) that a record says were solved anew, or trained."""
+    path = folder / record
     if not path.is_file():
         return frozenset()
     try:
-        return frozenset(map(str, json.loads(inside(folder, RECORD).read_bytes())["files"]))
+        return frozenset(map(str, json.loads(inside(folder, record).read_bytes())[key]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: can't be read", "get the child again, or build it again") from error
 
 
 def _tensors(
-    child: Checkpoint, expected: Child | Fixed, repaired: Collection[str], on_bytes: Callable[[int], None]
+    child: Checkpoint, expected: Child | Fixed, changed: Collection[str], on_bytes: Callable[[int], None]
 ) -> Finding:
-    """Every unrepaired tensor against what it's made of, a few rows at a time."""
+    """Every tensor that was neither repaired nor trained against what it's made of, a few rows at a time."""
     compared = 0
     for name, tensor in expected.tensors.items():
-        if _origin(expected, name) in repaired:
+        if _origin(expected, name) in changed:
             continue
         if child.tensors[name].dtype != tensor.dtype or not _equal(child, expected, name, on_bytes):
             return Finding("tensors", False, f"{name} isn't what {BLUEPRINT} makes of the parent")
         compared += 1
     left = len(expected.tensors) - compared
-    unchecked = f"; {left} repaired, which nothing here can tell" if left else ""
+    unchecked = f"; {left} repaired or trained, which nothing here can tell" if left else ""
     return Finding("tensors", True, f"{compared:,} copied or fused from the parent, bit for bit{unchecked}")
 
 

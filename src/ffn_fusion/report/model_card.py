@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.report.distillation_tables import distillation_grid
 from ffn_fusion.report.summary import sentence
 from ffn_fusion.report.tables import Grid, latency_grid, latency_place, plan_grid, printable, quality_grid
 
@@ -32,6 +33,7 @@ def model_card(
     repairs: Mapping[str, Any] | None = None,
     form: str = "nemotron-nas",
     rewritten: Sequence[str] = (),
+    distillation: Mapping[str, Any] | None = None,
 ) -> str:
     """README.md of a child, or of a model that was just written in another form.
 
@@ -39,6 +41,7 @@ def model_card(
         name: what the child is called.
         version: of ffn-fusion.
         repairs: the record of what repair did (``repairs.json``); None: nothing.
+        distillation: the record of its distillation (``distillation.json``); None: it wasn't.
         licence: the parent's, as the hub names it (see :func:`read_licence`); the child has the same.
         form: ``nemotron-nas`` or ``llama``.
         rewritten: what writing it in this form changed, in words; the function stays the same.
@@ -47,7 +50,12 @@ def model_card(
     parts = [
         _front_matter(blueprint.parent.name, licence, form, changed),
         f"# {_plain(name)}\n",
-        *(_surgery(blueprint, repairs) if changed else [f"{_plain(blueprint.parent.name)} in another form.\n"]),
+        *(
+            _surgery(blueprint, repairs, distillation)
+            if changed
+            else [f"{_plain(blueprint.parent.name)} in another form.\n"]
+        ),
+        *_learnt(distillation),
         *_rewritten(rewritten),
         *_measured(quality, latency),
         _LOADING_LLAMA if form == "llama" else _LOADING,
@@ -56,10 +64,12 @@ def model_card(
     return "\n".join(parts)
 
 
-def _surgery(blueprint: Blueprint, repairs: Mapping[str, Any] | None) -> list[str]:
+def _surgery(
+    blueprint: Blueprint, repairs: Mapping[str, Any] | None, distillation: Mapping[str, Any] | None
+) -> list[str]:
     return [
         f"{_plain(blueprint.parent.name)} rebuilt with ffn-fusion so that it answers sooner. {sentence(blueprint)}\n",
-        _training(repairs),
+        _distilled(distillation, repairs) if distillation else _training(repairs),
         "## What was done\n",
         _markdown(plan_grid(blueprint)),
         "A fused FFN computes the FFNs of a run of blocks side by side, on one shared input.\n",
@@ -85,6 +95,31 @@ def _training(repairs: Mapping[str, Any] | None) -> str:
         f"{tokens:,} tokens of text, so that the states come close to the parent's; all other weights are its own. "
         "Distillation or fine-tuning can bring it closer.\n"
     )
+
+
+def _distilled(record: Mapping[str, Any], repairs: Mapping[str, Any] | None) -> str:
+    earlier, tokens = record.get("before"), record["tokens"]
+    while earlier:
+        tokens, earlier = tokens + earlier["tokens"], earlier.get("before")
+    objective = record["settings"]["objective"]
+    terms = {"kl": "the divergence of its next-token distributions", "cosine": "the cosine distance of hidden states"}
+    learnt = [words for key, words in {**terms, "lm": "the language-model loss"}.items() if objective[key]]
+    which = "all weights" if record["settings"]["trained"] == "all" else "the weights that surgery touched"
+    return (
+        f"**{'Repaired and distilled' if repairs else 'Distilled'} from its parent** on {tokens:,} tokens of text: "
+        f"{which} were trained on {' and '.join(learnt)}.\n"
+    )
+
+
+def _learnt(record: Mapping[str, Any] | None) -> list[str]:
+    grid = distillation_grid(record) if record else None
+    if grid is None:
+        return []
+    return [
+        "## Distillation\n",
+        "On windows that took no part, before and after; KL to the parent in nats a token.\n",
+        _markdown(grid),
+    ]
 
 
 def _front_matter(parent: str, licence: str | None, form: str, changed: bool) -> str:

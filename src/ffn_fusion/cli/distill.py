@@ -1,0 +1,108 @@
+"""``ffn-fusion distill``: the child learns from its parent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
+from ffn_fusion.cli.options import Context, DryRun, Output, Seed, Texts, Tokens
+from ffn_fusion.distillation.settings import (
+    DEFAULT_BATCH,
+    DEFAULT_LEARNING_RATE,
+    DEFAULT_TOKENS,
+    DEFAULT_TOP_K,
+    DEFAULT_WARMUP,
+    DistillSettings,
+    Objective,
+)
+
+
+def distill(
+    child: Annotated[Path, typer.Argument(help="A child that ffn-fusion made.", metavar="CHILD")],
+    parent: Annotated[str, typer.Option(help="The model it was made of.")],
+    output: Output,
+    text: Texts = None,
+    tokens: Tokens = DEFAULT_TOKENS,
+    context: Context = 512,
+    epochs: Annotated[int, typer.Option(help="Times that the text is gone through.", min=1)] = 1,
+    batch: Annotated[int, typer.Option(help="Windows of one step, over all processes.", min=1)] = DEFAULT_BATCH,
+    micro: Annotated[int, typer.Option(help="Windows that go through the model together.", min=1)] = 1,
+    learning_rate: Annotated[float, typer.Option(help="AdamW's, at its highest.", min=0)] = DEFAULT_LEARNING_RATE,
+    warmup: Annotated[float, typer.Option(help="Share of the steps.", min=0, max=1)] = DEFAULT_WARMUP,
+    trained: Annotated[
+        str, typer.Option(help="all weights, or touched: blocks that surgery changed, and their neighbours.")
+    ] = "all",
+    kl: Annotated[float, typer.Option(help="Weight of the divergence on logits.", min=0)] = 1.0,
+    cosine: Annotated[
+        float | None,
+        typer.Option(help="Weight of the cosine distance of hidden states; default: 1, with a cache 0.", min=0),
+    ] = None,
+    lm: Annotated[float, typer.Option(help="Weight of the language-model loss.", min=0)] = 0.0,
+    direction: Annotated[
+        str, typer.Option(help="forward KL(parent || child), reverse, or js (both to their mean).")
+    ] = "forward",
+    temperature: Annotated[float, typer.Option(help="Of both distributions.", min=0.01)] = 1.0,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Matrix products in bfloat16; weights stay in float32.")] = False,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Compute activations again on the way back, and keep few.")
+    ] = False,
+    teacher_dtype: Annotated[str, typer.Option(help="The parent's: float32, bfloat16, float16 or auto.")] = "float32",
+    teacher_cache: Annotated[
+        Path | None,
+        typer.Option(help="Learn from the parent's distributions kept in this folder; written first where it's new."),
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Tokens of each distribution that a cache keeps.", min=1)] = DEFAULT_TOP_K,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: ten in all.", min=0)] = 0,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
+    memory: Annotated[
+        str | None, typer.Option(help="What a process may use while it writes the cache, like 16GiB.")
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a child on text until it says what its parent says; the result is a child like any other."""
+    from ffn_fusion.checkpoint.source import open_model
+    from ffn_fusion.cli.passes import distill_plan_table, show_distill_plan
+    from ffn_fusion.cli.tables import distillation_table
+    from ffn_fusion.distillation.teacher_cache import CacheSettings
+    from ffn_fusion.pipeline.distilling import Distilling
+    from ffn_fusion.pipeline.recipe import Text
+    from ffn_fusion.pipeline.stages import dtype_named
+    from ffn_fusion.units import parse_bytes
+
+    cosine = float(teacher_cache is None) if cosine is None else cosine
+    settings = DistillSettings(
+        objective=Objective(kl, cosine, lm, direction, temperature),  # type: ignore[arg-type]
+        trained=trained,  # type: ignore[arg-type]
+        batch=batch,
+        micro=micro,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        warmup=warmup,
+        bf16=bf16,
+        checkpointing=checkpointing,
+        save_every=save_every,
+        seed=seed,
+    )
+    model = open_model(parent)
+    wanted = Text(texts=tuple(text or ()), tokens=tokens, context=context)
+    dtype, budget = dtype_named(teacher_dtype, model), parse_bytes(memory) if memory else None
+    cache = CacheSettings(teacher_cache, top_k, temperature) if teacher_cache else None
+    todo = Distilling.of(child, model, output, wanted, settings, dtype, cache, device, budget)
+    if dry_run:
+        plan = todo.plan()
+        if as_json:
+            emit(vars(plan))
+        else:
+            say(distill_plan_table(plan), "dry run: nothing was trained", err=False)
+        return
+    with progress_bars() as bars:
+        record = todo.carry_out(show_distill_plan, bars)
+    if as_json:
+        emit({"output": str(output), **record})
+        return
+    say(distillation_table(record), f"child: {output}", err=False)

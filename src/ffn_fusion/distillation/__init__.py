@@ -1,0 +1,1 @@
+"""Distillation: the child learns from its parent, on text, by gradient descent."""

@@ -1,0 +1,83 @@
+"""Checkpoints of a training run to resume from: ``checkpoint-STEP`` folders, of which only whole ones count.
+
+The optimiser's, the schedule's and the random generators' states in them are torch's own (pickled) files, written by
+transformers' Trainer and read back by it with ``weights_only``. They lie in our work folder and never in a child.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ffn_fusion.checkpoint.staging import write_atomic
+
+_KEY = "key.json"
+_WHOLE = "whole.json"
+"""Written last: names and sizes of the other files."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A whole checkpoint."""
+
+    folder: Path
+    step: int
+
+
+def prepare(work: Path, key: str) -> None:
+    """The work folder, with nothing in it that belongs to another run or was left half-written."""
+    try:
+        kept = json.loads((work / _KEY).read_bytes())["key"] == key
+    except (OSError, ValueError, KeyError, TypeError):
+        kept = False
+    if kept:
+        remove_torn(work)
+        return
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    write_atomic(work / _KEY, json.dumps({"key": key}).encode())
+
+
+def folder_of(work: Path, step: int) -> Path:
+    return work / f"checkpoint-{step}"
+
+
+def mark_whole(folder: Path) -> None:
+    """All files are written: sync them, and say so."""
+    sizes = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        sizes[path.name] = path.stat().st_size
+    write_atomic(folder / _WHOLE, json.dumps(sizes).encode())
+
+
+def newest(work: Path) -> Saved | None:
+    """The newest whole checkpoint; None if there is none."""
+    whole = [saved for saved in _all(work) if _is_whole(saved.folder)]
+    return max(whole, key=lambda saved: saved.step, default=None)
+
+
+def remove_torn(work: Path) -> None:
+    """Remove what a killed process left half-written."""
+    for saved in _all(work):
+        if not _is_whole(saved.folder):
+            shutil.rmtree(saved.folder)
+
+
+def _all(work: Path) -> list[Saved]:
+    folders = work.glob("checkpoint-*") if work.is_dir() else ()
+    found = [(folder, re.fullmatch(r"checkpoint-(\d+)", folder.name)) for folder in folders]
+    return [Saved(folder, int(match[1])) for folder, match in found if match]
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        sizes = json.loads((folder / _WHOLE).read_bytes())
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -1,0 +1,89 @@
+"""Whether child, parent and settings fit, said before anything begins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.checkpoint.reader import Checkpoint, inside
+from ffn_fusion.checkpoint.staging import DISTILLATION, read_manifest
+from ffn_fusion.distillation.settings import Direction, DistillSettings, Trained
+from ffn_fusion.distillation.teacher_cache import CacheSettings
+from ffn_fusion.errors import BlueprintError, CheckpointError, UsageError
+from ffn_fusion.portability.fix import read_fixes
+from ffn_fusion.surgery.build import check_blueprint
+
+
+def check_pair(folder: Path, child: Checkpoint, blueprint: Blueprint, parent: Checkpoint) -> None:
+    """Child and parent belong together.
+
+    Raises:
+        CheckpointError: another vocabulary, or another parent than the child was made of. BlueprintError: the child's
+            blocks aren't those of its blueprint.
+    """
+    if child.spec.vocab_size != parent.spec.vocab_size:
+        raise CheckpointError(
+            f"{folder}: vocabulary of {child.spec.vocab_size:,}, the parent's has {parent.spec.vocab_size:,}",
+            "distil a child from the parent it was made of",
+        )
+    made_of = (read_manifest(folder) or {}).get("parent") or {}
+    if made_of.get("fingerprint", parent.fingerprint) != parent.fingerprint:
+        raise CheckpointError(
+            f"{parent.name}: not the parent that {folder} was made of, which is {made_of.get('name')}",
+            "name the child's own parent (--parent)",
+        )
+    check_blueprint(parent, blueprint)
+    if read_fixes(folder) is not None or len(child.spec.blocks) != len(blueprint.kept_blocks):
+        raise BlueprintError(
+            f"{folder}: was rewritten for engines, its blocks aren't those of its blueprint",
+            "distil the child first, then check --fix what comes out",
+        )
+
+
+def check_settings(settings: DistillSettings, world: int, device: str) -> None:
+    """Raises: UsageError: sizes that don't divide one another, an objective of nothing, a device by number."""
+    objective = settings.objective
+    for value, allowed in ((objective.direction, get_args(Direction)), (settings.trained, get_args(Trained))):
+        if value not in allowed:
+            raise UsageError(f"{value!r} isn't one of {', '.join(allowed)}", "choose one of them")
+    if not (objective.kl or objective.cosine or objective.lm):
+        raise UsageError("nothing to learn: kl, cosine and lm are all 0", "give one of them a weight")
+    if settings.batch % (settings.micro * world):
+        raise UsageError(
+            f"a batch of {settings.batch} windows can't be shared evenly: {settings.micro} at a time on each of "
+            f"{world} process{'es' * (world > 1)}",
+            f"choose a batch (--batch) that {settings.micro * world} divides",
+        )
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"device {device!r}: training takes cpu or cuda", "choose a GPU with CUDA_VISIBLE_DEVICES")
+
+
+def check_cache(settings: CacheSettings | None, cosine: float, temperature: float) -> None:
+    """Raises: UsageError: the objective needs what no cache holds."""
+    if settings is None:
+        return
+    if cosine:
+        raise UsageError(
+            "a teacher cache holds no hidden states, and the objective compares them",
+            "leave the cache out (no --teacher-cache), or the hidden states (--cosine 0)",
+        )
+    assert settings.temperature == temperature
+
+
+def read_record(child: Path) -> dict[str, Any] | None:
+    """What a distilled child says of its distillation; None if it wasn't.
+
+    Raises:
+        CheckpointError: the record can't be read.
+    """
+    path = child / DISTILLATION
+    if not path.is_file():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(inside(child, DISTILLATION).read_bytes())
+        record["trained"] = [str(name) for name in record["trained"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: can't be read", "get the child again, or build it again") from error
+    return record

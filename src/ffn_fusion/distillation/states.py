@@ -1,0 +1,45 @@
+"""Hidden states on their way through a transformers model: behind chosen blocks, and behind the final norm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class States:
+    """Behind the blocks asked for, in order, and behind the final norm: each [B, T, D]."""
+
+    blocks: list[Tensor] = field(default_factory=list)
+    last: Tensor | None = None
+
+
+@contextmanager
+def seen(model: Any, blocks: Sequence[int]) -> Iterator[States]:
+    """The states of the forward pass that is made inside.
+
+    Args:
+        model: a causal model of Llama's form, the bare one where it is wrapped.
+    """
+    states, watching = States(), True
+
+    def behind_block(_: Any, __: Any, output: Any) -> None:
+        if watching:  # and not while checkpointing computes a block once more
+            states.blocks.append(output[0] if isinstance(output, tuple) else output)
+
+    def behind_norm(_: Any, __: Any, output: Tensor) -> None:
+        if watching:
+            states.last = output
+
+    hooks = [model.model.layers[i].register_forward_hook(behind_block) for i in blocks]
+    hooks.append(model.model.norm.register_forward_hook(behind_norm))
+    try:
+        yield states
+    finally:
+        watching = False
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,71 @@
+"""Who teaches: the parent itself beside the child, or what was kept of its distributions.
+
+Shapes: B windows, T tokens, D hidden, V vocabulary; token t predicts token t + 1, so T - 1 rows a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ffn_fusion.distillation.objective import HiddenTarget, Target
+from ffn_fusion.distillation.states import seen
+from ffn_fusion.registration import register
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the parent has to say of some windows: its distributions (None: nothing), its states at matched depths."""
+
+    target: Target | None
+    states: Sequence[Tensor]
+
+
+class Teacher(Protocol):
+    def teach(self, ids_BT: Tensor, windows: Sequence[int]) -> Lesson:
+        """Of these windows, by their tokens and their numbers; rows are those of all windows one after another."""
+
+
+class NoTeacher:
+    """For the language-model loss alone."""
+
+    def teach(self, ids_BT: Tensor, windows: Sequence[int]) -> Lesson:
+        return Lesson(None, ())
+
+
+class OnlineTeacher:
+    """The parent as a transformers model, run beside the child.
+
+    Args:
+        blocks: behind which its states are wanted.
+        dtype: of its weights and its computation.
+    """
+
+    def __init__(self, folder: Path, blocks: Sequence[int], dtype: torch.dtype, device: str | torch.device) -> None:
+        self._model = load_causal(folder, dtype).to(device).eval().requires_grad_(False)
+        self._blocks = tuple(blocks)
+
+    @torch.no_grad()
+    def teach(self, ids_BT: Tensor, windows: Sequence[int]) -> Lesson:
+        with seen(self._model, self._blocks) as states:
+            self._model(input_ids=ids_BT, use_cache=False, logits_to_keep=1)
+        assert states.last is not None
+        return Lesson(HiddenTarget(rows(states.last), self._model.lm_head.weight), states.blocks)
+
+
+def rows(x_BTD: Tensor) -> Tensor:
+    """The states that predict a token: [B, T, D] -> [B * (T - 1), D]."""
+    return x_BTD[:, :-1].flatten(0, 1)
+
+
+def load_causal(folder: Path, dtype: torch.dtype) -> Any:
+    """A checkpoint as ``AutoModelForCausalLM`` gives it; code of its own is never run."""
+    from transformers import AutoModelForCausalLM
+
+    register()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)

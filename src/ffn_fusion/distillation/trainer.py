@@ -1,0 +1,210 @@
+"""transformers' Trainer with our objective: the loop, the optimiser, the schedule and the checkpoints are its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from ffn_fusion.distillation.checkpoints import folder_of, mark_whole, newest
+from ffn_fusion.distillation.objective import cosine_loss, head_loss
+from ffn_fusion.distillation.settings import PARTS, DistillSettings, Objective
+from ffn_fusion.distillation.states import seen
+from ffn_fusion.distillation.teacher import Teacher, rows
+from ffn_fusion.errors import OutputError, TrainingError
+
+
+class Windows(Dataset[dict[str, Any]]):
+    """Token windows [N, T] in the order that they're gone through: ``order`` names them one by one."""
+
+    def __init__(self, ids_NT: Tensor, order: Sequence[int]) -> None:
+        self._ids, self._order = ids_NT, order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        window = self._order[place]
+        return {"input_ids": self._ids[window], "window": window}
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    return {
+        "input_ids": torch.stack([item["input_ids"] for item in items]),
+        "windows": torch.tensor([item["window"] for item in items]),
+    }
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A batch's total, to go backward from, and its parts (``PARTS``)."""
+
+    total: Tensor
+    parts: tuple[Tensor, ...]
+
+
+def objective_loss(
+    model: Any,
+    call: Any,
+    ids_BT: Tensor,
+    windows: Sequence[int],
+    teacher: Teacher,
+    blocks: Sequence[int],
+    objective: Objective,
+    dtype: torch.dtype,
+) -> Loss:
+    """The objective on some windows.
+
+    Args:
+        model: the child. call: the child or what wraps it (for several processes).
+        blocks: of the child, whose states the teacher's are compared with.
+        dtype: of the head's matrix products.
+    """
+    with seen(model, blocks) as states:
+        call(input_ids=ids_BT, use_cache=False, logits_to_keep=1)
+    assert states.last is not None
+    lesson = teacher.teach(ids_BT, windows)
+    head = model.lm_head.weight
+    nexts = ids_BT[:, 1:].flatten()
+    total, divergence, lm = head_loss(rows(states.last).to(dtype), head, lesson.target, nexts, objective)
+    cosine = torch.zeros_like(divergence)
+    if objective.cosine:
+        cosine = cosine_loss(states.blocks, lesson.states)
+        total = total + objective.cosine * cosine
+    return Loss(total, (divergence, cosine.detach(), lm))
+
+
+class DistillTrainer(Trainer):
+    """Trains ``model`` on windows against a teacher.
+
+    Args:
+        blocks: of the child, behind which states are compared.
+        accumulation: micro-batches that one step of the optimiser takes on each process.
+        on_step: called with (steps done, in all).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        data: Windows,
+        teacher: Teacher,
+        blocks: Sequence[int],
+        settings: DistillSettings,
+        work: Path,
+        *,
+        device: str,
+        steps: int,
+        accumulation: int,
+        on_step: Callable[[int, int], None],
+    ) -> None:
+        self._teacher, self._blocks, self._settings, self._work = teacher, tuple(blocks), settings, work
+        self._sums: list[Tensor] = []
+        super().__init__(
+            model=model,
+            args=_arguments(settings, work, device, steps, accumulation),
+            train_dataset=data,
+            data_collator=collate,
+            callbacks=[_Watch(work, on_step)],
+        )
+        self.remove_callback(PrinterCallback)
+        self.model_accepts_loss_kwargs = False  # a mean over the batch's windows, which all are of one length
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        dtype = torch.bfloat16 if self._settings.bf16 else self.model.lm_head.weight.dtype
+        objective, windows = self._settings.objective, inputs["windows"].tolist()
+        ids_BT = inputs["input_ids"]
+        found = objective_loss(self.model, model, ids_BT, windows, self._teacher, self._blocks, objective, dtype)
+        self._sums.append(torch.stack([found.total.detach(), *found.parts]))
+        return (found.total, {}) if return_outputs else found.total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The parts of the loss beside the loss: means since the last time, over all processes."""
+        if "loss" in logs and self._sums:
+            means = torch.stack(self._sums).double().mean(0)
+            total, *parts = self.accelerator.reduce(means, "mean").tolist()
+            self._sums.clear()
+            logs = {**logs, "loss": total, **dict(zip(PARTS, parts, strict=True))}
+        super().log(logs, start_time)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return SequentialSampler(self.train_dataset)  # the data are in order already
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = folder_of(self._work, self.state.global_step)
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                mark_whole(folder)
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch says RuntimeError of a full disk
+            raise OutputError(
+                f"{folder}: can't be written ({error})",
+                f"free some space and run the same command again: {_goes_on(self._work)}",
+            ) from error
+
+
+class _Watch(TrainerCallback):
+    """Tells the progress, and stops before a gradient that isn't finite reaches the weights."""
+
+    def __init__(self, work: Path, on_step: Callable[[int, int], None]) -> None:
+        self._work, self._on_step = work, on_step
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        norms = [p.grad.norm() for p in kwargs["model"].parameters() if p.grad is not None]
+        if not bool(torch.stack(norms).isfinite().all()):
+            raise TrainingError(
+                f"the loss or its gradient isn't finite at step {state.global_step + 1}",
+                f"lower the learning rate or look at the weights; {_kept(self._work)}",
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._on_step(state.global_step, state.max_steps)
+
+
+def _goes_on(work: Path) -> str:
+    saved = newest(work)
+    return f"it goes on from step {saved.step}" if saved else "it begins anew"
+
+
+def _kept(work: Path) -> str:
+    saved = newest(work)
+    return f"the last good checkpoint is {saved.folder}" if saved else "no checkpoint was saved before it"
+
+
+def _arguments(settings: DistillSettings, work: Path, device: str, steps: int, accumulation: int) -> Any:
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=settings.micro,
+        gradient_accumulation_steps=accumulation,
+        max_steps=steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(settings.warmup * steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.clip,
+        optim="adamw_torch",
+        adam_beta2=0.95,
+        bf16=settings.bf16,
+        use_cpu=device == "cpu",
+        seed=settings.seed,
+        logging_steps=max(1, steps // 100),
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=settings.save_every or max(1, -(-steps // 10)),
+        save_total_limit=2,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=device != "cpu",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process a GPU: no DataParallel on those that are to spare
+    return arguments
