@@ -1,13 +1,15 @@
 # make test   set up .venv, check style, types and imports, run every test
 # make demo   set up .venv, fetch a small real model and texts, run recipes/demo.yaml on it
 # make bench-NAME   run benchmarks/NAME.py
-# make test-engines   set up llama.cpp, vLLM and torchao in .engines (about 25 minutes, 4 GB) and run the tests in them
+# make test-engines   set up llama.cpp, vLLM and torchao in .engines (about 25 minutes, 4 GB) and run the tests in them;
+#                     with ENGINES=vllm that one alone, and tests in the others are skipped
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
+ENGINES ?= llama_cpp vllm torchao
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 export HF_HUB_DISABLE_TELEMETRY := 1
 
@@ -42,11 +44,9 @@ test: lint
 	$(PYTEST)
 
 test-engines: $(STAMP)
-	PYTHON=$(CURDIR)/$(BIN)/python tools/engines/llama_cpp.sh $(FFN_FUSION_LLAMA_CPP)
-	PYTHON=$(CURDIR)/$(BIN)/python tools/engines/vllm.sh $(FFN_FUSION_VLLM)
-	PYTHON=$(CURDIR)/$(BIN)/python tools/engines/torchao.sh $(FFN_FUSION_TORCHAO)
+	for engine in $(ENGINES); do PYTHON=$(CURDIR)/$(BIN)/python tools/engines/$$engine.sh || exit 1; done
 	$(BIN)/python demo/fetch.py
-	$(BIN)/pytest -m engines
+	$(BIN)/pytest -m engines tests/engines $(TESTS)
 
 demo: $(STAMP)
 	$(BIN)/python demo/fetch.py

