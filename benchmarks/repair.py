@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from common import finish
-from repair_bench import Bench, Figures
+from quality_bench import Bench, Figures
 from repair_parts import PARTS, goals_of
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 
-from repair_bench import Bench, Figures, Run, Score
+from quality_bench import Bench, Figures, Run, Score
 
 from ffn_fusion.analysis.channels import channel_contributions, narrow_ffns
 from ffn_fusion.blueprint import Blueprint, unfused

@@ -1,4 +1,4 @@
-"""The model and the texts that repair is measured on; children are scored against one pass of the parent."""
+"""The model and the texts that quality is measured on; children are scored against one pass of the parent."""
 
 from __future__ import annotations
 
@@ -59,12 +59,13 @@ class Bench:
     scale: float = 1.0
 
     @classmethod
-    def real(cls, place: Path) -> Bench:
+    def real(cls, place: Path, speeches: str = "speeches", most: int = 48_000) -> Bench:
+        """``speeches``: which of .demo/texts/benchmark to calibrate on; ``most``: tokens of a kind."""
         subprocess.run([sys.executable, ROOT / "demo" / "fetch.py", "--benchmark"], check=True)
         parent = open_model(str(ROOT / ".demo" / "SmolLM2-135M-Instruct.Q4_1.gguf"))
         tokenizer = load_tokenizer(parent.folder)
-        most = 48_000  # tokens of a kind
-        calibration = {k: make_windows(tokenizer, TEXTS / of, CONTEXT, most, label=k) for k, (of, _) in KINDS.items()}
+        kinds = {k: of for k, (of, _) in KINDS.items()} | {"speeches": f"benchmark/{speeches}.txt"}
+        calibration = {k: make_windows(tokenizer, TEXTS / of, CONTEXT, most, label=k) for k, of in kinds.items()}
         held_out = {k: make_windows(tokenizer, TEXTS / of, CONTEXT, HELD_OUT, label=k) for k, (_, of) in KINDS.items()}
         ids = tokenizer((TEXTS / KINDS["speeches"][1]).read_text(encoding="utf-8"), add_special_tokens=False)
         first = np.asarray(ids["input_ids"][:HELD_OUT], dtype=np.int64).reshape(-1, CONTEXT)

@@ -1,0 +1,92 @@
+"""Children of 10 dropped attentions, repaired or not, and what a training of so many tokens makes of them."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from quality_bench import CONTEXT, HELD_OUT, Bench, Figures, Run, Score
+
+from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
+from ffn_fusion.data import TokenWindows, load_tokenizer, make_windows
+from ffn_fusion.distillation.distill import distill_child
+from ffn_fusion.distillation.settings import DistillSettings
+from ffn_fusion.repair.repair import repair_child
+from ffn_fusion.surgery.build import build
+
+RUNS: tuple[Run, ...] = ((5, 10), (17, 20))  # 10 of 30 attentions; all FFNs of each but the last fused
+MOST = 84_000
+REPAIR_TOKENS = 24_576  # what the command takes by default
+
+
+class DistillBench:
+    """Trains on speeches before 1945, encyclopedia, web, news and conversations; repair takes of the same.
+
+    Args:
+        place: children are kept there, and checkpoints while a training goes on.
+    """
+
+    def __init__(self, bench: Bench, place: Path, context: int = CONTEXT, *, bf16: bool = True) -> None:
+        self._bench, self._place, self._context, self._bf16 = bench, place, context, bf16
+
+    @classmethod
+    def real(cls, place: Path, *, bf16: bool) -> DistillBench:
+        bench = Bench.real(place, "old-speeches", MOST)
+        source = Path(argparse.__file__)  # of the standard library: nobody trained on code here
+        code = make_windows(load_tokenizer(bench.parent.folder), source, CONTEXT, HELD_OUT, label="code")
+        return cls(replace(bench, held_out={**bench.held_out, "code": code}), place, bf16=bf16)
+
+    @classmethod
+    def tiny(cls, place: Path) -> DistillBench:
+        bench = Bench.tiny(place)
+        code = TokenWindows("code", np.random.default_rng(1).integers(0, 64, (2, 16)))
+        return cls(replace(bench, held_out={**bench.held_out, "code": code}), place, 16, bf16=False)
+
+    @property
+    def parent(self) -> Checkpoint:
+        return self._bench.parent
+
+    @property
+    def threads(self) -> int:
+        return self._bench.threads
+
+    def settings(self, **changed: object) -> DistillSettings:
+        """The command's defaults, in bfloat16 where the machine is faster at that."""
+        return replace(DistillSettings(batch=4, micro=2, bf16=self._bf16), **changed)  # type: ignore[arg-type]
+
+    def child(self, *, fused: bool = True, repaired: bool = True) -> Path:
+        """A folder with the child, made when it's first asked for."""
+        folder = self._place / f"child-{fused}-{repaired}"
+        if folder.exists():
+            return folder
+        blueprint, repairs = self._bench.blueprint(RUNS, fused=fused), None
+        if repaired:
+            text = self._bench.text(REPAIR_TOKENS)
+            repairs = repair_child(self.parent, blueprint, text, self._place / f"{folder.name}.repairs")
+        return build(self.parent, blueprint, folder, width_multiple=1, repairs=repairs)
+
+    def distilled(self, child: Path, tokens: int, settings: DistillSettings | None = None) -> tuple[Path, Figures]:
+        """A folder with the trained weights, and what it took; removed when the next is asked for."""
+        how = settings or self.settings()
+        work = self._place / "work"
+        shutil.rmtree(work, ignore_errors=True)
+        began = time.monotonic()
+        done = distill_child(child, self.parent, self._text(tokens, how.batch), work, settings=how)
+        return done.weights.folder, {"tokens": float(done.record["tokens"]), "seconds": time.monotonic() - began}
+
+    def _text(self, tokens: int, batch: int) -> list[TokenWindows]:
+        return self._bench.text(max(tokens, round(batch * self._context / self._bench.scale)))
+
+    def scores(self, folder: Path) -> dict[str, Score]:
+        """KL to the parent and perplexity on every kind of held-out text."""
+        return self._bench.score(self.parent if folder == self.parent.folder else open_folder(folder))
+
+    @cached_property
+    def tokenizer(self) -> object:
+        """None where the model is random."""
+        return load_tokenizer(self.parent.folder) if (self.parent.folder / "tokenizer.json").exists() else None
