@@ -25,6 +25,7 @@ from ffn_fusion.data import load_tokenizer, make_windows
 from ffn_fusion.engines.compare import TOLERANCE, Comparison, compare, differences, verify_engine
 from ffn_fusion.errors import CheckError
 from ffn_fusion.export import gguf_writer
+from ffn_fusion.export.forms import export_model
 from ffn_fusion.export.gguf_writer import plan_gguf, write_gguf
 from ffn_fusion.portability import reference
 from ffn_fusion.surgery.build import build
@@ -59,6 +60,13 @@ def expected(folder: Path, ids: list[int], new: int = NEW) -> tuple[torch.Tensor
 
 def same(found: Comparison) -> bool:
     return found.error < TOLERANCE and found.same_text == 1
+
+
+def test_padded_to_a_plain_llama(tmp_path: Path) -> None:
+    """What the child computes, by llama.cpp's own Llama."""
+    child = make(tmp_path / "child", MIXED)
+    plain = export_model(open_model(child), tmp_path / "plain", "llama", pad=True)
+    assert same(compared(exported(plain, tmp_path / "plain.gguf"), child))
 
 
 LLAMA3 = {

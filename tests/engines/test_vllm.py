@@ -31,6 +31,7 @@ from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.data import load_tokenizer, make_windows
 from ffn_fusion.engines.compare import TOLERANCE, Comparison, compare, verify_engine
 from ffn_fusion.engines.vllm import Asked, Said
+from ffn_fusion.export.forms import export_model
 from ffn_fusion.portability import reference
 from ffn_fusion.portability.check import check
 from ffn_fusion.surgery.build import build
@@ -44,6 +45,7 @@ ONE_SEQUENCE = {"max_model_len": 64, "max_num_seqs": 2}
 MIXED: Blocks = [(2, 256), (None, 512), (None, None), (2, 256), (2, None), (None, 1024)]
 
 NARROW = "heads 24 wide"
+PLAIN = "a plain Llama"
 
 RUNS: dict[str, tuple[Blocks, dict[str, Any]]] = {
     "attention-free middle and end": (MIXED, {}),
@@ -135,6 +137,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for i, (name, (*_, blocks, changes)) in enumerate([*RUNS.items(), *REFUSED.items(), narrow]):
         made[name] = make(root / str(i), blocks, **changes)
         spoil(made[name], name)
+    made[PLAIN] = export_model(open_folder(made["attention-free middle and end"]), root / "plain", "llama", pad=True)
     return made
 
 
@@ -150,6 +153,11 @@ def test_random_models(folders: dict[str, Path], said: dict[str, Said], name: st
     assert said[name].ours
     assert same(compared(said[name], folders[name], prompts()))
     assert verdict(folders[name]) == ("loads", set())
+
+
+def test_padded_to_a_plain_llama(folders: dict[str, Path], said: dict[str, Said]) -> None:
+    """What the child computes, by vLLM's own Llama."""
+    assert same(compared(said[PLAIN], folders["attention-free middle and end"], prompts()))
 
 
 @pytest.mark.parametrize("rule", REFUSED)
