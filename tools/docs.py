@@ -135,9 +135,9 @@ def analysis_results() -> str:
     return "\n".join(rows)
 
 
-def repair_results(part: str, digits: int = 3) -> str:
-    """What benchmarks/repair.py printed for a part (docs/results/repair.json): figures are "part | row | column"."""
-    kept = json.loads((ROOT / "docs" / "results" / "repair.json").read_text(encoding="utf-8"))[part]
+def results(of: str, part: str, digits: int = 3) -> str:
+    """What a benchmark printed for a part, kept in docs/results/OF.json: figures are "part | row | column"."""
+    kept = json.loads((ROOT / "docs" / "results" / f"{of}.json").read_text(encoding="utf-8"))[part]
     table: dict[str, dict[str, str]] = {}
     for name, value in kept["figures"].items():
         _, row, column = name.split(" | ")
