@@ -16,6 +16,7 @@ from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data import TokenWindows, load_tokenizer, make_windows
 from ffn_fusion.distillation.distill import distill_child
 from ffn_fusion.distillation.settings import DistillSettings
+from ffn_fusion.distillation.teacher_cache import CacheSettings
 from ffn_fusion.repair.repair import repair_child
 from ffn_fusion.surgery.build import build
 
@@ -70,13 +71,21 @@ class DistillBench:
             repairs = repair_child(self.parent, blueprint, text, self._place / f"{folder.name}.repairs")
         return build(self.parent, blueprint, folder, width_multiple=1, repairs=repairs)
 
-    def distilled(self, child: Path, tokens: int, settings: DistillSettings | None = None) -> tuple[Path, Figures]:
-        """A folder with the trained weights, and what it took; removed when the next is asked for."""
+    def distilled(
+        self, child: Path, tokens: int, settings: DistillSettings | None = None, top_k: int = 0
+    ) -> tuple[Path, Figures]:
+        """A folder with the trained weights, and what it took; removed when the next is asked for.
+
+        Args:
+            top_k: learn from so many of the parent's likeliest tokens, kept on disk; 0: from the parent itself.
+        """
         how = settings or self.settings()
-        work = self._place / "work"
-        shutil.rmtree(work, ignore_errors=True)
+        work, kept = self._place / "work", self._place / "cache"
+        for folder in (work, kept):
+            shutil.rmtree(folder, ignore_errors=True)
+        cache = CacheSettings(kept, top_k) if top_k else None
         began = time.monotonic()
-        done = distill_child(child, self.parent, self._text(tokens, how.batch), work, settings=how)
+        done = distill_child(child, self.parent, self._text(tokens, how.batch), work, settings=how, cache=cache)
         return done.weights.folder, {"tokens": float(done.record["tokens"]), "seconds": time.monotonic() - began}
 
     def _text(self, tokens: int, batch: int) -> list[TokenWindows]:

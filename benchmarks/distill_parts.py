@@ -15,6 +15,7 @@ TOKENS = 393_216
 """What 30 minutes on two cores take (see the table of seconds)."""
 FEW = 16_384
 CURVE = (32_768, 98_304)
+TOP_K = (64, 256)
 UNLIKE = ("speeches", "code")
 """Held-out texts that training has nothing of: speeches since 2017 (trained on those before 1945), Python."""
 
@@ -50,7 +51,10 @@ def objective(bench: DistillBench) -> Figures:
         "KL reverse": Objective(cosine=0, direction="reverse"),
         "KL + LM": Objective(cosine=0, lm=1),
     }
-    return _changed(bench, {name: bench.settings(objective=of) for name, of in objectives.items()})
+    found = _changed(bench, {name: bench.settings(objective=of) for name, of in objectives.items()})
+    for k in TOP_K:
+        found |= _changed(bench, {f"KL, {k} tokens kept": bench.settings(objective=objectives["KL"])}, k)
+    return found
 
 
 def trained(bench: DistillBench) -> Figures:
@@ -119,10 +123,10 @@ def _about(scores: Mapping[str, Score]) -> Figures:
     }
 
 
-def _changed(bench: DistillBench, settings: Mapping[str, DistillSettings]) -> Figures:
+def _changed(bench: DistillBench, settings: Mapping[str, DistillSettings], top_k: int = 0) -> Figures:
     found: Figures = {}
     for name, how in settings.items():
-        done, took = bench.distilled(bench.child(), FEW, how)
+        done, took = bench.distilled(bench.child(), FEW, how, top_k)
         found |= _row(name, {**_about(bench.scores(done)), "seconds": took["seconds"]})
     return found
 
