@@ -49,6 +49,7 @@ class DistillSettings:
         batch: windows of one step of the optimiser, over all processes and accumulated gradients.
         micro: windows that go through the model together, on each process.
         epochs: times that the windows are gone through, each time in another order.
+        learning_rate: at its highest; adapters want about ten times it (``DEFAULT_LORA_LEARNING_RATE``).
         warmup: share of the steps.
         bf16: matrix products in bfloat16; weights and the optimiser stay in float32.
         checkpointing: keep no activations inside blocks, compute them again on the way back.
