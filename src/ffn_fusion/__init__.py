@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ffn_fusion.distillation.distill import distill_child
     from ffn_fusion.distillation.settings import DistillSettings, Objective
     from ffn_fusion.distillation.teacher_cache import CacheSettings
+    from ffn_fusion.distillation.tracking import Tracking
     from ffn_fusion.distillation.write import write_distilled
     from ffn_fusion.distillation.write_cache import write_cache
     from ffn_fusion.errors import FfnFusionError
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from ffn_fusion.pipeline.recipe import Recipe
     from ffn_fusion.pipeline.result import Result
     from ffn_fusion.pipeline.run import run
+    from ffn_fusion.pipeline.write_trained import check_trainable, write_trained
     from ffn_fusion.repair.plan import RepairPlan
     from ffn_fusion.repair.repair import plan_repair, repair_child
     from ffn_fusion.repair.settings import RepairSettings
@@ -77,6 +79,7 @@ _HOMES = {
     "distillation.distill": ("distill_child",),
     "distillation.settings": ("DistillSettings", "Objective"),
     "distillation.teacher_cache": ("CacheSettings",),
+    "distillation.tracking": ("Tracking",),
     "distillation.write": ("write_distilled",),
     "distillation.write_cache": ("write_cache",),
     "errors": ("FfnFusionError",),
@@ -89,6 +92,7 @@ _HOMES = {
     "pipeline.recipe": ("Recipe",),
     "pipeline.result": ("Result",),
     "pipeline.run": ("run",),
+    "pipeline.write_trained": ("check_trainable", "write_trained"),
     "repair.plan": ("RepairPlan",),
     "repair.repair": ("plan_repair", "repair_child"),
     "repair.settings": ("RepairSettings",),
@@ -107,7 +111,8 @@ __all__ = [  # noqa: RUF022  (in the order of a run)
     "channel_contributions", "narrow_ffns",
     "repair_child", "plan_repair", "RepairSettings", "RepairPlan",
     "build", "Child", "export_model", "plan_export",
-    "distill_child", "DistillSettings", "Objective", "write_distilled", "write_cache", "CacheSettings",
+    "distill_child", "DistillSettings", "Objective", "Tracking", "write_distilled", "write_cache", "CacheSettings",
+    "check_trainable", "write_trained",
     "evaluate", "Quality",
     "bench", "Latency", "load_model", "realise",
     "write_report", "ReportData",

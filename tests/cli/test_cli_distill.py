@@ -88,6 +88,26 @@ def test_dry_run(ffn_fusion: Run, parent: Path, child: Path, text: tuple[Any, ..
     assert not (tmp_path / "better").exists()
 
 
+def test_lora_with_a_log(ffn_fusion: Run, parent: Path, child: Path, text: tuple[Any, ...], tmp_path: Path) -> None:
+    words = ("distill", child, "--parent", parent, *text, "--trained", "lora", "--lora-rank", 4)
+    code, out, err = ffn_fusion(*words, "-o", tmp_path / "a", "--dry-run", "--json")
+    assert code == 0, err
+    plan = json.loads(out)
+    assert plan["parameters"] < plan["of"] / 2
+    code, out, err = ffn_fusion(*words, "-o", tmp_path / "a", "--track", "tensorboard")
+    assert code == 0, err
+    logs = tmp_path / "a.logs"
+    assert f"logs: {logs}; tensorboard --logdir {logs} shows them" in err.replace("\n", " ")
+    assert len(list(logs.glob("*/events.out.*"))) == 1
+    assert not list(tmp_path.glob(".a*"))
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert "LoRA adapters of rank 4 on the matrices of all attentions and FFNs, merged now, were trained" in card
+    assert json.loads((tmp_path / "a" / "distillation.json").read_text())["settings"]["learning_rate"] == 2e-3
+    assert not mismatches(tmp_path / "a")
+    code, _, err = ffn_fusion(*words, "-o", tmp_path / "b", "--track", "paper")
+    assert (code, "'paper' isn't one of tensorboard, trackio, none" in err) == (2, True)
+
+
 def test_from_a_cache(ffn_fusion: Run, parent: Path, child: Path, text: tuple[Any, ...], tmp_path: Path) -> None:
     words = ("distill", child, "--parent", parent, *text, "--teacher-cache", tmp_path / "cache", "--top-k", 8)
     code, out, err = ffn_fusion(*words, "-o", tmp_path / "a", "--dry-run", "--json")
@@ -125,7 +145,11 @@ def test_mistakes(ffn_fusion: Run, parent: Path, child: Path, text: tuple[Any, .
         ((child, "--parent", parent, *short), 7, "too short"),
         ((child, "--parent", parent, *text, "--micro", 3), 2, "a batch of 4 windows can't be shared evenly"),
         ((child, "--parent", parent, *text, "--direction", "up"), 2, "'up' isn't one of forward, reverse, js"),
-        ((child, "--parent", parent, *text, "--trained", "some"), 2, "'some' isn't one of all, touched"),
+        (
+            (child, "--parent", parent, *text, "--trained", "some"),
+            2,
+            "'some' isn't one of all, touched, lora, lora-touched",
+        ),
         ((child, "--parent", parent, *text, "--teacher-dtype", "int4"), 2, "'int4' is no dtype"),
         ((child, "--parent", parent, *text, "--batch", 400), 7, "less than one batch of 400"),
         ((child, "--parent", parent, *text, "--learning-rate", 1e30, "--warmup", 0), 11, "isn't finite"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from ffn_fusion.cli.options import Context, DryRun, Output, Seed, Texts, Tokens
 from ffn_fusion.distillation.settings import (
     DEFAULT_BATCH,
     DEFAULT_LEARNING_RATE,
+    DEFAULT_LORA_ALPHA,
+    DEFAULT_LORA_LEARNING_RATE,
+    DEFAULT_LORA_RANK,
     DEFAULT_TOKENS,
     DEFAULT_TOP_K,
     DEFAULT_WARMUP,
@@ -30,11 +33,24 @@ def distill(
     epochs: Annotated[int, typer.Option(help="Times that the text is gone through.", min=1)] = 1,
     batch: Annotated[int, typer.Option(help="Windows of one step, over all processes.", min=1)] = DEFAULT_BATCH,
     micro: Annotated[int, typer.Option(help="Windows that go through the model together.", min=1)] = 1,
-    learning_rate: Annotated[float, typer.Option(help="AdamW's, at its highest.", min=0)] = DEFAULT_LEARNING_RATE,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help=f"AdamW's, at its highest; default: {DEFAULT_LEARNING_RATE:g}, with LoRA "
+            f"{DEFAULT_LORA_LEARNING_RATE:g}.",
+            min=0,
+        ),
+    ] = None,
     warmup: Annotated[float, typer.Option(help="Share of the steps.", min=0, max=1)] = DEFAULT_WARMUP,
     trained: Annotated[
-        str, typer.Option(help="all weights, or touched: blocks that surgery changed, and their neighbours.")
+        str,
+        typer.Option(
+            help="all weights, or touched: blocks that surgery changed, and their neighbours; lora, lora-touched: "
+            "low-rank adapters on their matrices, merged in the end."
+        ),
     ] = "all",
+    lora_rank: Annotated[int, typer.Option(help="Of LoRA's adapters.", min=1)] = DEFAULT_LORA_RANK,
+    lora_alpha: Annotated[int, typer.Option(help="Adapters count alpha / rank times.", min=1)] = DEFAULT_LORA_ALPHA,
     kl: Annotated[float, typer.Option(help="Weight of the divergence on logits.", min=0)] = 1.0,
     cosine: Annotated[
         float | None,
@@ -56,6 +72,7 @@ def distill(
     ] = None,
     top_k: Annotated[int, typer.Option(help="Tokens of each distribution that a cache keeps.", min=1)] = DEFAULT_TOP_K,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: ten in all.", min=0)] = 0,
+    track: Annotated[str, typer.Option(help="Log how it goes, to OUT.logs: tensorboard, trackio, or none.")] = "none",
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
     memory: Annotated[
@@ -75,6 +92,8 @@ def distill(
     from ffn_fusion.units import parse_bytes
 
     cosine = float(teacher_cache is None) if cosine is None else cosine
+    if learning_rate is None:
+        learning_rate = DEFAULT_LORA_LEARNING_RATE if trained.startswith("lora") else DEFAULT_LEARNING_RATE
     settings = DistillSettings(
         objective=Objective(kl, cosine, lm, direction, temperature),  # type: ignore[arg-type]
         trained=trained,  # type: ignore[arg-type]
@@ -87,12 +106,15 @@ def distill(
         checkpointing=checkpointing,
         save_every=save_every,
         seed=seed,
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
     )
     model = open_model(parent)
     wanted = Text(texts=tuple(text or ()), tokens=tokens, context=context)
     dtype, budget = dtype_named(teacher_dtype, model), parse_bytes(memory) if memory else None
     cache = CacheSettings(teacher_cache, top_k, temperature) if teacher_cache else None
-    todo = Distilling.of(child, model, output, wanted, settings, dtype, cache, device, budget)
+    tool: Any = None if track == "none" else track
+    todo = Distilling.of(child, model, output, wanted, settings, dtype, cache, device, budget, tool)
     if dry_run:
         plan = todo.plan()
         if as_json:
@@ -100,6 +122,8 @@ def distill(
         else:
             say(distill_plan_table(plan), "dry run: nothing was trained", err=False)
         return
+    if todo.run.tracking is not None:
+        say(f"logs: {todo.run.tracking.folder}; {todo.run.tracking.look} shows them")
     with progress_bars() as bars:
         record = todo.carry_out(show_distill_plan, bars)
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +12,8 @@ from ffn_fusion.checkpoint.reader import Checkpoint, inside
 from ffn_fusion.checkpoint.staging import DISTILLATION, read_manifest
 from ffn_fusion.distillation.settings import Direction, DistillSettings, Trained
 from ffn_fusion.distillation.teacher_cache import CacheSettings
-from ffn_fusion.errors import BlueprintError, CheckpointError, UsageError
+from ffn_fusion.distillation.tracking import Tracking
+from ffn_fusion.errors import BlueprintError, CheckpointError, MissingExtraError, UsageError
 from ffn_fusion.portability.fix import read_fixes
 from ffn_fusion.surgery.build import check_blueprint
 
@@ -48,6 +50,8 @@ def check_settings(settings: DistillSettings, world: int, device: str) -> None:
     for value, allowed in ((objective.direction, get_args(Direction)), (settings.trained, get_args(Trained))):
         if value not in allowed:
             raise UsageError(f"{value!r} isn't one of {', '.join(allowed)}", "choose one of them")
+    if settings.lora_rank < 1 or settings.lora_alpha <= 0:
+        raise UsageError("LoRA's rank and alpha are above 0", "choose others (--lora-rank, --lora-alpha)")
     if not (objective.kl or objective.cosine or objective.lm):
         raise UsageError("nothing to learn: kl, cosine and lm are all 0", "give one of them a weight")
     if settings.batch % (settings.micro * world):
@@ -58,6 +62,15 @@ def check_settings(settings: DistillSettings, world: int, device: str) -> None:
         )
     if device not in ("cpu", "cuda"):
         raise UsageError(f"device {device!r}: training takes cpu or cuda", "choose a GPU with CUDA_VISIBLE_DEVICES")
+
+
+def check_extras(settings: DistillSettings, tracking: Tracking | None) -> None:
+    """Raises: MissingExtraError: a package that this training needs isn't installed."""
+    for package, what in (("accelerate", "distillation"), *([("peft", "LoRA")] if settings.lora else [])):
+        if find_spec(package) is None:
+            raise MissingExtraError(f"{what} needs {package}", "pip install 'ffn-fusion[train]'")
+    if tracking is not None:
+        tracking.check()
 
 
 def check_cache(settings: CacheSettings | None, cosine: float, temperature: float) -> None:

@@ -21,23 +21,26 @@ from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import check_space, read_manifest
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.distillation.checkpoints import Saved, newest, prepare
-from ffn_fusion.distillation.checks import check_cache, check_pair, check_settings, read_record
-from ffn_fusion.distillation.depths import Depth, matched_depths, touched_blocks
+from ffn_fusion.distillation.checks import check_cache, check_extras, check_pair, check_settings, read_record
+from ffn_fusion.distillation.depths import Depth, matched_depths
+from ffn_fusion.distillation.lora import Merged, with_adapters
 from ffn_fusion.distillation.settings import PARTS, DistillSettings
 from ffn_fusion.distillation.teacher import NoTeacher, OnlineTeacher, Teacher, load_causal
 from ffn_fusion.distillation.teacher_cache import CachedTeacher, CacheSettings, TeacherCache
+from ffn_fusion.distillation.tracking import Tracking
+from ffn_fusion.distillation.trained import trained_numbers, trained_tensors
+from ffn_fusion.distillation.write import Weights
 from ffn_fusion.distillation.write_cache import Writing
-from ffn_fusion.errors import DataError, MissingExtraError, UsageError
-from ffn_fusion.families.layout import block_prefix
+from ffn_fusion.errors import DataError, UsageError
 from ffn_fusion.processes import Progress, current, silent, together
 from ffn_fusion.surgery.build import BLUEPRINT, files_state
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """What a training left: a checkpoint folder with float32 weights, which tensors were trained, and the record."""
+    """What a training left: float32 weights, read from its last checkpoint, and the record."""
 
-    weights: Checkpoint
+    weights: Weights
     record: dict[str, Any]
 
 
@@ -53,6 +56,7 @@ def distill_child(
     cache: CacheSettings | None = None,
     device: str = "cpu",
     memory: int | None = None,
+    tracking: Tracking | None = None,
     progress: Progress = silent,
 ) -> Distilled:
     """Train a child's weights until it says what its parent says, with both in memory, or the parent on disk.
@@ -64,14 +68,15 @@ def distill_child(
         cache: learn from what is kept there of the parent's distributions; written first where it isn't.
         device: cpu or cuda.
         memory: bytes that a process may use while it writes the cache (default: half of what's free).
+        tracking: where to log how it goes.
         progress: counts windows of the cache, then steps of the optimiser.
 
     Raises:
         CheckpointError: the parent isn't the child's, or has another vocabulary. BlueprintError: the child has none.
         DataError: too little text. UsageError: settings that don't fit. TrainingError: a loss that isn't finite.
-        OutputError: the disk is full. MissingExtraError: no accelerate.
+        OutputError: the disk is full. MissingExtraError: no accelerate, no peft for LoRA, nothing to track with.
     """
-    run = Run(child, parent, texts, work, settings or DistillSettings(), teacher_dtype, cache, device, memory)
+    run = Run(child, parent, texts, work, settings or DistillSettings(), teacher_dtype, cache, device, memory, tracking)
     run.check()
     return run.carry_out(progress)
 
@@ -89,6 +94,7 @@ class Run:
     cache: CacheSettings | None = None
     device: str = "cpu"
     memory: int | None = None
+    tracking: Tracking | None = None
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -118,22 +124,19 @@ class Run:
 
     @cached_property
     def trained(self) -> tuple[str, ...]:
-        """Names of the tensors that learn."""
-        if self.settings.trained == "all":
-            return tuple(self.checkpoint.tensors)
-        prefixes = tuple(block_prefix(k) for k in touched_blocks(self.blueprint))
-        return tuple(name for name in self.checkpoint.tensors if name.startswith(prefixes))
+        """Names of the tensors that come out changed."""
+        return trained_tensors(self.checkpoint, self.blueprint, self.settings)
 
     @cached_property
     def parameters(self) -> int:
         """Numbers that learn."""
-        shapes = (self.checkpoint.tensors[name].shape for name in self.trained)
-        return sum(int(np.prod(shape)) for shape in shapes)
+        return trained_numbers(self.checkpoint, self.trained, self.settings)
 
     @property
     def disk_bytes(self) -> int:
-        """Of three checkpoints at a time: weights, and two moments of what learns, in float32."""
-        return 3 * 4 * (self.checkpoint.parameters + 2 * self.parameters)
+        """Of three checkpoints at a time: weights (of adapters alone), and two moments of what learns, in float32."""
+        weights = self.parameters if self.settings.lora else self.checkpoint.parameters
+        return 3 * 4 * (weights + 2 * self.parameters)
 
     def check(self) -> None:
         """Raises: see :func:`distill_child`."""
@@ -167,6 +170,7 @@ class Run:
 
     def carry_out(self, progress: Progress) -> Distilled:
         here = current()
+        check_extras(self.settings, self.tracking)
         if not here.rank:
             prepare(self.work, self.key())
         here.gather([None])  # the folder is there, and what isn't ours is gone
@@ -176,7 +180,12 @@ class Run:
         here.gather([None])
         saved = newest(self.work)
         assert saved is not None
-        return Distilled(open_folder(saved.folder), self.record(saved))
+        return Distilled(self._weights(saved), self.record(saved))
+
+    def _weights(self, saved: Saved) -> Weights:
+        if self.settings.lora:
+            return Merged(self.checkpoint, saved.folder, self.settings, self._master)
+        return open_folder(saved.folder)
 
     def _written(self, progress: Progress) -> TeacherCache | None:
         """The cache, whole."""
@@ -193,19 +202,20 @@ class Run:
         return OnlineTeacher(self.parent.folder, [d.parent for d in self.depths], self.teacher_dtype, self._device)
 
     def _train(self, saved: Saved | None, cache: TeacherCache | None, progress: Progress) -> None:
-        try:
-            import accelerate  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError("distillation needs accelerate", "pip install 'ffn-fusion[train]'") from error
         from ffn_fusion.distillation.trainer import DistillTrainer, Windows
+        from ffn_fusion.distillation.watching import watchers
 
+        lora, step = self.settings.lora, saved.step if saved else 0
         torch.manual_seed(self.settings.seed)
-        model = load_causal(saved.folder if saved else self.child, self._master)
+        model = load_causal(saved.folder if saved and not lora else self.child, self._master)
         model.config.use_cache = False
         if self.settings.checkpointing:
             checkpoint_activations(model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in self.trained)
+        if lora:
+            model = with_adapters(model, self.trained, self.settings)
+        tokens = self.settings.batch * self.ids_NT.shape[1]
         trainer = DistillTrainer(
             model,
             Windows(self.ids_NT, self.order()),
@@ -217,8 +227,9 @@ class Run:
             steps=self.steps,
             accumulation=self.accumulation,
             on_step=lambda done, total: progress("distillation", done, total),
+            callbacks=[] if current().rank else watchers(self.tracking, self.key(), step, tokens),
         )
-        progress("distillation", saved.step if saved else 0, self.steps)
+        progress("distillation", step, self.steps)
         trainer.train(resume_from_checkpoint=str(saved.folder) if saved else None)
 
     @property

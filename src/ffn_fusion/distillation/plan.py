@@ -9,10 +9,10 @@ import torch
 from ffn_fusion.blockwise import Pace, Stack, measure_pace
 from ffn_fusion.blockwise.work import attention_flops, ffn_flops
 from ffn_fusion.checkpoint.reader import Checkpoint
-from ffn_fusion.distillation.depths import touched_blocks
 from ffn_fusion.distillation.distill import Run
 from ffn_fusion.distillation.objective import LOGIT_BYTES
 from ffn_fusion.distillation.teacher_cache import bytes_per_token
+from ffn_fusion.distillation.trained import trained_blocks
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.processes import current
 
@@ -83,12 +83,14 @@ def _flops(run: Run, context: int) -> tuple[float, float]:
     far as anything learns, and to the weights that do; the teacher forward.
     """
     child = run.checkpoint.spec
-    learns = range(len(child.blocks)) if run.settings.trained == "all" else touched_blocks(run.blueprint)
-    first = min(learns)
+    learns = trained_blocks(run.checkpoint, run.blueprint, run.settings)
+    first, to_weights = min(learns), () if run.settings.lora else learns
     forward = [attention_flops(child, i, context) + ffn_flops(child, i, context) for i in range(len(child.blocks))]
     blocks = sum(forward)
     for i, flops in enumerate(forward):
-        blocks += flops * ((i >= first) * (1 + run.settings.checkpointing) + (i in set(learns)))
+        blocks += flops * ((i >= first) * (1 + run.settings.checkpointing) + (i in to_weights))
+    if run.settings.lora:  # an adapter forward, once more if checkpointed, and both its gradients
+        blocks += 2.0 * context * run.parameters * (3 + run.settings.checkpointing)
     head = 2.0 * context * child.vocab_size * child.hidden_size
     heads = head * (2 + (run.settings.trained == "all"))
     times = 1.0 if run.teacher_beside else 0.0

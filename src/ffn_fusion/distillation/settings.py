@@ -6,13 +6,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Direction = Literal["forward", "reverse", "js"]
-Trained = Literal["all", "touched"]
+Trained = Literal["all", "touched", "lora", "lora-touched"]
 
 PARTS = ("divergence", "cosine", "lm")
 """What a loss is reported in, beside their weighted sum."""
 DEFAULT_TOKENS = 262_144
 DEFAULT_BATCH = 8
 DEFAULT_LEARNING_RATE = 2e-4
+DEFAULT_LORA_LEARNING_RATE = 2e-3
+"""Adapters start from nothing and are few: ten times what all weights take."""
+DEFAULT_LORA_RANK = 16
+DEFAULT_LORA_ALPHA = 32
 DEFAULT_WARMUP = 0.05
 DEFAULT_TOP_K = 64
 
@@ -40,14 +44,17 @@ class DistillSettings:
     """How the objective is minimised: AdamW, linear warm-up, then a cosine down to zero.
 
     Args:
-        trained: every weight, or only the blocks that surgery changed and those beside them.
+        trained: every weight, or only the blocks that surgery changed and those beside them (touched), or LoRA's
+            adapters on the matrices of all blocks (lora) or of the touched ones, merged in the end.
         batch: windows of one step of the optimiser, over all processes and accumulated gradients.
         micro: windows that go through the model together, on each process.
         epochs: times that the windows are gone through, each time in another order.
+        learning_rate: at its highest; adapters want about ten times it (``DEFAULT_LORA_LEARNING_RATE``).
         warmup: share of the steps.
         bf16: matrix products in bfloat16; weights and the optimiser stay in float32.
         checkpointing: keep no activations inside blocks, compute them again on the way back.
         save_every: steps between two checkpoints to resume from; 0: ten in all.
+        lora_rank: of an adapter. lora_alpha: an adapter counts alpha / rank times.
     """
 
     objective: Objective = field(default_factory=Objective)
@@ -63,3 +70,13 @@ class DistillSettings:
     checkpointing: bool = False
     save_every: int = 0
     seed: int = 0
+    lora_rank: int = DEFAULT_LORA_RANK
+    lora_alpha: int = DEFAULT_LORA_ALPHA
+
+    @property
+    def lora(self) -> bool:
+        return self.trained.startswith("lora")
+
+    @property
+    def only_touched(self) -> bool:
+        return self.trained.endswith("touched")

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ffn_fusion.distillation.checkpoints import folder_of, mark_whole, newest
+from ffn_fusion.distillation.lora import bare
 from ffn_fusion.distillation.objective import cosine_loss, head_loss
 from ffn_fusion.distillation.settings import PARTS, DistillSettings, Objective
 from ffn_fusion.distillation.states import seen
@@ -87,7 +88,7 @@ class DistillTrainer(Trainer):
     Args:
         blocks: of the child, behind which states are compared.
         accumulation: micro-batches that one step of the optimiser takes on each process.
-        on_step: called with (steps done, in all).
+        on_step: called with (steps done, in all). callbacks: that log how it goes.
     """
 
     def __init__(
@@ -103,7 +104,9 @@ class DistillTrainer(Trainer):
         steps: int,
         accumulation: int,
         on_step: Callable[[int, int], None],
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
+        self._child = bare(model)
         self._teacher, self._blocks, self._settings, self._work = teacher, tuple(blocks), settings, work
         self._sums: list[Tensor] = []
         super().__init__(
@@ -111,7 +114,7 @@ class DistillTrainer(Trainer):
             args=_arguments(settings, work, device, steps, accumulation),
             train_dataset=data,
             data_collator=collate,
-            callbacks=[_Watch(work, on_step)],
+            callbacks=[_Watch(work, on_step), *callbacks],
         )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = False  # a mean over the batch's windows, which all are of one length
@@ -119,10 +122,10 @@ class DistillTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        dtype = torch.bfloat16 if self._settings.bf16 else self.model.lm_head.weight.dtype
+        dtype = torch.bfloat16 if self._settings.bf16 else self._child.lm_head.weight.dtype
         objective, windows = self._settings.objective, inputs["windows"].tolist()
         ids_BT = inputs["input_ids"]
-        found = objective_loss(self.model, model, ids_BT, windows, self._teacher, self._blocks, objective, dtype)
+        found = objective_loss(self._child, model, ids_BT, windows, self._teacher, self._blocks, objective, dtype)
         self._sums.append(torch.stack([found.total.detach(), *found.parts]))
         return (found.total, {}) if return_outputs else found.total
 

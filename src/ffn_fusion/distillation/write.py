@@ -7,14 +7,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ffn_fusion.checkpoint import staging
 from ffn_fusion.checkpoint.reader import Checkpoint, inside, torch_dtype
-from ffn_fusion.checkpoint.safetensors_file import CHUNK_BYTES
+from ffn_fusion.checkpoint.safetensors_file import CHUNK_BYTES, TensorInfo
 from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES, OutputTensor, plan_shards, write_shards
 from ffn_fusion.checkpoint.sidecars import sidecar_files
 from ffn_fusion.errors import TrainingError
@@ -25,10 +25,26 @@ from ffn_fusion.surgery.repairs import RECORD
 _MARGIN = 64 << 20
 
 
+class Weights(Protocol):
+    """Trained weights: those of a checkpoint folder, or the child's with adapters merged into them."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor."""
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` of it."""
+
+
 class AsStored:
     """Trained weights as the child stores them, rounded to its dtypes: what is scored is what is written."""
 
-    def __init__(self, child: Checkpoint, weights: Checkpoint) -> None:
+    def __init__(self, child: Checkpoint, weights: Weights) -> None:
         self.spec, self.tensors = child.spec, child.tensors
         self._weights = weights
 
@@ -39,7 +55,7 @@ class AsStored:
 
 def write_distilled(
     child: Checkpoint,
-    weights: Checkpoint,
+    weights: Weights,
     record: Mapping[str, Any],
     target: Path,
     *,
@@ -102,7 +118,7 @@ def _beside(folder: Path) -> Iterator[tuple[str, bytes]]:
         yield name, path.read_bytes()
 
 
-def _pieces(source: Checkpoint, name: str, dtype: str) -> Callable[[], Iterator[memoryview]]:
+def _pieces(source: Weights, name: str, dtype: str) -> Callable[[], Iterator[memoryview]]:
     def pieces() -> Iterator[memoryview]:
         count = source.tensors[name].shape[0]
         step = max(1, CHUNK_BYTES // source.tensors[name].row_bytes)

@@ -20,6 +20,7 @@ from ffn_fusion.distillation.distill import Distilled, Run, distill_child
 from ffn_fusion.distillation.plan import DistillPlan, plan_distillation
 from ffn_fusion.distillation.settings import DistillSettings
 from ffn_fusion.distillation.teacher_cache import CacheSettings
+from ffn_fusion.distillation.tracking import Tool, Tracking
 from ffn_fusion.distillation.write import AsStored, write_distilled
 from ffn_fusion.evaluation.evaluate import PARENT, evaluate
 from ffn_fusion.pipeline.recipe import Text
@@ -51,12 +52,14 @@ class Distilling:
         cache: CacheSettings | None,
         device: str,
         memory: int | None,
+        track: Tool | None = None,
     ) -> Distilling:
         check_target(output, child)
         check_target(output, parent.folder)
         used, kept_back = split_windows(child, text, settings.seed)
         work = output.with_name(f".{output.name}.distillation")
-        run = Run(child, parent, used, work, settings, teacher_dtype, cache, device, memory)
+        tracking = Tracking(track, output.with_name(f"{output.name}.logs")) if track else None
+        run = Run(child, parent, used, work, settings, teacher_dtype, cache, device, memory, tracking)
         run.check()
         return cls(run, kept_back, output)
 
@@ -78,6 +81,7 @@ class Distilling:
             cache=run.cache,
             device=run.device,
             memory=run.memory,
+            tracking=run.tracking,
             progress=progress,
         )
         record = {**done.record, "gains": self._gains(done, progress)}
@@ -113,12 +117,12 @@ class Distilling:
             self.run.blueprint,
             version("ffn-fusion"),
             read_licence(self.run.parent.folder) or read_licence(child),
-            repairs=_repairs(child),
+            repairs=read_repairs(child),
             distillation=record,
         )
 
 
-def _repairs(child: Path) -> dict[str, Any] | None:
+def read_repairs(child: Path) -> dict[str, Any] | None:
     """The record of the child's repair, whose weights the child itself holds."""
     record: dict[str, Any] | None = json.loads((child / RECORD).read_bytes()) if is_repaired(child) else None
     return record

@@ -98,17 +98,34 @@ def _training(repairs: Mapping[str, Any] | None) -> str:
 
 
 def _distilled(record: Mapping[str, Any], repairs: Mapping[str, Any] | None) -> str:
-    earlier, tokens = record.get("before"), record["tokens"]
-    while earlier:
-        tokens, earlier = tokens + earlier["tokens"], earlier.get("before")
-    objective = record["settings"]["objective"]
+    """Distilled, or trained further by other tools, or both: the record and those before it, the oldest last."""
+    chain = [record]
+    while earlier := chain[-1].get("before"):
+        chain.append(earlier)
+    further = [_plain(step["how"]) for step in reversed(chain) if "how" in step]
+    distilled = [step for step in chain if "how" not in step]
+    if not distilled:
+        return f"**{'Repaired, then trained' if repairs else 'Trained'} further:** {'; then '.join(further)}.\n"
+    objective, tokens = distilled[0]["settings"]["objective"], sum(step["tokens"] for step in distilled)
     terms = {"kl": "the divergence of its next-token distributions", "cosine": "the cosine distance of hidden states"}
     learnt = [words for key, words in {**terms, "lm": "the language-model loss"}.items() if objective[key]]
-    which = "all weights" if record["settings"]["trained"] == "all" else "the weights that surgery touched"
-    return (
+    said = (
         f"**{'Repaired and distilled' if repairs else 'Distilled'} from its parent** on {tokens:,} tokens of text: "
-        f"{which} were trained on {' and '.join(learnt)}.\n"
+        f"{_which(distilled[0]['settings'])} were trained on {' and '.join(learnt)}.\n"
     )
+    return said + (f"\n**Also trained:** {'; then '.join(further)}.\n" if further else "")
+
+
+def _which(settings: Mapping[str, Any]) -> str:
+    where = {
+        "all": "all weights",
+        "touched": "the weights that surgery touched",
+        "lora": "all attentions and FFNs",
+        "lora-touched": "the attentions and FFNs of the blocks that surgery touched",
+    }[settings["trained"]]
+    if not settings["trained"].startswith("lora"):
+        return where
+    return f"LoRA adapters of rank {settings['lora_rank']} on the matrices of {where}, merged now,"
 
 
 def _learnt(record: Mapping[str, Any] | None) -> list[str]:

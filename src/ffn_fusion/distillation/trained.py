@@ -1,0 +1,31 @@
+"""What learns: which blocks, which of their tensors, and how many numbers. No torch."""
+
+from __future__ import annotations
+
+from math import prod
+
+from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.checkpoint.reader import Checkpoint
+from ffn_fusion.distillation.depths import touched_blocks
+from ffn_fusion.distillation.settings import DistillSettings
+from ffn_fusion.families.layout import block_prefix
+
+
+def trained_blocks(child: Checkpoint, blueprint: Blueprint, settings: DistillSettings) -> tuple[int, ...]:
+    """The blocks in which anything learns, in order."""
+    return touched_blocks(blueprint) if settings.only_touched else tuple(range(len(child.spec.blocks)))
+
+
+def trained_tensors(child: Checkpoint, blueprint: Blueprint, settings: DistillSettings) -> tuple[str, ...]:
+    """Names of the tensors that come out changed; with LoRA the matrices that adapters are merged into."""
+    if settings.trained == "all":
+        return tuple(child.tensors)
+    prefixes = tuple(block_prefix(k) for k in trained_blocks(child, blueprint, settings))
+    inside = (name for name in child.tensors if name.startswith(prefixes))
+    return tuple(name for name in inside if not settings.lora or len(child.tensors[name].shape) == 2)
+
+
+def trained_numbers(child: Checkpoint, names: tuple[str, ...], settings: DistillSettings) -> int:
+    """Parameters that learn: of an adapter, A [rank, in] and B [out, rank]."""
+    shapes = [child.tensors[name].shape for name in names]
+    return sum(settings.lora_rank * sum(shape) if settings.lora else prod(shape) for shape in shapes)

@@ -1,0 +1,77 @@
+"""Weights that another program trained, as a child: continued pre-training, alignment, anything that saves a folder."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.checkpoint.reader import Checkpoint, open_folder, torch_dtype
+from ffn_fusion.checkpoint.staging import check_target, read_manifest
+from ffn_fusion.distillation.checks import read_record
+from ffn_fusion.distillation.write import write_distilled
+from ffn_fusion.errors import BlueprintError, CheckpointError
+from ffn_fusion.pipeline.distilling import read_repairs
+from ffn_fusion.portability.history import read_history
+from ffn_fusion.report.model_card import model_card, read_licence
+from ffn_fusion.surgery.build import BLUEPRINT
+
+
+def write_trained(child: Path, trained: Path, how: str, target: Path) -> Path:
+    """Write what ``save_pretrained`` left in ``trained`` as a child: it checks, verifies and exports like ``child``.
+
+    Its dtypes, config, tokenizer, blueprint and records are the child's. ``distillation.json`` says which tensors
+    changed and how; what it said before stands in it under ``before``.
+
+    Args:
+        how: what was done, in words for the model card: "continued pre-training on 1,024 tokens".
+
+    Raises:
+        BlueprintError: the child has no blueprint, or was rewritten for engines. CheckpointError: ``trained`` holds
+            another model than the child. TrainingError: a weight isn't finite. OutputError: ``target`` exists.
+    """
+    check_trainable(child, target)
+    before, after = open_folder(child), open_folder(trained)
+    if {name: info.shape for name, info in before.tensors.items()} != {n: i.shape for n, i in after.tensors.items()}:
+        raise CheckpointError(f"{trained}: its tensors aren't those of {child}", "name the child that was trained")
+    earlier = read_record(child)
+    changed = set(_changed(before, after)) | set((earlier or {}).get("trained", ()))
+    record = {
+        "version": 1,
+        "how": how,
+        "parent": (read_manifest(child) or {}).get("parent"),
+        "child": (read_manifest(child) or {}).get("build"),
+        "trained": [name for name in before.tensors if name in changed],
+        "before": earlier and {k: v for k, v in earlier.items() if k not in ("trained", "history")},
+    }
+    card = model_card(
+        target.name,
+        Blueprint.load(child / BLUEPRINT),
+        version("ffn-fusion"),
+        read_licence(child),
+        repairs=read_repairs(child),
+        distillation=record,
+    )
+    return write_distilled(before, after, record, target, model_card=card)
+
+
+def check_trainable(child: Path, target: Path) -> None:
+    """Said before a training begins. Raises: see :func:`write_trained`."""
+    check_target(target, child)
+    Blueprint.load(child / BLUEPRINT)
+    if read_history(child):
+        raise BlueprintError(
+            f"{child}: was rewritten for engines, its blocks aren't those of its blueprint",
+            "train the child that it was made of, then write that one anew",
+        )
+
+
+def _changed(before: Checkpoint, after: Checkpoint) -> list[str]:
+    """Tensors that aren't the same in the child's own dtype."""
+    return [
+        name
+        for name, info in before.tensors.items()
+        if not torch.equal(before.read(name), after.read(name).to(torch_dtype(info.dtype)))
+    ]

@@ -1,0 +1,146 @@
+"""Tracking: what an event file holds, that it goes on where a run was stopped, and that no weight knows of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from distillation_pair import Pair
+
+from ffn_fusion.distillation.distill import Distilled, Run, distill_child
+from ffn_fusion.distillation.settings import PARTS, DistillSettings
+from ffn_fusion.distillation.tracking import Tracking
+from ffn_fusion.distillation.write import Weights
+from ffn_fusion.errors import MissingExtraError, UsageError
+
+SETTINGS = DistillSettings(batch=4, micro=2, learning_rate=1e-3, warmup=0.0, save_every=2)
+SHOWN = ("loss", *PARTS, "learning_rate", "grad_norm", "tokens_per_second")
+Progress = Callable[[str, int, int], None]
+
+
+def train(pair: Pair, work: Path, logs: Path | None, **more: object) -> Distilled:
+    tracking = Tracking("tensorboard", logs) if logs else None
+    return distill_child(pair.child, pair.parent, pair.texts(24), work, tracking=tracking, settings=SETTINGS, **more)  # type: ignore[arg-type]
+
+
+def same(one: Weights, two: Weights) -> bool:
+    return all(torch.equal(one.read(name), two.read(name)) for name in one.tensors)
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Tag -> (step, value) one after another, as TensorBoard reads the one run of a folder."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (run,) = folder.iterdir()
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_the_event_file_holds_the_record(pair: Pair, tmp_path: Path) -> None:
+    done = train(pair, tmp_path / "w", tmp_path / "logs")
+    shown = scalars(tmp_path / "logs")
+    history = done.record["history"]
+    assert [row["step"] for row in history] == [1, 2, 3, 4, 5, 6]
+    for name in ("loss", *PARTS):
+        assert shown[f"train/{name}"] == [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in history]
+    values = {name: [value for _, value in shown[f"train/{name}"]] for name in SHOWN}
+    assert {len(found) for found in values.values()} == {6}
+    assert min(values["tokens_per_second"]) > 0
+    assert max(values["learning_rate"]) == pytest.approx(1e-3)
+    assert min(values["grad_norm"]) > 0
+
+
+def test_the_weights_know_nothing_of_it_and_it_goes_on(pair: Pair, tmp_path: Path) -> None:
+    """Stopped and resumed with another log or none, the same bits; every step stands once in the log."""
+    plain = train(pair, tmp_path / "plain", None)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    work, logs = tmp_path / "w", tmp_path / "logs"
+    with pytest.raises(KeyboardInterrupt):
+        train(pair, work, logs, progress=stop)  # step 3 is in the log, the checkpoint is of step 2
+    assert (work / "checkpoint-2").is_dir()
+    found = train(pair, work, logs)
+    assert same(found.weights, plain.weights)
+    assert found.record == plain.record
+    shown = scalars(logs)["train/loss"]
+    assert shown == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in plain.record["history"]]
+
+    with pytest.raises(KeyboardInterrupt):
+        train(pair, tmp_path / "v", None, progress=stop)
+    assert same(train(pair, tmp_path / "v", tmp_path / "later").weights, plain.weights)
+    assert [step for step, _ in scalars(tmp_path / "later")["train/loss"]] == [3, 4, 5, 6]
+
+
+def test_another_training_has_its_own_log(pair: Pair, tmp_path: Path) -> None:
+    runs = [Run(pair.child, pair.parent, pair.texts(), tmp_path, settings) for settings in (SETTINGS, SETTINGS)]
+    tracked = replace(runs[1], tracking=Tracking("trackio", tmp_path))
+    assert runs[0].key() == tracked.key()
+    assert runs[0].key()[:8] != replace(runs[0], settings=replace(SETTINGS, seed=1)).key()[:8]
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from makers import random_ids
+from ffn_fusion.checkpoint.reader import open_folder
+from ffn_fusion.data import TokenWindows
+from ffn_fusion.distillation.distill import distill_child
+from ffn_fusion.distillation.settings import DistillSettings
+from ffn_fusion.distillation.tracking import Tracking
+parent, child, work, logs = map(Path, sys.argv[2:])
+config = json.loads((parent / "config.json").read_text())
+texts = [TokenWindows("t", random_ids(config, 24, 16, 0).numpy())]
+settings = DistillSettings(batch=4, micro=2, learning_rate=1e-3, warmup=0.0, save_every=2)
+tracking = Tracking("trackio", logs)
+
+
+def stop(what, done, total):
+    if done == 4:
+        raise KeyboardInterrupt
+
+
+try:
+    distill_child(child, open_folder(parent), texts, work, settings=settings, tracking=tracking, progress=stop)
+except KeyboardInterrupt:
+    distill_child(child, open_folder(parent), texts, work, settings=settings, tracking=tracking)
+"""
+
+
+@pytest.mark.slow
+def test_trackio(pair: Pair, tmp_path: Path) -> None:
+    """In a process of its own, as trackio reads its folder when it's imported; stopped, it goes on in the same run."""
+    pytest.importorskip("trackio")
+    tests, work, logs = Path(__file__).parents[1], tmp_path / "w", tmp_path / "logs"
+    words = [sys.executable, "-c", SCRIPT, tests, pair.parent.folder, pair.child, work, logs]
+    done = subprocess.run(words, check=False, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert done.stdout == b""
+    with sqlite3.connect(logs / "ffn-fusion.db") as base:
+        rows = base.execute("select run_name, metrics from metrics order by step").fetchall()
+    found = [(run, json.loads(metrics)) for run, metrics in rows]
+    kept = [(run, metrics["train/global_step"]) for run, metrics in found if "train/loss" in metrics]
+    run = Run(pair.child, pair.parent, pair.texts(24), work, SETTINGS)
+    assert kept == [(run.key()[:8], step) for step in (1, 2, 3, 3, 4, 5, 6)]  # step 3 was behind the checkpoint
+    assert {f"train/{name}" for name in SHOWN} <= set(found[0][1])
+
+
+def test_mistakes_are_one_line(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="'paper' isn't one of tensorboard, trackio, none"):
+        Tracking("paper", tmp_path)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(MissingExtraError, match="tracking needs tensorboard"):
+        train(pair, tmp_path / "w", tmp_path / "logs")
+    assert not list(tmp_path.iterdir())
