@@ -10,6 +10,7 @@ from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, inside
 from ffn_fusion.checkpoint.staging import DISTILLATION, read_manifest
 from ffn_fusion.distillation.settings import Direction, DistillSettings, Trained
+from ffn_fusion.distillation.sharding import check_sharding
 from ffn_fusion.distillation.teacher_cache import CacheSettings
 from ffn_fusion.errors import BlueprintError, CheckpointError, UsageError
 from ffn_fusion.portability.fix import read_fixes
@@ -56,6 +57,8 @@ def check_settings(settings: DistillSettings, world: int, device: str) -> None:
             f"{world} process{'es' * (world > 1)}",
             f"choose a batch (--batch) that {settings.micro * world} divides",
         )
+    if settings.shard:
+        check_sharding(world)
     if device not in ("cpu", "cuda"):
         raise UsageError(f"device {device!r}: training takes cpu or cuda", "choose a GPU with CUDA_VISIBLE_DEVICES")
 

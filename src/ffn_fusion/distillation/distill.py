@@ -24,6 +24,7 @@ from ffn_fusion.distillation.checkpoints import Saved, newest, prepare
 from ffn_fusion.distillation.checks import check_cache, check_pair, check_settings, read_record
 from ffn_fusion.distillation.depths import Depth, matched_depths, touched_blocks
 from ffn_fusion.distillation.settings import PARTS, DistillSettings
+from ffn_fusion.distillation.sharding import load_sharded, take_over
 from ffn_fusion.distillation.teacher import NoTeacher, OnlineTeacher, Teacher, load_causal
 from ffn_fusion.distillation.teacher_cache import CachedTeacher, CacheSettings, TeacherCache
 from ffn_fusion.distillation.write_cache import Writing
@@ -190,23 +191,25 @@ class Run:
             return CachedTeacher(cache, self._device)
         if not self.teacher_beside:
             return NoTeacher()
-        return OnlineTeacher(self.parent.folder, [d.parent for d in self.depths], self.teacher_dtype, self._device)
+        blocks = [depth.parent for depth in self.depths]
+        return OnlineTeacher(self.parent.folder, blocks, self.teacher_dtype, self._device, shard=self.settings.shard)
 
     def _train(self, saved: Saved | None, cache: TeacherCache | None, progress: Progress) -> None:
         try:
             import accelerate  # noqa: F401
         except ImportError as error:
             raise MissingExtraError("distillation needs accelerate", "pip install 'ffn-fusion[train]'") from error
+        from ffn_fusion.distillation.sharded_trainer import ShardedTrainer
         from ffn_fusion.distillation.trainer import DistillTrainer, Windows
 
         torch.manual_seed(self.settings.seed)
-        model = load_causal(saved.folder if saved else self.child, self._master)
+        model = self._load(saved.folder if saved else self.child)
         model.config.use_cache = False
         if self.settings.checkpointing:
             checkpoint_activations(model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in self.trained)
-        trainer = DistillTrainer(
+        trainer = (ShardedTrainer if self.settings.shard else DistillTrainer)(
             model,
             Windows(self.ids_NT, self.order()),
             self._teacher(cache),
@@ -220,6 +223,13 @@ class Run:
         )
         progress("distillation", saved.step if saved else 0, self.steps)
         trainer.train(resume_from_checkpoint=str(saved.folder) if saved else None)
+
+    def _load(self, folder: Path) -> Any:
+        """The child, or what a checkpoint has of it."""
+        if not self.settings.shard:
+            return load_causal(folder, self._master)
+        take_over()
+        return load_sharded(folder, self._master, self._device, bf16=self.settings.bf16)
 
     @property
     def _master(self) -> torch.dtype:
