@@ -14,17 +14,21 @@ from pathlib import Path
 import pytest
 import sharded_cases
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from makers import llama_config, random_ids, write_model
 from sharded_cases import CASES, STEPS, pair_of, train
+from tiny import tiny_model, tiny_text
 
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
+from ffn_fusion.checkpoint.staging import mismatches
 from ffn_fusion.distillation.checkpoints import newest
 from ffn_fusion.distillation.sharding import launched_sharded
 from ffn_fusion.distillation.teacher import load_causal
 from ffn_fusion.errors import UsageError
 from ffn_fusion.surgery.build import build
 
+CONFIGURATIONS = Path(__file__).parents[2] / "recipes" / "accelerate"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
@@ -152,6 +156,44 @@ def test_a_gradient_that_is_not_finite_stops_all(pairs: Path, tmp_path: Path) ->
     assert saved is not None
     assert saved.step == 2
     assert open_folder(saved.folder).read("model.norm.weight").isfinite().all()
+
+
+@pytest.mark.slow
+def test_the_command_line_under_accelerate_launch(pairs: Path, tmp_path: Path) -> None:
+    """The configuration that ships, on two processes; then a batch that three can't share leaves all as it is."""
+    tiny = tiny_model(tmp_path / "parent").folder
+    command = Path(sys.executable).with_name("ffn-fusion")
+    tiny_text(tmp_path / "t.txt")
+    words = [command, "fuse", tiny, "-o", tmp_path / "child", "--drop-attention", "2-4", "--runs", "2-3"]
+    subprocess.run(words, check=True, capture_output=True)
+    words = ["distill", tmp_path / "child", "--parent", tiny, "--text", tmp_path / "t.txt", "--json", "--tokens", "320"]
+    words += ["--context", "32", "--batch", "4", "--save-every", "1", "-o", tmp_path / "out"]
+    start = [command.with_name("accelerate"), "launch", "--config_file", CONFIGURATIONS / "fsdp2.yaml"]
+    start += ["--num_processes", "2", "--no_python", command]
+    done = subprocess.run([*start, *words], env=ENVIRONMENT, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    record = json.loads(done.stdout)
+    assert record["settings"]["shard"]
+    assert not mismatches(tmp_path / "out")
+    assert load_causal(tmp_path / "out", torch.float32)(torch.ones(1, 4, dtype=torch.long)).logits.isfinite().all()
+
+    work = tmp_path / ".other.distillation"
+    (work / "checkpoint-1").mkdir(parents=True)
+    words[-1] = tmp_path / "other"
+    done = subprocess.run([*launch(3, "--no-python", command), *words, "--shard"], env=ENVIRONMENT, capture_output=True)
+    assert done.returncode == 1  # torchrun's own
+    assert b"error: a batch of 4 windows can't be shared evenly: 1 at a time on each of 3 processes" in done.stderr
+    assert b"exitcode  : 2" in done.stderr
+    assert b"Traceback" not in done.stderr.split(b"hint: ")[0]
+    assert (work / "checkpoint-1").is_dir()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGURATIONS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_knows_the_configurations(path: Path) -> None:
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == "FSDP"
+    assert config.fsdp_config["fsdp_version"] == 2
+    assert config.num_processes == 8 * config.num_machines
 
 
 def test_fsdp_as_accelerate_launch_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
