@@ -80,7 +80,7 @@ class Processes:
         found = self._link.exchange((mine, None))
         for _, error in found:
             if error is not None:
-                raise _FailedElsewhereError(error)
+                raise FailedElsewhereError(error)
         return [row for part, _ in found for row in part]
 
     def add_up(self, *tensors: Tensor) -> None:
@@ -100,7 +100,7 @@ class Processes:
         try:
             result = work()
             self.gather([])
-        except _FailedElsewhereError as heard:
+        except FailedElsewhereError as heard:
             raise heard.error from None
         except BaseException as error:
             self._link.alarm(self._calls)
@@ -159,7 +159,7 @@ class Processes:
         return RuntimeError(f"process {self.rank} failed:\n{''.join(traceback.format_exception(error))}")
 
 
-class _FailedElsewhereError(Exception):
+class FailedElsewhereError(Exception):
     """Another process has failed."""
 
     def __init__(self, error: BaseException) -> None:
@@ -223,19 +223,22 @@ def lead(program: Callable[[], int]) -> int:
 class _Torchrun:
     """The link between processes that torchrun (or anything that sets its variables) has started.
 
-    Gloo, on GPUs too: only figures travel, a few for each window, and who waits for days must not keep a GPU busy.
+    Gloo, on GPUs too: only figures travel, a few for each window, and who waits for days must not keep a GPU busy. What
+    lies on GPUs itself (gradients, shards of weights) goes by NCCL, whose connections are made when they're needed.
     """
 
     def __init__(self) -> None:
+        import torch
         import torch.distributed as dist
 
         # Its functions have the group as a default argument, taken when it's imported: if that comes later (and
         # transformers does import it), the group and its threads outlive ``leave``, and abort an exiting interpreter.
-        import torch.distributed.nn.functional  # noqa: F401
+        import torch.distributed.nn.functional
         from torch.distributed.rendezvous import rendezvous
 
         self._store, self.rank, self.world = next(rendezvous("env://", timeout=_PATIENCE))
-        dist.init_process_group("gloo", store=self._store, rank=self.rank, world_size=self.world, timeout=_PATIENCE)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+        dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.world, timeout=_PATIENCE)
 
     def announce(self, call: Any) -> Any:
         import torch.distributed as dist

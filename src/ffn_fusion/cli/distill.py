@@ -65,6 +65,9 @@ def distill(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Compute activations again on the way back, and keep few.")
     ] = False,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Spread child and parent over the processes (FSDP2); see Several devices.")
+    ] = False,
     teacher_dtype: Annotated[str, typer.Option(help="The parent's: float32, bfloat16, float16 or auto.")] = "float32",
     teacher_cache: Annotated[
         Path | None,
@@ -85,6 +88,7 @@ def distill(
     from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.cli.passes import distill_plan_table, show_distill_plan
     from ffn_fusion.cli.tables import distillation_table
+    from ffn_fusion.distillation.sharding import launched_sharded
     from ffn_fusion.distillation.teacher_cache import CacheSettings
     from ffn_fusion.pipeline.distilling import Distilling
     from ffn_fusion.pipeline.recipe import Text
@@ -104,6 +108,7 @@ def distill(
         warmup=warmup,
         bf16=bf16,
         checkpointing=checkpointing,
+        shard=shard or launched_sharded(),
         save_every=save_every,
         seed=seed,
         lora_rank=lora_rank,

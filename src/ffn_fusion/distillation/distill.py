@@ -25,6 +25,7 @@ from ffn_fusion.distillation.checks import check_cache, check_extras, check_pair
 from ffn_fusion.distillation.depths import Depth, matched_depths
 from ffn_fusion.distillation.lora import Merged, with_adapters
 from ffn_fusion.distillation.settings import PARTS, DistillSettings
+from ffn_fusion.distillation.sharding import load_sharded, take_over
 from ffn_fusion.distillation.teacher import NoTeacher, OnlineTeacher, Teacher, load_causal
 from ffn_fusion.distillation.teacher_cache import CachedTeacher, CacheSettings, TeacherCache
 from ffn_fusion.distillation.tracking import Tracking
@@ -199,15 +200,17 @@ class Run:
             return CachedTeacher(cache, self._device)
         if not self.teacher_beside:
             return NoTeacher()
-        return OnlineTeacher(self.parent.folder, [d.parent for d in self.depths], self.teacher_dtype, self._device)
+        blocks = [depth.parent for depth in self.depths]
+        return OnlineTeacher(self.parent.folder, blocks, self.teacher_dtype, self._device, shard=self.settings.shard)
 
     def _train(self, saved: Saved | None, cache: TeacherCache | None, progress: Progress) -> None:
+        from ffn_fusion.distillation.sharded_trainer import ShardedTrainer
         from ffn_fusion.distillation.trainer import DistillTrainer, Windows
         from ffn_fusion.distillation.watching import watchers
 
         lora, step = self.settings.lora, saved.step if saved else 0
         torch.manual_seed(self.settings.seed)
-        model = load_causal(saved.folder if saved and not lora else self.child, self._master)
+        model = self._load(saved.folder if saved and not lora else self.child)
         model.config.use_cache = False
         if self.settings.checkpointing:
             checkpoint_activations(model)
@@ -216,7 +219,7 @@ class Run:
         if lora:
             model = with_adapters(model, self.trained, self.settings)
         tokens = self.settings.batch * self.ids_NT.shape[1]
-        trainer = DistillTrainer(
+        trainer = (ShardedTrainer if self.settings.shard else DistillTrainer)(
             model,
             Windows(self.ids_NT, self.order()),
             self._teacher(cache),
@@ -231,6 +234,13 @@ class Run:
         )
         progress("distillation", step, self.steps)
         trainer.train(resume_from_checkpoint=str(saved.folder) if saved else None)
+
+    def _load(self, folder: Path) -> Any:
+        """The child, or what a checkpoint has of it."""
+        if not self.settings.shard:
+            return load_causal(folder, self._master)
+        take_over()
+        return load_sharded(folder, self._master, self._device, bf16=self.settings.bf16)
 
     @property
     def _master(self) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
@@ -107,17 +108,31 @@ def _forward(model: Checkpoint, context: int) -> float:
 
 
 def _memory(run: Run, context: int) -> int:
-    """Weights, gradients and two moments in float32, the teacher, activations kept, slices of logits."""
+    """Weights, gradients and two moments in float32, the teacher, activations kept, slices of logits; where weights are
+    shards, a block that computes, and embedding and head, in one piece.
+    """
     child, wide = run.checkpoint, 4
     rows = run.settings.micro * context
     kept = [_row_bytes(child.spec, i) for i in range(len(child.spec.blocks))]
     states = child.spec.hidden_size * wide * len(kept)
     activations = states + max(kept) if run.settings.checkpointing else sum(kept)
-    total = wide * (child.parameters + 3 * run.parameters) + rows * activations
+    world = current().world if run.settings.shard else 1
+    total = wide * (child.parameters + 3 * run.parameters) // world + rows * activations
     if run.teacher_beside:
-        total += run.parent.parameters * run.teacher_dtype.itemsize + rows * states * (1 + (not run.depths))
+        total += run.parent.parameters * run.teacher_dtype.itemsize // world + rows * states * (1 + (not run.depths))
     head = wide * child.spec.vocab_size * child.spec.hidden_size
+    if world > 1:
+        total += 2 * wide * _largest_block(child) + (2 + run.teacher_beside) * head
     return total + head + _LOGIT_SLICES * LOGIT_BYTES[run.device]
+
+
+def _largest_block(model: Checkpoint) -> int:
+    """Numbers in the block that has most."""
+    counts = dict.fromkeys(range(len(model.spec.blocks)), 0)
+    for name, info in model.tensors.items():
+        if name.startswith("model.layers."):
+            counts[int(name.split(".")[2])] += prod(info.shape)
+    return max(counts.values())
 
 
 def _row_bytes(spec: ModelSpec, i: int) -> int:

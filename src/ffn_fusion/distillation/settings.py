@@ -53,6 +53,8 @@ class DistillSettings:
         warmup: share of the steps.
         bf16: matrix products in bfloat16; weights and the optimiser stay in float32.
         checkpointing: keep no activations inside blocks, compute them again on the way back.
+        shard: weights, gradients and the optimiser's state are spread over the processes (FSDP2), and so are those
+            of a parent that runs beside the child.
         save_every: steps between two checkpoints to resume from; 0: ten in all.
         lora_rank: of an adapter. lora_alpha: an adapter counts alpha / rank times.
     """
@@ -68,6 +70,7 @@ class DistillSettings:
     clip: float = 1.0
     bf16: bool = False
     checkpointing: bool = False
+    shard: bool = False
     save_every: int = 0
     seed: int = 0
     lora_rank: int = DEFAULT_LORA_RANK

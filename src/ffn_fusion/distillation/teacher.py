@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ffn_fusion.distillation.objective import HiddenTarget, Target
+from ffn_fusion.distillation.sharding import load_sharded, whole
 from ffn_fusion.distillation.states import seen
 from ffn_fusion.registration import register
 
@@ -44,10 +45,14 @@ class OnlineTeacher:
     Args:
         blocks: behind which its states are wanted.
         dtype: of its weights and its computation.
+        shard: spread its weights over the processes.
     """
 
-    def __init__(self, folder: Path, blocks: Sequence[int], dtype: torch.dtype, device: str | torch.device) -> None:
-        self._model = load_causal(folder, dtype).to(device).eval().requires_grad_(False)
+    def __init__(
+        self, folder: Path, blocks: Sequence[int], dtype: torch.dtype, device: str, *, shard: bool = False
+    ) -> None:
+        model = load_sharded(folder, dtype, device, learns=False) if shard else load_causal(folder, dtype).to(device)
+        self._model = model.eval().requires_grad_(False)
         self._blocks = tuple(blocks)
 
     @torch.no_grad()
@@ -55,7 +60,7 @@ class OnlineTeacher:
         with seen(self._model, self._blocks) as states:
             self._model(input_ids=ids_BT, use_cache=False, logits_to_keep=1)
         assert states.last is not None
-        return Lesson(HiddenTarget(rows(states.last), self._model.lm_head.weight), states.blocks)
+        return Lesson(HiddenTarget(rows(states.last), whole(self._model.lm_head.weight)), states.blocks)
 
 
 def rows(x_BTD: Tensor) -> Tensor:

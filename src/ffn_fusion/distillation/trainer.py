@@ -14,12 +14,14 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ffn_fusion.distillation.checkpoints import folder_of, mark_whole, newest
+from ffn_fusion.distillation.in_step import in_step
 from ffn_fusion.distillation.lora import bare
 from ffn_fusion.distillation.objective import cosine_loss, head_loss
 from ffn_fusion.distillation.settings import PARTS, DistillSettings, Objective
 from ffn_fusion.distillation.states import seen
 from ffn_fusion.distillation.teacher import Teacher, rows
 from ffn_fusion.errors import OutputError, TrainingError
+from ffn_fusion.processes import current
 
 
 class Windows(Dataset[dict[str, Any]]):
@@ -67,14 +69,27 @@ def objective_loss(
         model: the child. call: the child or what wraps it (for several processes).
         blocks: of the child, whose states the teacher's are compared with.
         dtype: of the head's matrix products.
+
+    The loss is computed where the head computes, inside of the child's forward, and stands in place of its logits: the
+    weight is whole there however the child is wrapped, and its gradient goes the way of all others.
     """
+    lesson, nexts = teacher.teach(ids_BT, windows), ids_BT[:, 1:].flatten()
+    parts: list[Tensor] = []
+
+    def at_head(head: Any, _: Any, __: Any) -> Tensor:
+        assert states.last is not None
+        total, *found = head_loss(rows(states.last).to(dtype), head.weight, lesson.target, nexts, objective)
+        parts.extend(found)
+        return total
+
     with seen(model, blocks) as states:
-        call(input_ids=ids_BT, use_cache=False, logits_to_keep=1)
-    assert states.last is not None
-    lesson = teacher.teach(ids_BT, windows)
-    head = model.lm_head.weight
-    nexts = ids_BT[:, 1:].flatten()
-    total, divergence, lm = head_loss(rows(states.last).to(dtype), head, lesson.target, nexts, objective)
+        # Before any other hook behind the head: what shards the model lets go of the head's weight there.
+        hook = model.lm_head.register_forward_hook(at_head, prepend=True)
+        try:
+            total = call(input_ids=ids_BT, use_cache=False, logits_to_keep=1).logits
+        finally:
+            hook.remove()
+    divergence, lm = parts
     cosine = torch.zeros_like(divergence)
     if objective.cosine:
         cosine = cosine_loss(states.blocks, lesson.states)
@@ -109,15 +124,20 @@ class DistillTrainer(Trainer):
         self._child = bare(model)
         self._teacher, self._blocks, self._settings, self._work = teacher, tuple(blocks), settings, work
         self._sums: list[Tensor] = []
+        self._watch = _Watch(work, on_step)
         super().__init__(
             model=model,
             args=_arguments(settings, work, device, steps, accumulation),
             train_dataset=data,
             data_collator=collate,
-            callbacks=[_Watch(work, on_step), *callbacks],
+            callbacks=[self._watch, *callbacks],
         )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = False  # a mean over the batch's windows, which all are of one length
+
+    def train(self, resume_from_checkpoint: Any = None, **more: Any) -> Any:
+        with in_step() as self._watch.look_up:
+            return super().train(resume_from_checkpoint, **more)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -143,15 +163,28 @@ class DistillTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = folder_of(self._work, self.state.global_step)
+        failed: list[str] = []
         try:
             super()._save_checkpoint(model, trial)
-            if self.args.should_save:
-                mark_whole(folder)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch says RuntimeError of a full disk
+            failed.append(str(error))
+        failed = current().gather(failed)  # when everyone's files are there
+        if not failed:
+            failed = current().gather(_mark(folder) if self.args.should_save else [])
+        if failed:
             raise OutputError(
-                f"{folder}: can't be written ({error})",
+                f"{folder}: can't be written ({failed[0]})",
                 f"free some space and run the same command again: {_goes_on(self._work)}",
-            ) from error
+            )
+
+
+def _mark(folder: Path) -> list[str]:
+    """Says of a checkpoint that it's whole; why not, where that fails."""
+    try:
+        mark_whole(folder)
+    except OSError as error:
+        return [str(error)]
+    return []
 
 
 class _Watch(TrainerCallback):
@@ -159,10 +192,11 @@ class _Watch(TrainerCallback):
 
     def __init__(self, work: Path, on_step: Callable[[int, int], None]) -> None:
         self._work, self._on_step = work, on_step
+        self.look_up: Callable[[], None] = lambda: None
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        norms = [p.grad.norm() for p in kwargs["model"].parameters() if p.grad is not None]
-        if not bool(torch.stack(norms).isfinite().all()):
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        if gradients and not finite(gradients):
             raise TrainingError(
                 f"the loss or its gradient isn't finite at step {state.global_step + 1}",
                 f"lower the learning rate or look at the weights; {_kept(self._work)}",
@@ -170,6 +204,17 @@ class _Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._on_step(state.global_step, state.max_steps)
+        self.look_up()
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.look_up()
+
+
+def finite(gradients: Sequence[Any]) -> bool:
+    """Whether all of their norms are, over all processes where they are shards."""
+    mine = torch.stack([getattr(gradient, "_local_tensor", gradient).norm() for gradient in gradients])
+    found = bool(mine.isfinite().all())
+    return all(current().gather([found])) if hasattr(gradients[0], "_local_tensor") else found
 
 
 def _goes_on(work: Path) -> str:

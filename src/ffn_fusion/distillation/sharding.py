@@ -1,0 +1,140 @@
+"""Models that no single device holds: FSDP2 (torch's ``fully_shard``), every process with its rows of every tensor.
+
+The model is made without weights, sharded block by block, and then each process reads its own rows off the disk and
+nothing else. A block's weights come together when it computes, forward and once more on the way back, and its gradient
+goes straight back into shards. Embedding, final norm and head are gathered for as long as a batch takes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
+from ffn_fusion.errors import MissingExtraError, UsageError
+from ffn_fusion.processes import current
+from ffn_fusion.registration import register
+
+_LAUNCHED = "ACCELERATE_USE_FSDP"
+_SENT_AT_ONCE = 1 << 24  # elements
+
+
+def launched_sharded() -> bool:
+    """Whether ``accelerate launch`` was given an FSDP configuration.
+
+    Raises:
+        UsageError: one that asks for something that isn't done: FSDP 1, or weights kept in the CPU's memory.
+    """
+    if os.environ.get(_LAUNCHED, "").lower() != "true":
+        return False
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UsageError("accelerate's configuration asks for FSDP 1", "set fsdp_version: 2")
+    if os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true":
+        raise UsageError("accelerate's configuration asks for fsdp_offload_params", "set it to false: it isn't done")
+    return True
+
+
+def take_over() -> None:
+    """What accelerate was asked for is done here, so that it doesn't wrap what is sharded already."""
+    os.environ.pop(_LAUNCHED, None)
+
+
+def check_sharding(world: int) -> None:
+    """Raises: UsageError: a single process. MissingExtraError: torch without FSDP2."""
+    if world < 2:
+        raise UsageError("one process has nobody to share weights with", "start several: torchrun --nproc-per-node 8")
+    try:
+        from torch.distributed.fsdp import fully_shard  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("sharding needs FSDP2, which came with torch 2.6", "pip install -U torch") from error
+
+
+def load_sharded(folder: Path, dtype: torch.dtype, device: str, *, bf16: bool = False, learns: bool = True) -> Any:
+    """A checkpoint as a transformers model, its weights in shards; code of its own is never run.
+
+    Args:
+        dtype: of the shards.
+        bf16: blocks compute in bfloat16 (inside autocast), and are gathered in it; gradients are summed in float32.
+        learns: there will be a way back. Without one, embedding, norm and head are shards again after every batch.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    register()
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    _shard(model, device, bf16, learns)
+    model.to_empty(device=device)
+    model.tie_weights()
+    # Buffers of the rotary embedding are computed, not stored: make them anew off the meta device.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(device)
+    read_rows(model, open_folder(folder))
+    return model
+
+
+def _shard(model: Any, device: str, bf16: bool, learns: bool) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(torch.device(device).type, (current().world,))
+    # Not cast_forward_inputs: between blocks, states stay in float32, as they do under autocast on one device.
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for block in model.model.layers:
+        fully_shard(block, mesh=mesh, mp_policy=policy if bf16 else MixedPrecisionPolicy())
+    if model.lm_head.weight is not model.model.embed_tokens.weight:
+        fully_shard(model.model.embed_tokens, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=None if learns else True)
+
+
+@torch.no_grad()
+def read_rows(model: Any, checkpoint: Checkpoint) -> None:
+    """Fill this process's shards."""
+    here = current()
+    for name, parameter in model.named_parameters():
+        start, stop = _rows_of(here.rank, here.world, len(parameter))
+        if start < stop:
+            parameter.to_local().copy_(checkpoint.rows(name, start, stop))
+
+
+def _rows_of(rank: int, world: int, count: int) -> tuple[int, int]:
+    """As FSDP2 has it (``torch.chunk``): equal shares rounded up, the last ones short or empty."""
+    size = -(-count // world)
+    return min(rank * size, count), min((rank + 1) * size, count)
+
+
+def gathered(parameter: Any) -> Iterator[Tensor]:
+    """A sharded parameter's rows in order, some at a time, on the first process; from the others, nothing.
+
+    All processes go through it to the end: the others send their rows meanwhile.
+    """
+    import torch.distributed as dist
+
+    here, shape = current(), parameter.shape
+    step = max(1, _SENT_AT_ONCE // max(1, shape[1:].numel()))
+    mine = parameter.detach().to_local()
+    for rank in range(here.world):
+        first, last = _rows_of(rank, here.world, len(parameter))
+        for start in range(first, last, step):
+            stop = min(start + step, last)
+            if here.rank == rank:
+                part = mine[start - first : stop - first].cpu().contiguous()
+                if not rank:
+                    yield part
+                else:
+                    dist.send(part, 0)
+            elif not here.rank:
+                part = torch.empty((stop - start, *shape[1:]), dtype=parameter.dtype)
+                dist.recv(part, rank)
+                yield part
+
+
+def whole(weight: Tensor) -> Tensor:
+    """All rows of a weight that may be a shard, on every process; not for weights that learn."""
+    from torch.distributed.tensor import DTensor
+
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
