@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 from distillation_pair import Pair
+from tiny import tiny_model, tiny_text
 
+from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.distillation.checkpoints import newest
 from ffn_fusion.distillation.depths import matched_depths
@@ -28,6 +31,7 @@ from ffn_fusion.distillation.write import Weights, write_distilled
 from ffn_fusion.errors import MissingExtraError, UsageError
 from ffn_fusion.evaluation.evaluate import evaluate
 from ffn_fusion.portability.verify import Against, verify
+from ffn_fusion.surgery.build import build
 
 SETTINGS = DistillSettings(
     trained="lora", lora_rank=4, lora_alpha=8, batch=4, micro=1, learning_rate=1e-2, warmup=0.0, save_every=2
@@ -204,6 +208,30 @@ def test_killed(pair: Pair, whole: Distilled, tmp_path: Path) -> None:
     saved = newest(work)
     assert saved is not None
     assert same(Merged(open_folder(pair.child), saved.folder, SETTINGS, torch.float32), whole.weights)
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
+    """And one log is written."""
+    tiny = tiny_model(tmp_path / "parent").folder
+    tiny_text(tmp_path / "t.txt")
+    blueprint = apply(Blueprint.identity(open_folder(tiny).spec.parent("p")), [2, 3, 4], [(2, 3)])
+    child = build(open_folder(tiny), blueprint, tmp_path / "child")
+    command = Path(sys.executable).with_name("ffn-fusion")
+    words = [command, "distill", child, "--parent", tiny, "--text", tmp_path / "t.txt", "--json", "--tokens", "640"]
+    words += ["--context", "32", "--batch", "4", "--trained", "lora", "--lora-rank", "4", "--track", "tensorboard"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    losses = []
+    for start, out in (([], "one"), (launch, "two")):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*start, *words, "-o", tmp_path / out], capture_output=True, env=environment)
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+        losses.append([row["loss"] for row in json.loads(done.stdout)["history"]])
+        assert len(list((tmp_path / f"{out}.logs").glob("*/events.out.*"))) == 1
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    one, two = (open_folder(tmp_path / name) for name in ("one", "two"))
+    for name in one.tensors:
+        assert torch.allclose(one.read(name), two.read(name), rtol=1e-4, atol=1e-5)
 
 
 def test_mistakes_are_one_line(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -51,10 +53,13 @@ def child(parent: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(parent, blueprint, tmp_path_factory.mktemp("child") / "c")
 
 
-def recipe(name: str, *words: object, home: Path) -> tuple[int, str]:
+def command(name: str, *words: object, home: Path) -> dict[str, Any]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, ROOT / "recipes" / f"{name}.py", *words]
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
+    return {"args": [sys.executable, str(ROOT / "recipes" / f"{name}.py"), *map(str, words)], "env": environment}
+
+
+def recipe(name: str, *words: object, home: Path) -> tuple[int, str]:
+    done = subprocess.run(**command(name, *words, home=home), capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr[-2000:]
 
 
@@ -112,6 +117,24 @@ def test_continued_pretraining(parent: Checkpoint, child: Path, tmp_path: Path) 
     assert not list(tmp_path.glob("better.*"))
     code, said = recipe("continue_pretraining", child, "-o", out, "--text", *texts, home=tmp_path / "home")
     assert (code, "exists already" in said, "Traceback" in said) == (2, True, False)
+
+
+def test_resumed(child: Path, tmp_path: Path) -> None:
+    """Killed behind a checkpoint, --resume goes on to the same bits."""
+    words = ("--text", tiny_text(tmp_path / "a.txt"), "--context", 32, "--batch", 2, "--epochs", 2)
+    home = tmp_path / "home"
+    assert recipe("continue_pretraining", child, "-o", tmp_path / "whole", *words, home=home)[0] == 0
+    process = subprocess.Popen(
+        **command("continue_pretraining", child, "-o", tmp_path / "out", *words, home=home), stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not list(tmp_path.glob("out.training/checkpoint-*/trainer_state.json")):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    code, said = recipe("continue_pretraining", child, "-o", tmp_path / "out", *words, "--resume", home=home)
+    assert code == 0, said
+    whole, out = (open_folder(tmp_path / name) for name in ("whole", "out"))
+    assert all(torch.equal(whole.read(name), out.read(name)) for name in whole.tensors)
 
 
 def answers(folder: Path, prompt: str, answer: str) -> float:
