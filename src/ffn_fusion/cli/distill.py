@@ -27,6 +27,14 @@ def distill(
     text: Texts = None,
     tokens: Tokens = DEFAULT_TOKENS,
     context: Context = 512,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A stage of so many tokens in windows of so many, like 200k:512, in place of --tokens and --context; "
+            "several follow one another.",
+            metavar="TOKENS:CONTEXT",
+        ),
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Times that the text is gone through.", min=1)] = 1,
     batch: Annotated[int, typer.Option(help="Windows of one step, over all processes.", min=1)] = DEFAULT_BATCH,
     micro: Annotated[int, typer.Option(help="Windows that go through the model together.", min=1)] = 1,
@@ -66,13 +74,13 @@ def distill(
 ) -> None:
     """Train a child on text until it says what its parent says; the result is a child like any other."""
     from ffn_fusion.checkpoint.source import open_model
-    from ffn_fusion.cli.passes import distill_plan_table, show_distill_plan
+    from ffn_fusion.cli.passes import distill_json, distill_plan_table, show_distill_plan
     from ffn_fusion.cli.tables import distillation_table
     from ffn_fusion.distillation.teacher_cache import CacheSettings
     from ffn_fusion.pipeline.distilling import Distilling
     from ffn_fusion.pipeline.recipe import Text
     from ffn_fusion.pipeline.stages import dtype_named
-    from ffn_fusion.units import parse_bytes
+    from ffn_fusion.units import parse_bytes, parse_stage
 
     cosine = float(teacher_cache is None) if cosine is None else cosine
     settings = DistillSettings(
@@ -89,16 +97,17 @@ def distill(
         seed=seed,
     )
     model = open_model(parent)
-    wanted = Text(texts=tuple(text or ()), tokens=tokens, context=context)
+    sizes = [parse_stage(words) for words in stage or ()] or [(tokens, context)]
+    wanted = [Text(texts=tuple(text or ()), tokens=count, context=length) for count, length in sizes]
     dtype, budget = dtype_named(teacher_dtype, model), parse_bytes(memory) if memory else None
     cache = CacheSettings(teacher_cache, top_k, temperature) if teacher_cache else None
     todo = Distilling.of(child, model, output, wanted, settings, dtype, cache, device, budget)
     if dry_run:
-        plan = todo.plan()
+        plans = todo.plans()
         if as_json:
-            emit(vars(plan))
+            emit(distill_json(plans))
         else:
-            say(distill_plan_table(plan), "dry run: nothing was trained", err=False)
+            say(distill_plan_table(plans), "dry run: nothing was trained", err=False)
         return
     with progress_bars() as bars:
         record = todo.carry_out(show_distill_plan, bars)

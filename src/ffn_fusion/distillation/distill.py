@@ -20,7 +20,7 @@ from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import check_space, read_manifest
 from ffn_fusion.data import TokenWindows
-from ffn_fusion.distillation.checkpoints import Saved, newest, prepare
+from ffn_fusion.distillation.checkpoints import Saved, folder_of, newest, prepare
 from ffn_fusion.distillation.checks import check_cache, check_pair, check_settings, read_record
 from ffn_fusion.distillation.depths import Depth, matched_depths, touched_blocks
 from ffn_fusion.distillation.settings import PARTS, DistillSettings
@@ -76,9 +76,27 @@ def distill_child(
     return run.carry_out(progress)
 
 
+@together
+def train(run: Run, *, progress: Progress = silent) -> Distilled:
+    """The same for a training that is described already. Raises: see :func:`distill_child`."""
+    run.check()
+    return run.carry_out(progress)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training begins with in place of the child's own weights: those in float32 that an earlier one leaves.
+
+    ``key``: of the earlier training.
+    """
+
+    folder: Path
+    key: str
+
+
 @dataclass(frozen=True)
 class Run:
-    """One training that is to be made."""
+    """One training that is to be made; ``start`` where it isn't the first."""
 
     child: Path
     parent: Checkpoint
@@ -89,6 +107,7 @@ class Run:
     cache: CacheSettings | None = None
     device: str = "cpu"
     memory: int | None = None
+    start: Start | None = None
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -132,12 +151,26 @@ class Run:
 
     @property
     def disk_bytes(self) -> int:
-        """Of three checkpoints at a time: weights, and two moments of what learns, in float32."""
-        return 3 * 4 * (self.checkpoint.parameters + 2 * self.parameters)
+        """Of three checkpoints at a time: weights, and two moments of what learns, in float32; and of the start."""
+        weights = self.checkpoint.parameters
+        return 4 * (3 * (weights + 2 * self.parameters) + (weights if self.start else 0))
+
+    @property
+    def leaves(self) -> Start:
+        """What the next training begins with, once this one is done."""
+        return Start(folder_of(self.work, self.steps), self.key())
 
     def check(self) -> None:
         """Raises: see :func:`distill_child`."""
         check_pair(self.child, self.checkpoint, self.blueprint, self.parent)
+        self.check_early()
+        if not self.trained:
+            raise UsageError("surgery touched no block of this child", "train all of it (--trained all)")
+        there = sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())  # of an interrupted call
+        check_space(self.work, max(0, self.disk_bytes - there))
+
+    def check_early(self) -> None:
+        """What can be known without the child. Raises: see :func:`distill_child`."""
         check_settings(self.settings, current().world, self.device)
         check_cache(self.cache, self.settings.objective.cosine, self.settings.objective.temperature)
         if len({text.ids_NT.shape[1] for text in self.texts}) > 1:
@@ -147,10 +180,6 @@ class Run:
                 f"{len(self.ids_NT)} windows of text are less than one batch of {self.settings.batch}",
                 "give more text (--tokens), shorter windows (--context) or a smaller batch (--batch)",
             )
-        if not self.trained:
-            raise UsageError("surgery touched no block of this child", "train all of it (--trained all)")
-        there = sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())  # of an interrupted call
-        check_space(self.work, max(0, self.disk_bytes - there))
 
     @property
     def teacher_beside(self) -> bool:
@@ -200,7 +229,8 @@ class Run:
         from ffn_fusion.distillation.trainer import DistillTrainer, Windows
 
         torch.manual_seed(self.settings.seed)
-        model = load_causal(saved.folder if saved else self.child, self._master)
+        begin = self.start.folder if self.start else self.child
+        model = load_causal(saved.folder if saved else begin, self._master)
         model.config.use_cache = False
         if self.settings.checkpointing:
             checkpoint_activations(model)
@@ -268,6 +298,7 @@ class Run:
             version("ffn-fusion"),
             current().world,
             list(self.ids_NT.shape),
+            *([self.start.key] if self.start else []),
         ]
         return hashlib.sha256(json.dumps(words).encode() + self.ids_NT.numpy().tobytes()).hexdigest()
 
