@@ -213,6 +213,33 @@ def test_a_later_stage_that_changes_leaves_the_earlier_ones_done(tmp_path: Path)
     assert record["stages"][1]["gains"][0]["kl"]["before"] > 0
 
 
+def test_what_is_trained_once_more_is_not_done(
+    whole: tuple[Path, Told], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of stage 1 only the record is left when stage 2 changes: it's trained again, and stopped, and goes on."""
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    recipe = Recipe.load(write_recipe(tmp_path))
+    first, second = recipe.distillation.stages
+    changed = (first, second.model_copy(update={"learning_rate": 2e-3}))
+    other = recipe.model_copy(update={"distillation": recipe.distillation.model_copy(update={"stages": changed})})
+    with monkeypatch.context() as patch:
+        patch.setattr("ffn_fusion.pipeline.distill_run.write_distilled", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(other)
+    assert not list((tmp_path / "child.run" / ".distillation" / "stage-1").glob("checkpoint-*"))
+    told = Told(("1", 3))
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, listener=told)
+    assert told.steps[0] == ("1", 0)
+    told = Told()
+    run(recipe, listener=told)
+    assert told.steps[0] == ("1", 2)
+    assert weights(tmp_path / "child") == weights(whole[0] / "child")
+
+
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
 def test_two_stages_are_two_distillations(tmp_path: Path, dtype: str) -> None:
     """By hand: exactly where nothing is rounded between them; in bfloat16 each verb's child was rounded."""

@@ -94,7 +94,8 @@ class Staged:
         """Stages that are finished, and whose weights the next one can begin with."""
         for number in range(len(self.runs), 0, -1):
             run = self.runs[number - 1]
-            if finished(run.work, run.key()) is not None and newest(run.work) is not None:
+            saved = newest(run.work)  # of an earlier step where it's trained once more
+            if saved and saved.step == run.steps and finished(run.work, run.key()) is not None:
                 return number
         return 0
 
