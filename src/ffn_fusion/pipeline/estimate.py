@@ -55,11 +55,11 @@ def remaining_seconds(
     found = {
         "repair": flops_seconds(repair_flops, checkpoint, pace),
         "build": child_bytes / _DISK_BYTES_PER_SECOND,
-        "evaluate": scored * one_model,
     }
     if distilled:  # behind every stage the parent and the child are scored
         learning = flops_seconds(distillation_flops, checkpoint, pace)
         found["distill"] = learning + 2 * len(recipe.distillation.trainings) * one_model
+    found["evaluate"] = scored * one_model
     if recipe.bench.enabled:
         bench = recipe.bench
         tokens = sum(batch * bench.context + bench.new_tokens * max(16, batch) for batch in bench.batches)
