@@ -254,6 +254,8 @@ def recipe_table() -> str:
 def _allowed(entry: dict[str, Any]) -> str:
     if "anyOf" in entry:
         return " or ".join(_allowed(option) for option in entry["anyOf"])
+    if "$ref" in entry:
+        return "stages of the keys above"
     if "enum" in entry or "const" in entry:
         return ", ".join(f"`{value}`" for value in entry.get("enum", [entry.get("const")]))
     if entry.get("type") == "array":

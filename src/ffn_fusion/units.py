@@ -31,6 +31,34 @@ def parse_bytes(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
+def parse_count(text: str) -> int:
+    """``"200k"``, ``"1.5M"``, ``"54B"`` or plain digits -> a number of tokens; k is 1,000.
+
+    Raises:
+        UsageError: not a count.
+    """
+    units = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMBT]?)", text.strip().upper())
+    count = round(float(found[1]) * units[found[2]]) if found else 0
+    if count <= 0:
+        raise UsageError(f"{text!r} isn't a number of tokens", "write it like 200000 or 200k")
+    return count
+
+
+def parse_stage(text: str) -> tuple[int, int]:
+    """``"200k:512"`` -> 200,000 tokens in windows of 512.
+
+    Raises:
+        UsageError: not two counts, or windows of less than 8.
+    """
+    tokens, _, context = text.partition(":")
+    if not context:
+        raise UsageError(f"{text!r} isn't a stage", "write tokens and context, like --stage 200k:512")
+    if parse_count(context) < 8:
+        raise UsageError(f"a stage {text!r} has windows of less than 8 tokens", "choose a longer context")
+    return parse_count(tokens), parse_count(context)
+
+
 def gib(count: float) -> str:
     """Memory: ``3.8 GiB``."""
     return f"{count / (1 << 30):.1f} GiB"

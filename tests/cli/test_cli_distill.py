@@ -176,3 +176,48 @@ def test_interrupted_while_it_measures_it_trains_no_second_time(
     monkeypatch.setattr("ffn_fusion.distillation.trainer.DistillTrainer.train", stop)
     code, _, err = ffn_fusion(*words)
     assert code == 0, err
+
+
+def test_in_stages(ffn_fusion: Run, parent: Path, child: Path, text: tuple[Any, ...], tmp_path: Path) -> None:
+    """One behind another with the same settings; both are planned, recorded and on the card."""
+    words = ("distill", child, "--parent", parent, *text[:2], "--batch", 4, "--stage", "256:16", "--stage", "0.3k:32")
+    code, out, err = ffn_fusion(*words, "-o", tmp_path / "out", "--dry-run", "--json")
+    assert code == 0, err
+    assert [(plan["tokens"], plan["context"]) for plan in json.loads(out)["stages"]] == [(256, 16), (256, 32)]
+    assert "stage 2" in ffn_fusion(*words, "-o", tmp_path / "out", "--dry-run")[1]
+    code, out, err = ffn_fusion(*words, "-o", tmp_path / "out", "--json")
+    assert code == 0, err
+    record = json.loads(out)
+    assert [(stage["tokens"], stage["context"]) for stage in record["stages"]] == [(256, 16), (256, 32)]
+    assert record["tokens"] == 512
+    assert len(record["gains"]) == 1
+    assert record["stages"][1]["gains"][0]["tokens"] == 4 * 16  # those kept back at the first stage
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "on 512 tokens of text in 2 stages, of windows of 16 to 32 tokens" in card
+    assert "| 2 | KL + cosine | 256 | 32 | 2 × 4 |" in card  # noqa: RUF001
+    assert not list(tmp_path.glob(".out*"))
+    code, out, err = ffn_fusion("distill", tmp_path / "out", "--parent", parent, *text, "-o", tmp_path / "more")
+    assert code == 0, err
+    card = (tmp_path / "more" / "README.md").read_text()
+    assert "on 1,024 tokens of text in 3 stages" in card
+    assert "| 3 | KL + cosine | 512 |" in card
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [
+        ("256", "isn't a stage"),
+        ("many:16", "'many' isn't a number of tokens"),
+        ("256:4", "windows of less than 8"),
+        ("0:16", "'0' isn't a number of tokens"),
+        ("32:16", "stage 2: "),
+    ],
+)
+def test_a_stage_that_cannot_be(
+    ffn_fusion: Run, parent: Path, child: Path, text: tuple[Any, ...], tmp_path: Path, stage: str, says: str
+) -> None:
+    words = ("distill", child, "--parent", parent, *text[:2], "--batch", 4, "--stage", "256:16", "--stage", stage)
+    code, _, err = ffn_fusion(*words, "-o", tmp_path / "n")
+    assert code in (2, 7)
+    assert says in err
+    assert not list(tmp_path.glob("*n*.distillation"))

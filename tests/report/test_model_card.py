@@ -114,12 +114,15 @@ def test_licence_where_there_is_no_readable_card(tmp_path: Path) -> None:
 
 def test_how_it_was_trained(small: Any) -> None:
     """Distilled twice with other tools in between: tokens add up, and the tools are named in their order."""
-    settings = {"objective": {"kl": 1.0, "cosine": 0.0, "lm": 0.0}, "trained": "lora-touched", "lora_rank": 8}
-    first = {"tokens": 1000, "settings": {**settings, "trained": "all"}, "before": None}
+    objective = {"kl": 1.0, "cosine": 0.0, "lm": 0.0, "direction": "forward", "temperature": 1.0}
+    settings = {"objective": objective, "trained": "lora-touched", "lora_rank": 8, "batch": 2, "learning_rate": 1e-3}
+    first = {"tokens": 1000, "context": 50, "steps": 10, "settings": {**settings, "trained": "all"}, "before": None}
     tuned = {"how": "pre-training", "before": first}
-    last = {"tokens": 234, "settings": settings, "before": {"how": "alignment", "before": tuned}}
+    aligned = {"how": "alignment", "before": tuned}
+    last = {"tokens": 234, "context": 39, "steps": 3, "settings": settings, "before": aligned}
     card = model_card("child", small.blueprint, "0.1.0", distillation=last)
-    assert "**Distilled from its parent** on 1,234 tokens of text: LoRA adapters of rank 8 on the matrices of" in card
+    assert "**Distilled from its parent** on 1,234 tokens of text in 2 stages, of windows of 39 to 50 tokens:" in card
+    assert "tokens: all weights; then LoRA adapters of rank 8 on the matrices of the attentions and FFNs" in card
     assert "the attentions and FFNs of the blocks that surgery touched, merged now, were trained on the div" in card
     assert "**Also trained:** pre-training; then alignment." in card
     only = model_card("child", small.blueprint, "0.1.0", distillation={"how": "pre-training", "before": None})

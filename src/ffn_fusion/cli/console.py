@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ffn_fusion.analysis.passes import PassPlan
     from ffn_fusion.analysis.plan import Plan
     from ffn_fusion.checkpoint.reader import Checkpoint
+    from ffn_fusion.distillation.plan import DistillPlan
     from ffn_fusion.repair.plan import RepairPlan
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
@@ -112,6 +113,11 @@ class TerminalListener:
         from ffn_fusion.cli.passes import repair_plan_table
 
         say(repair_plan_table(plan))
+
+    def distilling(self, plans: Sequence[DistillPlan], child_bytes: int) -> None:
+        from ffn_fusion.cli.passes import distill_plan_table
+
+        say(distill_plan_table(plans, child_bytes))
 
     def planned(self, checkpoint: Checkpoint, plan: Plan, remaining: Mapping[str, float]) -> None:
         show_plan(checkpoint, plan)

@@ -20,6 +20,7 @@ from ffn_fusion.distillation.settings import (
     DEFAULT_WARMUP,
     DistillSettings,
     Objective,
+    default_learning_rate,
 )
 
 
@@ -30,6 +31,14 @@ def distill(
     text: Texts = None,
     tokens: Tokens = DEFAULT_TOKENS,
     context: Context = 512,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A stage of so many tokens in windows of so many, like 200k:512, in place of --tokens and --context; "
+            "several follow one another.",
+            metavar="TOKENS:CONTEXT",
+        ),
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Times that the text is gone through.", min=1)] = 1,
     batch: Annotated[int, typer.Option(help="Windows of one step, over all processes.", min=1)] = DEFAULT_BATCH,
     micro: Annotated[int, typer.Option(help="Windows that go through the model together.", min=1)] = 1,
@@ -86,18 +95,18 @@ def distill(
 ) -> None:
     """Train a child on text until it says what its parent says; the result is a child like any other."""
     from ffn_fusion.checkpoint.source import open_model
-    from ffn_fusion.cli.passes import distill_plan_table, show_distill_plan
+    from ffn_fusion.cli.passes import distill_json, distill_plan_table, show_distill_plan
     from ffn_fusion.cli.tables import distillation_table
     from ffn_fusion.distillation.sharding import launched_sharded
     from ffn_fusion.distillation.teacher_cache import CacheSettings
     from ffn_fusion.pipeline.distilling import Distilling
     from ffn_fusion.pipeline.recipe import Text
     from ffn_fusion.pipeline.stages import dtype_named
-    from ffn_fusion.units import parse_bytes
+    from ffn_fusion.units import parse_bytes, parse_stage
 
     cosine = float(teacher_cache is None) if cosine is None else cosine
     if learning_rate is None:
-        learning_rate = DEFAULT_LORA_LEARNING_RATE if trained.startswith("lora") else DEFAULT_LEARNING_RATE
+        learning_rate = default_learning_rate(trained)
     settings = DistillSettings(
         objective=Objective(kl, cosine, lm, direction, temperature),  # type: ignore[arg-type]
         trained=trained,  # type: ignore[arg-type]
@@ -115,20 +124,22 @@ def distill(
         lora_alpha=lora_alpha,
     )
     model = open_model(parent)
-    wanted = Text(texts=tuple(text or ()), tokens=tokens, context=context)
+    sizes = [parse_stage(words) for words in stage or ()] or [(tokens, context)]
+    wanted = [Text(texts=tuple(text or ()), tokens=count, context=length) for count, length in sizes]
     dtype, budget = dtype_named(teacher_dtype, model), parse_bytes(memory) if memory else None
     cache = CacheSettings(teacher_cache, top_k, temperature) if teacher_cache else None
     tool: Any = None if track == "none" else track
     todo = Distilling.of(child, model, output, wanted, settings, dtype, cache, device, budget, tool)
     if dry_run:
-        plan = todo.plan()
+        plans = todo.plans()
         if as_json:
-            emit(vars(plan))
+            emit(distill_json(plans))
         else:
-            say(distill_plan_table(plan), "dry run: nothing was trained", err=False)
+            say(distill_plan_table(plans), "dry run: nothing was trained", err=False)
         return
-    if todo.run.tracking is not None:
-        say(f"logs: {todo.run.tracking.folder}; {todo.run.tracking.look} shows them")
+    tracking = todo.stages.runs[0].tracking
+    if tracking is not None:
+        say(f"logs: {tracking.folder}; {tracking.look} shows them")
     with progress_bars() as bars:
         record = todo.carry_out(show_distill_plan, bars)
     if as_json:

@@ -141,32 +141,69 @@ def repair_json(plan: RepairPlan) -> dict[str, Any]:
     return {**{name: value for name, value in vars(plan).items() if name != "places"}, "places": places}
 
 
-def show_distill_plan(plan: DistillPlan) -> None:
+def show_distill_plan(plans: Sequence[DistillPlan]) -> None:
     """What a distillation takes, for people."""
     from ffn_fusion.cli.console import say
 
-    say(distill_plan_table(plan))
+    say(distill_plan_table(plans))
 
 
-def distill_plan_table(plan: DistillPlan) -> Table:
-    """What a distillation takes, as one process carries it out."""
+_DISTILL_LABELS = (
+    "tokens",
+    "steps",
+    "windows a step",
+    "context",
+    "parameters trained",
+    "TFLOPs",
+    "disk for checkpoints",
+    "disk for the teacher cache",
+    "peak memory, about",
+    "estimated time",
+)
+
+
+def distill_plan_table(plans: Sequence[DistillPlan], child_bytes: int = 0) -> Table:
+    """One column a stage, as one process carries it out; ``child_bytes``: of the child before, where that one stays."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD)
     table.add_column("to distil")
-    table.add_column("", justify="right")
-    for label, cell in (
-        ("tokens", f"{plan.tokens:,}"),
-        ("steps", f"{plan.steps:,} of {plan.batch} windows of {plan.context:,}"),
-        ("parameters trained", f"{plan.parameters / 1e6:,.1f}M of {plan.of / 1e6:,.1f}M"),
-        ("TFLOPs", f"{plan.flops / 1e12:,.1f}"),
-        ("disk for checkpoints", gb(plan.disk_bytes)),
-        *([("disk for the teacher cache", gb(plan.cache_bytes))] if plan.cache_bytes else []),
-        ("peak memory, about", gib(plan.peak_memory)),
-        ("estimated time", duration(plan.seconds) if plan.seconds is not None else "?"),
-    ):
-        table.add_row(label, cell)
-    if plan.processes > 1:
-        table.caption = f"each of {plan.processes} processes"
+    for number in range(len(plans)):
+        table.add_column(f"stage {number + 1}" if len(plans) > 1 else "", justify="right")
+    for label, *cells in zip(_DISTILL_LABELS, *(_distill_cells(plan) for plan in plans), strict=True):
+        if any(cells):
+            table.add_row(label, *cells)
+    notes = [f"each of {plans[0].processes} processes"] if plans[0].processes > 1 else []
+    if len(plans) > 1:
+        notes.append(f"in all {sum(plan.tokens for plan in plans):,} tokens{_in_all(plans)}")
+        notes.append("checkpoints of one stage at a time")
+    if child_bytes:
+        notes.append(f"disk for the child before and after: {gb(2 * child_bytes)}")
+    table.caption = "; ".join(notes)
     return table
+
+
+def _distill_cells(plan: DistillPlan) -> tuple[str, ...]:
+    return (
+        f"{plan.tokens:,}",
+        f"{plan.steps:,}",
+        f"{plan.batch:,}",
+        f"{plan.context:,}",
+        f"{plan.parameters / 1e6:,.1f}M of {plan.of / 1e6:,.1f}M",
+        f"{plan.flops / 1e12:,.1f}",
+        gb(plan.disk_bytes),
+        gb(plan.cache_bytes) if plan.cache_bytes else "",
+        gib(plan.peak_memory),
+        duration(plan.seconds) if plan.seconds is not None else "?",
+    )
+
+
+def _in_all(plans: Sequence[DistillPlan]) -> str:
+    known = [plan.seconds for plan in plans if plan.seconds is not None]
+    return f", {duration(sum(known))}" if len(known) == len(plans) else ""
+
+
+def distill_json(plans: Sequence[DistillPlan]) -> dict[str, Any]:
+    """The same for programs: of several stages, each."""
+    return vars(plans[0]) if len(plans) == 1 else {"stages": [vars(plan) for plan in plans]}

@@ -137,4 +137,10 @@ def _as_json(result: Result) -> dict[str, object]:
         "quality": result.quality.model_dump(mode="json") if result.quality else None,
         "latency": result.latency.model_dump(mode="json") if result.latency else None,
         "samples": [vars(sample) for sample in result.samples],
+        **({"distillation": result.distillation} if result.distillation else {}),
+        **(
+            {"distillation_plans": [vars(plan) for plan in result.distillation_plans]}
+            if result.distillation_plans
+            else {}
+        ),
     }

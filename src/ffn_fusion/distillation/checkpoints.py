@@ -10,14 +10,19 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ffn_fusion.checkpoint.staging import write_atomic
 
 _KEY = "key.json"
 _WHOLE = "whole.json"
 """Written last: names and sizes of the other files."""
+_RECORD = "record.json"
+_OPTIMISER = re.compile(r"(optimizer|scheduler|scaler|rng_state).*")
+"""Files of a checkpoint that only a training that goes on needs."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,41 @@ def newest(work: Path) -> Saved | None:
     """The newest whole checkpoint; None if there is none."""
     whole = [saved for saved in _all(work) if _is_whole(saved.folder)]
     return max(whole, key=lambda saved: saved.step, default=None)
+
+
+def finish(work: Path, record: Mapping[str, Any]) -> None:
+    """The training is done, and this is what it did."""
+    write_atomic(work / _RECORD, json.dumps(record).encode())
+
+
+def finished(work: Path, key: str) -> dict[str, Any] | None:
+    """The record of the training with this key; None unless it's done."""
+    try:
+        kept = json.loads((work / _KEY).read_bytes())["key"] == key
+        record: dict[str, Any] = json.loads((work / _RECORD).read_bytes())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if kept else None
+
+
+def keep_weights(work: Path) -> None:
+    """Of a training that is done: its last weights stay, for the next one to begin with; the optimiser goes."""
+    last = newest(work)
+    assert last is not None
+    for saved in _all(work):
+        if saved != last:
+            shutil.rmtree(saved.folder)
+    sizes = json.loads((last.folder / _WHOLE).read_bytes())
+    gone = [name for name in sizes if _OPTIMISER.fullmatch(name)]
+    write_atomic(last.folder / _WHOLE, json.dumps({n: size for n, size in sizes.items() if n not in gone}).encode())
+    for name in gone:
+        (last.folder / name).unlink(missing_ok=True)
+
+
+def keep_record(work: Path) -> None:
+    """Of a training behind which another one is done: its record stays."""
+    for saved in _all(work):
+        shutil.rmtree(saved.folder)
 
 
 def remove_torn(work: Path) -> None:

@@ -20,7 +20,7 @@ from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import check_space, read_manifest
 from ffn_fusion.data import TokenWindows
-from ffn_fusion.distillation.checkpoints import Saved, newest, prepare
+from ffn_fusion.distillation.checkpoints import Saved, folder_of, newest, prepare
 from ffn_fusion.distillation.checks import check_cache, check_extras, check_pair, check_settings, read_record
 from ffn_fusion.distillation.depths import Depth, matched_depths
 from ffn_fusion.distillation.lora import Merged, with_adapters
@@ -82,9 +82,27 @@ def distill_child(
     return run.carry_out(progress)
 
 
+@together
+def train(run: Run, *, progress: Progress = silent) -> Distilled:
+    """The same for a training that is described already. Raises: see :func:`distill_child`."""
+    run.check()
+    return run.carry_out(progress)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training begins with in place of the child's own weights: those in float32 that an earlier one leaves.
+
+    ``key``: of the earlier training.
+    """
+
+    folder: Path
+    key: str
+
+
 @dataclass(frozen=True)
 class Run:
-    """One training that is to be made."""
+    """One training that is to be made; ``start`` where it isn't the first."""
 
     child: Path
     parent: Checkpoint
@@ -96,6 +114,7 @@ class Run:
     device: str = "cpu"
     memory: int | None = None
     tracking: Tracking | None = None
+    start: Start | None = None
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -135,13 +154,34 @@ class Run:
 
     @property
     def disk_bytes(self) -> int:
-        """Of three checkpoints at a time: weights (of adapters alone), and two moments of what learns, in float32."""
-        weights = self.parameters if self.settings.lora else self.checkpoint.parameters
-        return 3 * 4 * (weights + 2 * self.parameters)
+        """Of three checkpoints at a time: weights (of adapters alone), and two moments of what learns, in float32; and
+        of the start.
+        """
+        whole = self.checkpoint.parameters
+        weights = self.parameters if self.settings.lora else whole
+        return 4 * (3 * (weights + 2 * self.parameters) + (whole if self.start else 0))
+
+    @property
+    def begins(self) -> Path:
+        """A folder with the weights that it begins with."""
+        return self.start.folder if self.start else self.child
+
+    @property
+    def leaves(self) -> Start:
+        """What the next training begins with, once this one is done."""
+        return Start(folder_of(self.work, self.steps), self.key())
 
     def check(self) -> None:
         """Raises: see :func:`distill_child`."""
         check_pair(self.child, self.checkpoint, self.blueprint, self.parent)
+        self.check_early()
+        if not self.trained:
+            raise UsageError("surgery touched no block of this child", "train all of it (--trained all)")
+        there = sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())  # of an interrupted call
+        check_space(self.work, max(0, self.disk_bytes - there))
+
+    def check_early(self) -> None:
+        """What can be known without the child. Raises: see :func:`distill_child`."""
         check_settings(self.settings, current().world, self.device)
         check_cache(self.cache, self.settings.objective.cosine, self.settings.objective.temperature)
         if len({text.ids_NT.shape[1] for text in self.texts}) > 1:
@@ -151,10 +191,6 @@ class Run:
                 f"{len(self.ids_NT)} windows of text are less than one batch of {self.settings.batch}",
                 "give more text (--tokens), shorter windows (--context) or a smaller batch (--batch)",
             )
-        if not self.trained:
-            raise UsageError("surgery touched no block of this child", "train all of it (--trained all)")
-        there = sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())  # of an interrupted call
-        check_space(self.work, max(0, self.disk_bytes - there))
 
     @property
     def teacher_beside(self) -> bool:
@@ -181,11 +217,12 @@ class Run:
         here.gather([None])
         saved = newest(self.work)
         assert saved is not None
-        return Distilled(self._weights(saved), self.record(saved))
+        return Distilled(self.weights(saved), self.record(saved))
 
-    def _weights(self, saved: Saved) -> Weights:
+    def weights(self, saved: Saved) -> Weights:
+        """Float32, of a checkpoint."""
         if self.settings.lora:
-            return Merged(self.checkpoint, saved.folder, self.settings, self._master)
+            return Merged(open_folder(self.begins), saved.folder, self.settings, self._master)
         return open_folder(saved.folder)
 
     def _written(self, progress: Progress) -> TeacherCache | None:
@@ -210,7 +247,7 @@ class Run:
 
         lora, step = self.settings.lora, saved.step if saved else 0
         torch.manual_seed(self.settings.seed)
-        model = self._load(saved.folder if saved and not lora else self.child)
+        model = self._load(saved.folder if saved and not lora else self.begins)
         model.config.use_cache = False
         if self.settings.checkpointing:
             checkpoint_activations(model)
@@ -289,6 +326,7 @@ class Run:
             version("ffn-fusion"),
             current().world,
             list(self.ids_NT.shape),
+            *([self.start.key] if self.start else []),
         ]
         return hashlib.sha256(json.dumps(words).encode() + self.ids_NT.numpy().tobytes()).hexdigest()
 

@@ -21,6 +21,11 @@ DEFAULT_WARMUP = 0.05
 DEFAULT_TOP_K = 64
 
 
+def default_learning_rate(trained: str) -> float:
+    """For what learns."""
+    return DEFAULT_LORA_LEARNING_RATE if trained.startswith("lora") else DEFAULT_LEARNING_RATE
+
+
 @dataclass(frozen=True)
 class Objective:
     """What is minimised: kl * D(parent, child) on logits + cosine * sum over matched depths of (1 - cos) between hidden

@@ -86,7 +86,7 @@ def write_distilled(
         raise TrainingError(f"tensor {name} isn't finite as {child.tensors[name].dtype}", "lower the learning rate")
 
     before = staging.read_manifest(child.folder) or {}
-    identity = _identity(before, record, max_shard_bytes)
+    identity = distilled_id(child.folder, record, max_shard_bytes)
     with staging.staged(target, hashlib.sha256(f"{identity}\n{weights.folder}".encode()).hexdigest()) as stage:
         write_shards(stage, plan_shards(tensors, max_shard_bytes), on_bytes, refuse)
         for name, content in _beside(child.folder):
@@ -129,7 +129,8 @@ def _pieces(source: Weights, name: str, dtype: str) -> Callable[[], Iterator[mem
     return pieces
 
 
-def _identity(before: Mapping[str, Any], record: Mapping[str, Any], max_shard_bytes: int) -> str:
-    """What was made of what, and how."""
+def distilled_id(child: Path, record: Mapping[str, Any], max_shard_bytes: int = MAX_SHARD_BYTES) -> str:
+    """What was made of what, and how; stands in the manifest."""
+    before = staging.read_manifest(child) or {}
     words = [before.get("build"), record, max_shard_bytes, version("ffn-fusion")]
     return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A distillation as verbs make it: text -> training -> a child on disk, and what it gained on windows kept back."""
+"""A distillation as verbs and runs make it: text -> stages -> a child on disk, and what it gained on other windows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,18 @@ from typing import Any
 import torch
 
 from ffn_fusion.blockwise.stack import TensorSource
-from ffn_fusion.checkpoint.reader import Checkpoint
+from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import check_target
 from ffn_fusion.data import TokenWindows
-from ffn_fusion.distillation.distill import Distilled, Run, distill_child
-from ffn_fusion.distillation.plan import DistillPlan, plan_distillation
+from ffn_fusion.distillation.distill import Run
+from ffn_fusion.distillation.plan import DistillPlan
 from ffn_fusion.distillation.settings import DistillSettings
 from ffn_fusion.distillation.teacher_cache import CacheSettings
 from ffn_fusion.distillation.tracking import Tool, Tracking
-from ffn_fusion.distillation.write import AsStored, write_distilled
+from ffn_fusion.distillation.write import AsStored, Weights, write_distilled
 from ffn_fusion.evaluation.evaluate import PARENT, evaluate
+from ffn_fusion.pipeline.distill_stages import Gains, Stage, Staged, of_stage
+from ffn_fusion.pipeline.kept_back import without
 from ffn_fusion.pipeline.recipe import Text
 from ffn_fusion.pipeline.repairing import split_windows
 from ffn_fusion.processes import Progress
@@ -32,11 +35,42 @@ from ffn_fusion.surgery.repairs import RECORD, is_repaired
 BEFORE, AFTER = "before", "after"
 
 
+def measure(
+    texts: Sequence[TokenWindows], run: Run, weights: Weights, earlier: Gains | None, progress: Progress
+) -> Gains:
+    """What a stage gained: KL to the parent (nats a token) and perplexity on windows that took no part, text by text.
+
+    Args:
+        earlier: the gains of the stage before, whose end is this one's beginning; on other texts they don't count.
+    """
+    if not texts:
+        return []
+    models: dict[str, TensorSource] = {PARENT: run.parent}
+    if [(row["text"], row["tokens"]) for row in earlier or ()] != [(text.label, text.tokens) for text in texts]:
+        earlier = None
+        models[BEFORE] = AsStored(run.checkpoint, open_folder(run.begins))
+    models[AFTER] = AsStored(run.checkpoint, weights)
+    found = evaluate(models, texts, device=run.device, progress=progress)
+    rows: Gains = [
+        {
+            "text": text.text,
+            "tokens": text.tokens,
+            "kl": {name: text.scores[name].kl for name in models if name != PARENT},
+            "perplexity": {name: text.scores[name].perplexity for name in models},
+        }
+        for text in found
+    ]
+    for row, then in zip(rows, earlier or (), strict=earlier is not None):
+        for name in ("kl", "perplexity"):
+            row[name] = {BEFORE: then[name][AFTER], **row[name]}
+    return rows
+
+
 @dataclass(frozen=True)
 class Distilling:
     """A verb's distillation, of a child that goes to ``output``, with the windows that are kept back."""
 
-    run: Run
+    stages: Staged
     kept_back: Sequence[TokenWindows]
     output: Path
 
@@ -46,7 +80,7 @@ class Distilling:
         child: Path,
         parent: Checkpoint,
         output: Path,
-        text: Text,
+        texts: Sequence[Text],
         settings: DistillSettings,
         teacher_dtype: torch.dtype,
         cache: CacheSettings | None,
@@ -54,72 +88,47 @@ class Distilling:
         memory: int | None,
         track: Tool | None = None,
     ) -> Distilling:
+        """``texts``: of each stage, which all have the same settings."""
         check_target(output, child)
         check_target(output, parent.folder)
-        used, kept_back = split_windows(child, text, settings.seed)
+        used, kept_back = [], list[TokenWindows]()
+        for number, text in enumerate(texts, 1):
+            with of_stage(number, len(texts)):
+                windows, others = split_windows(child, text, settings.seed)
+                kept_back = kept_back if number > 1 else others
+                used.append(without(windows, kept_back) if number > 1 else windows)
         work = output.with_name(f".{output.name}.distillation")
         tracking = Tracking(track, output.with_name(f"{output.name}.logs")) if track else None
-        run = Run(child, parent, used, work, settings, teacher_dtype, cache, device, memory, tracking)
-        run.check()
-        return cls(run, kept_back, output)
+        stages = [Stage(windows, settings, teacher_dtype, cache) for windows in used]
+        staged = Staged.of(partial(Run, child, parent, tracking=tracking), stages, work, device, memory)
+        staged.check()
+        return cls(staged, kept_back, output)
 
-    def plan(self) -> DistillPlan:
-        """What it will take."""
-        return plan_distillation(self.run)
+    def plans(self) -> list[DistillPlan]:
+        """What each stage will take."""
+        return self.stages.plans()
 
-    def carry_out(self, on_plan: Callable[[DistillPlan], None], progress: Progress) -> dict[str, Any]:
+    def carry_out(self, on_plan: Callable[[list[DistillPlan]], None], progress: Progress) -> dict[str, Any]:
         """Train, measure, and write the child; the work folder goes when the child is there. Returns the record."""
-        run = self.run
-        on_plan(self.plan())
-        done = distill_child(
-            run.child,
-            run.parent,
-            run.texts,
-            run.work,
-            settings=run.settings,
-            teacher_dtype=run.teacher_dtype,
-            cache=run.cache,
-            device=run.device,
-            memory=run.memory,
-            tracking=run.tracking,
-            progress=progress,
-        )
-        record = {**done.record, "gains": self._gains(done, progress)}
-        write_distilled(run.checkpoint, done.weights, record, self.output, model_card=self._card(record))
-        shutil.rmtree(run.work, ignore_errors=True)
+        on_plan(self.plans())
+        run = self.stages.runs[0]
+        weights, record = self.stages.carry_out(partial(measure, self.kept_back), progress)
+        card = distilled_card(self.output.name, run, record)
+        write_distilled(run.checkpoint, weights, record, self.output, model_card=card)
+        shutil.rmtree(self.stages.work, ignore_errors=True)
         return record
 
-    def _gains(self, done: Distilled, progress: Progress) -> list[dict[str, Any]]:
-        """KL to the parent (nats a token) and perplexity on windows that took no part, text by text."""
-        if not self.kept_back:
-            return []
-        run = self.run
-        models: dict[str, TensorSource] = {
-            PARENT: run.parent,
-            BEFORE: run.checkpoint,
-            AFTER: AsStored(run.checkpoint, done.weights),
-        }
-        found = evaluate(models, self.kept_back, device=run.device, progress=progress)
-        return [
-            {
-                "text": text.text,
-                "tokens": text.tokens,
-                "kl": {name: text.scores[name].kl for name in (BEFORE, AFTER)},
-                "perplexity": {name: text.scores[name].perplexity for name in models},
-            }
-            for text in found
-        ]
 
-    def _card(self, record: dict[str, Any]) -> str:
-        child = self.run.child
-        return model_card(
-            self.output.name,
-            self.run.blueprint,
-            version("ffn-fusion"),
-            read_licence(self.run.parent.folder) or read_licence(child),
-            repairs=read_repairs(child),
-            distillation=record,
-        )
+def distilled_card(name: str, run: Run, record: dict[str, Any]) -> str:
+    """The model card of a child that was just distilled."""
+    return model_card(
+        name,
+        run.blueprint,
+        version("ffn-fusion"),
+        read_licence(run.parent.folder) or read_licence(run.child),
+        repairs=read_repairs(run.child),
+        distillation=record,
+    )
 
 
 def read_repairs(child: Path) -> dict[str, Any] | None:

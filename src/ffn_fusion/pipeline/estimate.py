@@ -34,27 +34,42 @@ class Pace:
 
 
 def remaining_seconds(
-    recipe: Recipe, checkpoint: Checkpoint, child_bytes: int, repair_flops: float, pace: Pace
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    child_bytes: int,
+    repair_flops: float,
+    pace: Pace,
+    distillation_flops: float = 0.0,
 ) -> dict[str, float]:
-    """Seconds of the stages behind the plan. Repair, evaluation and timing follow from the pace; the build from its
-    bytes.
+    """Seconds of the stages behind the plan. Repair, distillation, evaluation and timing follow from the pace; the
+    build from its bytes.
 
-    ``repair_flops`` are one process's. The evaluation is shared by all of them. A decode step counts as a forward pass
-    of 16 tokens: it reads the weights once, whatever the batch.
+    ``repair_flops`` and ``distillation_flops`` are one process's. The evaluation is shared by all of them. A decode
+    step counts as a forward pass of 16 tokens: it reads the weights once, whatever the batch.
     """
     blocks = len(checkpoint.spec.blocks) + _head_blocks(checkpoint)
     texts = max(1, len(recipe.evaluation.texts))
-    scored = _MODELS_SCORED + (_CONTROLS_SCORED if recipe.evaluation.controls else 0)
+    distilled = recipe.distillation.enabled
+    one_model = texts * recipe.evaluation.tokens * blocks / (pace.tokens_per_second * current().world)
+    scored = _MODELS_SCORED + distilled + (_CONTROLS_SCORED if recipe.evaluation.controls else 0)
     found = {
-        "repair": repair_flops / (pace.tokens_per_second * _token_flops(checkpoint)),
+        "repair": flops_seconds(repair_flops, checkpoint, pace),
         "build": child_bytes / _DISK_BYTES_PER_SECOND,
-        "evaluate": scored * texts * recipe.evaluation.tokens * blocks / (pace.tokens_per_second * current().world),
     }
+    if distilled:  # behind every stage the parent and the child are scored
+        learning = flops_seconds(distillation_flops, checkpoint, pace)
+        found["distill"] = learning + 2 * len(recipe.distillation.trainings) * one_model
+    found["evaluate"] = scored * one_model
     if recipe.bench.enabled:
         bench = recipe.bench
         tokens = sum(batch * bench.context + bench.new_tokens * max(16, batch) for batch in bench.batches)
         found["bench"] = 3 * (bench.rounds + 1) * tokens * blocks / pace.tokens_per_second
     return found
+
+
+def flops_seconds(flops: float, checkpoint: Checkpoint, pace: Pace) -> float:
+    """Seconds that one process takes for so many FLOPs."""
+    return flops / (pace.tokens_per_second * _token_flops(checkpoint))
 
 
 def _head_blocks(checkpoint: Checkpoint) -> float:

@@ -8,10 +8,13 @@ from ffn_fusion.blueprint.ranges import parse_blocks, parse_runs
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.data import read_documents
 from ffn_fusion.errors import MissingExtraError, RecipeError
+from ffn_fusion.pipeline.distill_run import RunDistillation
+from ffn_fusion.pipeline.distillation_section import TrainingSection
 from ffn_fusion.pipeline.planning import check_early
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.repairing import repair_windows
 from ffn_fusion.pipeline.stages import calibration_windows, held_out_windows
+from ffn_fusion.pipeline.workspace import Workspace
 
 
 def preflight(recipe: Recipe) -> None:
@@ -24,7 +27,10 @@ def preflight(recipe: Recipe) -> None:
         if find_spec(package) is None:
             raise MissingExtraError(f"the report needs {package}", "pip install 'ffn-fusion[report]'")
     repair = recipe.repair.texts if recipe.repair.enabled else ()
-    for text in (*recipe.calibration.texts, *repair, *recipe.evaluation.texts):
+    distilled = [text for section in _trainings(recipe) for text in section.texts]
+    if recipe.distillation.enabled and find_spec("accelerate") is None:
+        raise MissingExtraError("distillation needs accelerate", "pip install 'ffn-fusion[train]'")
+    for text in (*recipe.calibration.texts, *repair, *distilled, *recipe.evaluation.texts):
         read_documents(text)
     plan = recipe.plan
     if plan.runs is not None and plan.drop is None:
@@ -37,10 +43,16 @@ def preflight_parent(recipe: Recipe, checkpoint: Checkpoint) -> None:
     """Check a recipe against its parent: engines, attentions and runs that a person named, windows of every text.
 
     Raises:
-        BlueprintError, CheckError, DataError: one line each.
+        BlueprintError, CheckError, DataError: one line each; of a distillation, OutputError and UsageError too.
     """
     check_early(checkpoint, recipe.plan, recipe.build.width_multiple)
     calibration_windows(checkpoint.folder, recipe.calibration, recipe.seed)
     if recipe.repair.enabled:
         repair_windows(recipe, checkpoint.folder)
     held_out_windows(checkpoint.folder, recipe.evaluation, recipe.seed)
+    if recipe.distillation.enabled:
+        RunDistillation(recipe, checkpoint, Workspace(recipe.output)).check_early()
+
+
+def _trainings(recipe: Recipe) -> tuple[TrainingSection, ...]:
+    return recipe.distillation.trainings if recipe.distillation.enabled else ()

@@ -31,6 +31,7 @@ def publish(recipe: Recipe, result: Result, evidence: Evidence) -> None:
         result.quality,
         result.latency,
         repairs,
+        distillation=result.distillation,
     )
     write_atomic(recipe.output / MODEL_CARD, card.encode())
     write_report(
@@ -50,6 +51,7 @@ def publish(recipe: Recipe, result: Result, evidence: Evidence) -> None:
             notes=_notes(result),
             child_geometry=_child_geometry(result),
             repairs=repairs,
+            distillation=result.distillation,
             engines=check(child),
         ),
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from ffn_fusion.analysis.budget import DEFAULT_DROP, DEFAULT_MAX_DAMAGE, Budget
@@ -17,6 +17,8 @@ from ffn_fusion.blueprint.ranges import parse_runs
 from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
 from ffn_fusion.errors import RecipeError, UsageError
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
+from ffn_fusion.pipeline.distillation_section import DistillationSection, TrainingSection
+from ffn_fusion.pipeline.section import DtypeName, Section
 from ffn_fusion.portability.rule import Engine, parse_engines
 from ffn_fusion.repair.settings import (
     DEFAULT_ATTENTION,
@@ -31,10 +33,6 @@ from ffn_fusion.repair.settings import (
     Weighting,
 )
 from ffn_fusion.units import parse_bytes
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def _ranges(value: Any) -> Any:
@@ -58,7 +56,7 @@ def _size(value: Any) -> Any:
 Memory = Annotated[str, BeforeValidator(_size)]
 
 
-class Text(_Section):
+class Text(Section):
     """Texts (.txt, .jsonl, folders) and how many tokens of them. No texts: the small built-in ones."""
 
     texts: tuple[Path, ...] = ()
@@ -66,10 +64,7 @@ class Text(_Section):
     context: int = Field(512, ge=8)
 
 
-DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-class AnalysisSection(_Section):
+class AnalysisSection(Section):
     """See ``ffn_fusion.analyze``. ``reverse``: runs whose order is tested, like ``5-8``; dtype auto is the model's."""
 
     parts: tuple[Part, ...] = PARTS
@@ -97,7 +92,7 @@ def _engines(value: Any) -> Any:
         raise ValueError(f"{error.message}; {error.hint}") from error
 
 
-class PlanSection(_Section):
+class PlanSection(Section):
     """A budget (see ``ffn_fusion.Budget``), or explicit ``drop`` and ``runs`` like ``5-10`` and ``5-9``.
 
     ``engines``: those that must load the child; what they can't load is never planned.
@@ -175,7 +170,7 @@ def _wrong_option(error: ValidationError) -> UsageError:
     return UsageError(f"{option}: {first['msg']} (found {first['input']!r})", "see ffn-fusion --help")
 
 
-class RepairSection(_Section):
+class RepairSection(Section):
     """Output projections solved anew on text, in closed form (docs/repair.md). No ``texts``: those of the calibration.
 
     See ``ffn_fusion.RepairSettings``; dtype auto is the model's.
@@ -199,7 +194,7 @@ class RepairSection(_Section):
         return RepairSettings(**self.model_dump(exclude={"enabled", "texts", "tokens", "context", "dtype"}))
 
 
-class BuildSection(_Section):
+class BuildSection(Section):
     width_multiple: int = Field(WIDTH_MULTIPLE, gt=0)
     max_shard_bytes: int = Field(MAX_SHARD_BYTES, ge=1 << 20)
 
@@ -210,7 +205,7 @@ class EvaluationSection(Text):
     controls: bool = True
 
 
-class BenchSection(_Section):
+class BenchSection(Section):
     enabled: bool = True
     batches: tuple[Annotated[int, Field(gt=0)], ...] = (1, 8)
     context: int = Field(128, gt=0)
@@ -219,14 +214,14 @@ class BenchSection(_Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
-class SampleSection(_Section):
+class SampleSection(Section):
     """Prompts that parent and child continue greedily, for people to read."""
 
     prompts: tuple[str, ...] = ("The capital of France is",)
     new_tokens: int = Field(32, gt=0)
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """``model``: folder, .gguf file or hub id. ``output``: the child's folder; what the run leaves goes beside it.
 
     ``memory`` is what a process may use while it measures, like ``16GiB``; by default half of what's free.
@@ -245,6 +240,7 @@ class Recipe(_Section):
     plan: PlanSection = PlanSection()
     repair: RepairSection = RepairSection()
     build: BuildSection = BuildSection()
+    distillation: DistillationSection = DistillationSection()
     evaluation: EvaluationSection = EvaluationSection()
     bench: BenchSection = BenchSection()
     samples: SampleSection = SampleSection()
@@ -285,6 +281,7 @@ class Recipe(_Section):
                 "output": (folder / self.output.expanduser()).resolve(),
                 "calibration": _resolve(self.calibration, folder),
                 "repair": _resolve(self.repair, folder),
+                "distillation": _resolve_stages(self.distillation, folder),
                 "evaluation": _resolve(self.evaluation, folder),
             }
         )
@@ -293,11 +290,25 @@ class Recipe(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-SectionT = TypeVar("SectionT", Text, EvaluationSection, RepairSection)
+SectionT = TypeVar("SectionT", Text, EvaluationSection, RepairSection, TrainingSection, DistillationSection)
 
 
 def _resolve(section: SectionT, folder: Path) -> SectionT:
     return section.model_copy(update={"texts": tuple((folder / text.expanduser()).resolve() for text in section.texts)})
+
+
+def _resolve_stages(section: DistillationSection, folder: Path) -> DistillationSection:
+    stages = tuple(_resolve_cache(_resolve(stage, folder), folder) for stage in section.stages)
+    return _resolve_cache(_resolve(section, folder), folder).model_copy(update={"stages": stages})
+
+
+TrainingT = TypeVar("TrainingT", TrainingSection, DistillationSection)
+
+
+def _resolve_cache(section: TrainingT, folder: Path) -> TrainingT:
+    if section.teacher_cache is None:
+        return section
+    return section.model_copy(update={"teacher_cache": (folder / section.teacher_cache.expanduser()).resolve()})
 
 
 def _explain(error: ValidationError, place: str) -> RecipeError:
@@ -318,5 +329,6 @@ def _explain(error: ValidationError, place: str) -> RecipeError:
 def _keys(path: tuple[int | str, ...]) -> list[str]:
     model: Any = Recipe
     for part in path:
-        model = model.model_fields[str(part)].annotation
+        # a number stands for an entry of a list
+        model = get_args(model)[0] if isinstance(part, int) else model.model_fields[part].annotation
     return list(model.model_fields)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -16,11 +16,14 @@ from ffn_fusion.analysis.plan import Plan
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.source import open_model
-from ffn_fusion.checkpoint.staging import check_target, exclusive, read_manifest, write_atomic
+from ffn_fusion.checkpoint.staging import DISTILLATION, check_target, exclusive, read_manifest, write_atomic
+from ffn_fusion.distillation.checks import read_record
+from ffn_fusion.distillation.plan import DistillPlan
 from ffn_fusion.errors import DataError, OutputError
 from ffn_fusion.evaluation.quality import Quality
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.pipeline import publish, stages
+from ffn_fusion.pipeline.distill_run import RunDistillation, texts_state
 from ffn_fusion.pipeline.estimate import Pace, remaining_seconds
 from ffn_fusion.pipeline.planning import make_plan
 from ffn_fusion.pipeline.preflight import preflight, preflight_parent
@@ -51,6 +54,9 @@ class Listener(Protocol):
     def repairing(self, plan: RepairPlan) -> None:
         """What the repair takes, before it begins."""
 
+    def distilling(self, plans: Sequence[DistillPlan], child_bytes: int) -> None:
+        """What each stage of the distillation takes, before anything is built; the child before it stays."""
+
     def planned(self, checkpoint: Checkpoint, plan: Plan, remaining: Mapping[str, float]) -> None:
         """The plan, before anything is built; ``remaining``: estimated seconds of each stage to come."""
 
@@ -65,6 +71,8 @@ class Silent:
     def measuring(self, plan: PassPlan) -> None: ...
 
     def repairing(self, plan: RepairPlan) -> None: ...
+
+    def distilling(self, plans: Sequence[DistillPlan], child_bytes: int) -> None: ...
 
     def planned(self, checkpoint: Checkpoint, plan: Plan, remaining: Mapping[str, float]) -> None: ...
 
@@ -132,13 +140,15 @@ def _check_ours(workspace: Workspace) -> None:
 class _Run:
     """One run: each method is a stage, called in order; keys chain, so a change redoes what depends on it."""
 
-    STAGES = ("analyze", "plan", "repair", "build", "evaluate", "bench", "samples", "report")
+    STAGES = ("analyze", "plan", "repair", "build", "distill", "evaluate", "bench", "samples", "report")
 
     def __init__(self, recipe: Recipe, workspace: Workspace, checkpoint: Checkpoint, listener: Listener) -> None:
         self.recipe = recipe
         self.workspace = workspace
         self.checkpoint = checkpoint
         self.listener = listener
+        self.distillation = RunDistillation(recipe, checkpoint, workspace) if recipe.distillation.enabled else None
+        self.names = tuple(name for name in self.STAGES if self.distillation or name != "distill")
 
     def carry_out(self, dry_run: bool) -> Result:
         recipe, space = self.recipe, self.workspace
@@ -160,15 +170,22 @@ class _Run:
         plan = self.plan(evidence)
         key = stage_key(key, recipe.plan, recipe.repair.enabled)
         self._stage("plan", key, [space.blueprint, space.plan], lambda: self._write_plan(plan))
-        self.listener.planned(self.checkpoint, plan, self._remaining(plan))
+        distill_plans = self._distill_plans(plan)
+        self.listener.planned(self.checkpoint, plan, self._remaining(plan, distill_plans))
         if dry_run:
-            return Result(self.checkpoint, plan, space)
+            return Result(self.checkpoint, plan, space, distillation_plans=tuple(distill_plans))
         if self._repairs(plan.blueprint):
             texts = stages.state(recipe.calibration), stages.state(recipe.repair)
             key = stage_key(key, recipe.repair, recipe.calibration, texts)
             self._stage("repair", key, [space.repairs / RECORD], lambda: self._repair(plan.blueprint))
-        key = stage_key(key, recipe.build)
-        self._stage("build", key, [recipe.output / "config.json"], lambda: self._build(plan.blueprint))
+        key = stage_key(key, recipe.build, *(["distilled then"] if self.distillation else []))
+        built = stages.built_child(recipe)
+        self._stage("build", key, [built / "config.json"], lambda: self._build(plan.blueprint, built))
+        if self.distillation:
+            key = stage_key(key, recipe.distillation, recipe.calibration, recipe.repair.texts, texts_state(recipe))
+            distilled = [recipe.output / DISTILLATION]
+            self._stage("distill", key, distilled, self._distill)
+            shutil.rmtree(space.distillation, ignore_errors=True)
         quality_key = stage_key(key, recipe.evaluation, stages.state(recipe.evaluation))
         scored = [space.quality, space.child_evidence / "evidence.json"]
         self._stage("evaluate", quality_key, scored, lambda: self._evaluate(plan.blueprint, evidence))
@@ -196,7 +213,7 @@ class _Run:
         if self.workspace.done(name, key, results):
             self.listener.skipped(name)
             return
-        self.listener.stage(name, self.STAGES.index(name) + 1, len(self.STAGES))
+        self.listener.stage(name, self.names.index(name) + 1, len(self.names))
         self.workspace.stage(name, key, results, work)
 
     def _analyze(self) -> Evidence:
@@ -215,7 +232,17 @@ class _Run:
         Pace(tokens / (time.perf_counter() - start)).save(self.workspace.pace)
         return evidence
 
-    def _remaining(self, plan: Plan) -> dict[str, float]:
+    def _distill_plans(self, plan: Plan) -> list[DistillPlan]:
+        """What the distillation takes, once it's known which child it's for."""
+        if self.distillation is None or self.recipe.output.exists():
+            return []
+        child = Child(self.checkpoint, plan.blueprint, self.recipe.build.width_multiple)
+        plans, size = self.distillation.plans(child, Pace.load(self.workspace.pace)), child_bytes(child)
+        self.distillation.check_planned(plans, size)
+        self.listener.distilling(plans, size)
+        return plans
+
+    def _remaining(self, plan: Plan, distill_plans: Sequence[DistillPlan]) -> dict[str, float]:
         pace = Pace.load(self.workspace.pace)
         if pace is None:
             return {}
@@ -223,7 +250,8 @@ class _Run:
         if self._repairs(plan.blueprint):
             flops = self._repairing(plan.blueprint).plan().flops
         size = child_bytes(Child(self.checkpoint, plan.blueprint))
-        return remaining_seconds(self.recipe, self.checkpoint, size, flops, pace)
+        distilling = sum(plan.flops for plan in distill_plans)
+        return remaining_seconds(self.recipe, self.checkpoint, size, flops, pace, distilling)
 
     def _write_plan(self, plan: Plan) -> None:
         plan.blueprint.save(self.workspace.blueprint)
@@ -240,8 +268,8 @@ class _Run:
     def _repairing(self, blueprint: Blueprint) -> Repairing:
         return repairing_of_run(self.recipe, self.checkpoint, blueprint, self.workspace.repairs)
 
-    def _build(self, blueprint: Blueprint) -> None:
-        section, output = self.recipe.build, self.recipe.output
+    def _build(self, blueprint: Blueprint, output: Path) -> None:
+        section = self.recipe.build
         repairs = Repairs(self.workspace.repairs) if self._repairs(blueprint) else None
         child = Child(self.checkpoint, blueprint, section.width_multiple, repairs)
         if output.exists():  # finished, and killed before it was noted
@@ -250,6 +278,10 @@ class _Run:
                 return
             raise OutputError(f"{output}: holds a child of another plan", "choose another output, or remove it first")
         stages.build_child(child, section, output, self.listener.progress)
+
+    def _distill(self) -> None:
+        assert self.distillation is not None
+        self.distillation.carry_out(self.listener.progress)
 
     def _evaluate(self, blueprint: Blueprint, evidence: Evidence) -> None:
         quality = stages.score(self.checkpoint, blueprint, evidence, self.recipe, self.listener.progress)
@@ -274,4 +306,5 @@ class _Run:
             Quality.model_validate_json(space.quality.read_bytes()),
             Latency.model_validate_json(space.latency.read_bytes()) if self.recipe.bench.enabled else None,
             tuple(stages.Sample(**entry) for entry in json.loads(space.samples.read_bytes())),
+            read_record(self.recipe.output),
         )

@@ -32,14 +32,16 @@ from ffn_fusion.evaluation.quality import Control, Quality
 from ffn_fusion.latency.load import load_model, realise
 from ffn_fusion.latency.measure import bench
 from ffn_fusion.latency.timing import Latency
-from ffn_fusion.pipeline.recipe import BuildSection, DtypeName, Recipe, RepairSection, Text
+from ffn_fusion.pipeline.recipe import BuildSection, Recipe, RepairSection, Text
+from ffn_fusion.pipeline.section import DtypeName
+from ffn_fusion.pipeline.workspace import Workspace
 from ffn_fusion.report.model_card import model_card, read_licence
 from ffn_fusion.surgery.build import build, child_bytes
 from ffn_fusion.surgery.child import Child
 from ffn_fusion.surgery.repairs import is_repaired
 from ffn_fusion.units import parse_bytes
 
-PRUNED, FUSED, UNREPAIRED = "pruned", "fused", "unrepaired"
+PRUNED, FUSED, DISTILLED, UNREPAIRED = "pruned", "fused", "distilled", "unrepaired"
 Progress = Callable[[str, int, int], None]
 
 
@@ -135,13 +137,6 @@ def child_evidence(recipe: Recipe, progress: Progress) -> Evidence:
 
 def build_child(child: Child, section: BuildSection, output: Path, progress: Progress) -> None:
     """Write the child with its first model card; evaluation puts its figures on the card later."""
-    total, done = child_bytes(child), 0
-
-    def on_bytes(count: int) -> None:
-        nonlocal done
-        done += count
-        progress("bytes", done, total)
-
     card = model_card(
         output.name,
         child.blueprint,
@@ -157,24 +152,44 @@ def build_child(child: Child, section: BuildSection, output: Path, progress: Pro
         max_shard_bytes=section.max_shard_bytes,
         repairs=child.repairs,
         model_card=card,
-        on_bytes=on_bytes,
+        on_bytes=bytes_told(child_bytes(child), progress),
     )
+
+
+def bytes_told(total: int, progress: Progress) -> Callable[[int], None]:
+    """What a writer calls with every count of bytes, to tell how far it is."""
+    done = 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        progress("bytes", done, total)
+
+    return on_bytes
+
+
+def built_child(recipe: Recipe) -> Path:
+    """Where surgery's child lies: it's the output, unless that is distilled from it."""
+    return Workspace(recipe.output).undistilled if recipe.distillation.enabled else recipe.output
 
 
 def score(
     checkpoint: Checkpoint, blueprint: Blueprint, evidence: Evidence, recipe: Recipe, progress: Progress
 ) -> Quality:
-    """Parent, pruned (sequential), fused as it lies on disk, and what other rules would have chosen."""
+    """Parent, pruned (sequential), fused and distilled as they lie on disk, and what other rules would have chosen."""
     models: dict[str, TensorSource] = {
         PARENT: checkpoint,
         PRUNED: Child(checkpoint, unfused(blueprint)),
-        FUSED: open_folder(recipe.output),
+        FUSED: open_folder(built_child(recipe)),
     }
+    if recipe.distillation.enabled:
+        models[DISTILLED] = open_folder(recipe.output)
     controls = []
     if is_repaired(recipe.output):
         models[UNREPAIRED] = Child(checkpoint, blueprint)
         dropped, runs = format_blocks(blueprint.dropped_attentions), format_runs(blueprint.runs)
-        meaning = "the same child before its output projections were solved anew"
+        which = "the fused" if recipe.distillation.enabled else "the same"
+        meaning = f"{which} child before its output projections were solved anew"
         controls.append(Control(name=UNREPAIRED, meaning=meaning, dropped=dropped, runs=runs))
     if recipe.evaluation.controls:
         scored = [blueprint]
@@ -198,12 +213,12 @@ def score(
 
 
 def time_models(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recipe, progress: Progress) -> Latency:
-    """Parent and fused child as transformers loads them, and the pruned model between them."""
+    """Parent and child as transformers loads them, and the pruned model between them."""
     dtype: torch.dtype = getattr(torch, recipe.bench.dtype)
     models = {
         PARENT: load_model(checkpoint.folder, dtype, recipe.device),
         PRUNED: realise(Child(checkpoint, unfused(blueprint)), dtype, recipe.device),
-        FUSED: load_model(recipe.output, dtype, recipe.device),
+        DISTILLED if recipe.distillation.enabled else FUSED: load_model(recipe.output, dtype, recipe.device),
     }
     section = recipe.bench.model_dump(exclude={"enabled", "dtype"})
     return bench(models, seed=recipe.seed, progress=progress, **section)

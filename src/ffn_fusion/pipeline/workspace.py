@@ -25,6 +25,8 @@ class Workspace:
         self.evidence = self.folder / "evidence"
         self.child_evidence = self.folder / "child-evidence"
         self.repairs = self.folder / "repairs"
+        self.undistilled = self.folder / "undistilled"  # the child before its distillation
+        self.distillation = self.folder / ".distillation"  # checkpoints, while it's trained
         self.analysis = self.folder / ".analysis"  # finished blocks, while the analysis runs
         self.pace = self.folder / "pace.json"
         self.blueprint = self.folder / "blueprint.json"

@@ -12,6 +12,7 @@ from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.report import palette
 from ffn_fusion.report.block_axis import block_axis, plain_log
 from ffn_fusion.report.blocks_svg import blocks_diagram
+from ffn_fusion.report.distillation_figure import distillation_curve, has_curve
 from ffn_fusion.report.evidence_tables import chosen_stretches
 from ffn_fusion.report.geometry_figure import geometry_chart
 from ffn_fusion.report.importance_figure import importance_bars
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 __all__ = [
     "blocks_diagram",
     "dependency_heatmap",
+    "distillation_curve",
     "geometry_chart",
+    "has_curve",
     "importance_bars",
     "quality_speed_plot",
     "repair_bars",

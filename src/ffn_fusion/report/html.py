@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.staging import write_atomic
 from ffn_fusion.errors import MissingExtraError, OutputError
-from ffn_fusion.report import engine_tables, evidence_tables, palette, repair_tables, tables
+from ffn_fusion.report import distillation_tables, engine_tables, evidence_tables, palette, repair_tables, tables
 from ffn_fusion.report.summary import KeyFigure, key_figures, sentence
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class ReportData:
     ``samples``: (prompt, the parent's continuation, the child's).
     ``child_geometry``: the child's own, each with the middle of the parent blocks that the child's block stands for.
     ``repairs``: the record of what repair did (``repairs.json``).
+    ``distillation``: the record of what it learnt (``distillation.json``).
     ``engines``: what each makes of the child.
     """
 
@@ -65,6 +66,7 @@ class ReportData:
     notes: list[str] = field(default_factory=list)
     child_geometry: Sequence[tuple[float, Geometry]] | None = None
     repairs: Mapping[str, Any] | None = None
+    distillation: Mapping[str, Any] | None = None
     engines: Sequence[EngineCheck] = ()
 
 
@@ -110,6 +112,7 @@ def _context(report: ReportData) -> dict[str, Any]:
         "latency_place": tables.latency_place(latency) if latency else "",
         "latencies": tables.latency_grid(latency) if latency else None,
         "repairs": repair_tables.repairs_grid(report.repairs) if report.repairs else None,
+        "stages": distillation_tables.stages_grid(report.distillation) if report.distillation else None,
         "measured_on": evidence_tables.measured_on(report.evidence) if report.evidence else "",
         "importance": _importance(report),
         "stretches": _stretches(report),
@@ -143,6 +146,8 @@ def _drawings(report: ReportData) -> dict[str, Any]:
         drawings["stretches"] = figures.stretch_chart(evidence, blueprint)
     if report.repairs:
         drawings["repairs"] = figures.repair_bars(report.repairs, blueprint)
+    if report.distillation and figures.has_curve(report.distillation):
+        drawings["distillation"] = figures.distillation_curve(report.distillation)
     if report.quality and report.latency:
         drawings["quality_speed"] = figures.quality_speed_plot(report.quality, report.latency)
     return {name: Markup(svg) for name, svg in drawings.items()}  # ours, and escaped inside

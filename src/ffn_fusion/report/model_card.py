@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ffn_fusion.blueprint import Blueprint
-from ffn_fusion.report.distillation_tables import distillation_grid
+from ffn_fusion.report.distillation_tables import distillation_grid, stages_grid, trained_further, trainings
 from ffn_fusion.report.summary import sentence
 from ffn_fusion.report.tables import Grid, latency_grid, latency_place, plan_grid, printable, quality_grid
 
@@ -55,7 +55,7 @@ def model_card(
             if changed
             else [f"{_plain(blueprint.parent.name)} in another form.\n"]
         ),
-        *_learnt(distillation),
+        *_learnt(distillation, quality),
         *_rewritten(rewritten),
         *_measured(quality, latency),
         _LOADING_LLAMA if form == "llama" else _LOADING,
@@ -98,22 +98,23 @@ def _training(repairs: Mapping[str, Any] | None) -> str:
 
 
 def _distilled(record: Mapping[str, Any], repairs: Mapping[str, Any] | None) -> str:
-    """Distilled, or trained further by other tools, or both: the record and those before it, the oldest last."""
-    chain = [record]
-    while earlier := chain[-1].get("before"):
-        chain.append(earlier)
-    further = [_plain(step["how"]) for step in reversed(chain) if "how" in step]
-    distilled = [step for step in chain if "how" not in step]
-    if not distilled:
-        return f"**{'Repaired, then trained' if repairs else 'Trained'} further:** {'; then '.join(further)}.\n"
-    objective, tokens = distilled[0]["settings"]["objective"], sum(step["tokens"] for step in distilled)
+    """Distilled, or trained further by other tools, or both."""
+    stages, further = trainings(record), "; then ".join(_plain(how) for how in trained_further(record))
+    if not stages:
+        return f"**{'Repaired, then trained' if repairs else 'Trained'} further:** {further}.\n"
+    tokens = sum(stage["tokens"] for stage in stages)
+    objectives = [stage["settings"]["objective"] for stage in stages]
     terms = {"kl": "the divergence of its next-token distributions", "cosine": "the cosine distance of hidden states"}
-    learnt = [words for key, words in {**terms, "lm": "the language-model loss"}.items() if objective[key]]
-    said = (
-        f"**{'Repaired and distilled' if repairs else 'Distilled'} from its parent** on {tokens:,} tokens of text: "
-        f"{_which(distilled[0]['settings'])} were trained on {' and '.join(learnt)}.\n"
-    )
-    return said + (f"\n**Also trained:** {'; then '.join(further)}.\n" if further else "")
+    terms |= {"lm": "the language-model loss"}
+    learnt = [words for key, words in terms.items() if any(objective[key] for objective in objectives)]
+    which = "; then ".join(dict.fromkeys(_which(stage["settings"]) for stage in stages))
+    contexts = sorted({stage["context"] for stage in stages})
+    windows = f"{contexts[0]:,} to {contexts[-1]:,}" if len(contexts) > 1 else f"{contexts[0]:,}"
+    in_stages = f" in {len(stages)} stages, of windows of {windows} tokens" if len(stages) > 1 else ""
+    done = "Repaired and distilled" if repairs else "Distilled"
+    what = f"{which} were trained on {' and '.join(learnt)}"
+    said = f"**{done} from its parent** on {tokens:,} tokens of text{in_stages}: {what}.\n"
+    return said + (f"\n**Also trained:** {further}.\n" if further else "")
 
 
 def _which(settings: Mapping[str, Any]) -> str:
@@ -128,15 +129,19 @@ def _which(settings: Mapping[str, Any]) -> str:
     return f"LoRA adapters of rank {settings['lora_rank']} on the matrices of {where}, merged now,"
 
 
-def _learnt(record: Mapping[str, Any] | None) -> list[str]:
-    grid = distillation_grid(record) if record else None
-    if grid is None:
+def _learnt(record: Mapping[str, Any] | None, quality: Quality | None) -> list[str]:
+    """Stages, and gains; those of a run stand among its scores."""
+    if record is None:
         return []
-    return [
-        "## Distillation\n",
-        "On windows that took no part, before and after; KL to the parent in nats a token.\n",
-        _markdown(grid),
-    ]
+    parts = []
+    if quality or len(trainings(record)) > 1:
+        about = "Stages one after another; KL to the parent in nats a token, the mean over texts that took no part."
+        parts += [about + "\n", _markdown(stages_grid(record))]
+    grid = None if quality else distillation_grid(record)
+    if grid:
+        about = "On windows that took no part, before and after; KL to the parent in nats a token."
+        parts += [about + "\n", _markdown(grid)]
+    return ["## Distillation\n", *parts] if parts else []
 
 
 def _front_matter(parent: str, licence: str | None, form: str, changed: bool) -> str:

@@ -16,11 +16,13 @@ LINEAR = "#999999"
 INK = "#1f2328"
 FAINT = "#8a8f98"
 
-_MODELS = {"parent": PARENT, "pruned": PRUNED, "fused": FUSED}
+DISTILLED = "#009e73"
+_MODELS = {"parent": PARENT, "pruned": PRUNED, "fused": FUSED, "distilled": DISTILLED}
 _OTHERS = ("#cc79a7", "#009e73", "#56b4e9", "#8b6d1f")
 
 
 def model_colours(models: tuple[str, ...]) -> dict[str, str]:
-    """The colour of each model: fixed for parent, pruned and fused; controls take the others in turn."""
+    """The colour of each model: fixed for parent, pruned, fused and distilled; controls take the others in turn."""
     others = [model for model in models if model not in _MODELS]
-    return {model: _MODELS.get(model) or _OTHERS[others.index(model) % len(_OTHERS)] for model in models}
+    free = [colour for colour in _OTHERS if colour not in {_MODELS.get(model) for model in models}]
+    return {model: _MODELS.get(model) or free[others.index(model) % len(free)] for model in models}

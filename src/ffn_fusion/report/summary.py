@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ffn_fusion.evaluation.quality import Quality
     from ffn_fusion.latency.timing import Latency, Timing
 
-MODELS = ("parent", "pruned", "fused")
+MODELS = ("parent", "pruned", "fused", "distilled")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,10 @@ def _speed(timing: Timing) -> KeyFigure:
 
 def _perplexity(quality: Quality) -> KeyFigure:
     text = quality.texts[0]
-    shown = [(model, text.scores[model]) for model in MODELS if model in text.scores]
+    models = [model for model in MODELS if model in text.scores]
+    if "distilled" in models and "pruned" in models:
+        models.remove("pruned")  # four figures don't fit; what it came from counts more
+    shown = [(model, text.scores[model]) for model in models]
     value = " → ".join(f"{score.perplexity:.1f}" for _, score in shown)
     names = " → ".join(model for model, _ in shown)
     errors = ", ".join(f"{score.perplexity_error:.2f}" for _, score in shown)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # numpy stays out of a plain table on a terminal
     from ffn_fusion.evaluation.quality import Score, TextScores
     from ffn_fusion.latency.timing import Latency, Timing
 
+_NO_CONTROLS = ("parent", "pruned", "fused", "distilled")
 NOTHING = "–"  # noqa: RUF001 (a dash in a cell, not a minus)
 
 
@@ -167,7 +168,7 @@ def quality_grid(scores: TextScores) -> Grid:
         for model, score in scores.scores.items()
     ]
     columns = ("model", "perplexity", "loss increase", "KL from parent", "same next token")
-    controls = next((i for i, model in enumerate(scores.scores) if model not in ("parent", "pruned", "fused")), None)
+    controls = next((i for i, model in enumerate(scores.scores) if model not in _NO_CONTROLS), None)
     return Grid(columns, tuple(rows), sections=frozenset() if controls in (None, 0) else frozenset({controls}))
 
 

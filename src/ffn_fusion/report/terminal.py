@@ -44,7 +44,7 @@ __all__ = [
     "reverse_order_table",
 ]
 
-_MODEL_STYLES = {"pruned": "yellow", "fused": "bold blue"}
+_MODEL_STYLES = {"pruned": "yellow", "fused": "bold blue", "distilled": "bold green"}
 
 
 def plan_table(blueprint: Blueprint) -> Table:

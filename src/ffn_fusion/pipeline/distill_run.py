@@ -1,0 +1,204 @@
+"""A run's distillation: from the recipe's section to a child at its output, with what it takes said before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.checkpoint.reader import Checkpoint
+from ffn_fusion.checkpoint.safetensors_file import TensorInfo
+from ffn_fusion.checkpoint.staging import check_space, read_manifest
+from ffn_fusion.distillation.checks import check_extras
+from ffn_fusion.distillation.distill import Run, Start
+from ffn_fusion.distillation.plan import DistillPlan, plan_distillation
+from ffn_fusion.distillation.sharding import launched_sharded
+from ffn_fusion.distillation.teacher_cache import CacheSettings
+from ffn_fusion.distillation.tracking import Tracking
+from ffn_fusion.distillation.write import distilled_id, write_distilled
+from ffn_fusion.errors import CheckpointError, OutputError, UsageError
+from ffn_fusion.families.layout import sub_block_parameters
+from ffn_fusion.pipeline import stages
+from ffn_fusion.pipeline.distill_stages import Stage, Staged, check_context, of_stage
+from ffn_fusion.pipeline.distillation_section import TrainingSection
+from ffn_fusion.pipeline.distilling import distilled_card, measure
+from ffn_fusion.pipeline.estimate import Pace, flops_seconds
+from ffn_fusion.pipeline.recipe import Recipe, Text
+from ffn_fusion.pipeline.workspace import Workspace
+from ffn_fusion.processes import Progress
+from ffn_fusion.surgery.child import Child
+from ffn_fusion.units import parse_bytes
+
+
+@dataclass(frozen=True)
+class UnbuiltRun(Run):
+    """A training of a child that isn't there yet, to plan it."""
+
+    description: Checkpoint | None = None
+    decided: Blueprint | None = None
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        assert self.description is not None
+        return self.description
+
+    @cached_property
+    def blueprint(self) -> Blueprint:
+        assert self.decided is not None
+        return self.decided
+
+
+@dataclass(frozen=True)
+class RunDistillation:
+    """The distillation of a run's child."""
+
+    recipe: Recipe
+    parent: Checkpoint
+    space: Workspace
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """Each with its windows of tokens.
+
+        Raises:
+            DataError: a text that can't be used. CheckpointError: its tokens are none of the model's.
+        """
+        found = []
+        trainings = self.recipe.distillation.trainings
+        for number, section in enumerate(trainings, 1):
+            with of_stage(number, len(trainings)):
+                found.append(self._stage(section))
+        return found
+
+    def _stage(self, section: TrainingSection) -> Stage:
+        recipe = self.recipe
+        text = Text(texts=training_texts(recipe, section), tokens=section.tokens, context=section.context)
+        windows = stages.calibration_windows(self.parent.folder, text, recipe.seed)
+        largest = max(int(found.ids_NT.max()) for found in windows)
+        if largest >= self.parent.spec.vocab_size:
+            raise CheckpointError(
+                f"{self.parent.name}: its tokenizer writes token {largest:,}, "
+                f"and its vocabulary has {self.parent.spec.vocab_size:,}",
+                "put the model's own tokenizer beside its weights",
+            )
+        dtype = stages.compute_dtype(section.teacher_dtype, self.parent)
+        settings = section.settings(recipe.seed)
+        if launched_sharded() and not settings.shard:
+            raise UsageError(
+                "accelerate's configuration asks for FSDP, and the recipe doesn't",
+                "write shard: true under distillation",
+            )
+        cache = None
+        if section.teacher_cache:
+            cache = CacheSettings(section.teacher_cache, section.top_k, settings.objective.temperature)
+        return Stage(windows, settings, dtype, cache)
+
+    def check_early(self) -> None:
+        """What can be known before the child is decided on; at least so much disk is needed as the least child takes.
+
+        Raises:
+            UsageError, DataError, CheckpointError, OutputError, MissingExtraError: one line, which names the stage.
+        """
+        child = self.space.undistilled
+        for number, stage in enumerate(self.stages, 1):
+            run = Run(child, self.parent, stage.texts, child, stage.settings, cache=stage.cache, device=self._device)
+            with of_stage(number, len(self.stages)):
+                check_context(self.parent, run.ids_NT.shape[1])
+                run.check_early()
+                check_extras(stage.settings, self._tracking)
+        learns = any(stage.settings.trained == "all" for stage in self.stages)
+        least = self.parent.parameters - sum(
+            sub_block_parameters(self.parent.spec, block.attention) for block in self.parent.spec.blocks
+        )
+        self._check_space(3 * 4 * least * (1 + 2 * learns))
+
+    def plans(self, child: Child, pace: Pace | None) -> list[DistillPlan]:
+        """What each stage takes, by the pace of the analysis."""
+        runs = [
+            UnbuiltRun(
+                self.space.undistilled,
+                self.parent,
+                stage.texts,
+                self.space.distillation,
+                stage.settings,
+                stage.teacher_dtype,
+                stage.cache,
+                self._device,
+                start=Start(self.space.distillation, "") if number else None,
+                description=_described(child),
+                decided=child.blueprint,
+            )
+            for number, stage in enumerate(self.stages)
+        ]
+        plans = [plan_distillation(run, timed=False) for run in runs]
+        if pace is None:
+            return plans
+        return [replace(plan, seconds=flops_seconds(plan.flops, self.parent, pace)) for plan in plans]
+
+    def check_planned(self, plans: list[DistillPlan], child_bytes: int) -> None:
+        """Raises: OutputError: the disk is too small for the checkpoints and for the child before and after."""
+        self._check_space(max(plan.disk_bytes for plan in plans) + 2 * child_bytes)
+
+    def _check_space(self, needed: int) -> None:
+        if self.recipe.output.exists():  # made already
+            return
+        made = (self.space.distillation, self.space.undistilled)
+        there = sum(path.stat().st_size for folder in made for path in folder.rglob("*") if path.is_file())
+        check_space(self.space.distillation, max(0, needed - there))
+
+    @property
+    def _tracking(self) -> Tracking | None:
+        track, output = self.recipe.distillation.track, self.recipe.output
+        return Tracking(track, output.with_name(f"{output.name}.logs")) if track else None
+
+    @property
+    def _device(self) -> str:
+        return self.recipe.device
+
+    def carry_out(self, progress: Progress) -> None:
+        """Train, stage by stage, and write the child to the recipe's output: whole, or not at all.
+
+        Raises:
+            OutputError: something else lies there. And what ``distill_child`` raises.
+        """
+        recipe, output = self.recipe, self.recipe.output
+        memory = parse_bytes(recipe.memory) if recipe.memory else None
+        first = partial(Run, self.space.undistilled, self.parent, tracking=self._tracking)
+        staged = Staged.of(first, self.stages, self.space.distillation, recipe.device, memory)
+        other = OutputError(f"{output}: holds another child", "choose another output, or remove it first")
+        if output.exists() and staged.done < len(staged.runs):
+            raise other
+        run = staged.runs[0]
+        if not output.exists():
+            staged.check(beside=run.checkpoint.nbytes)
+        held_out = stages.held_out_windows(self.parent.folder, recipe.evaluation, recipe.seed)
+        weights, record = staged.carry_out(partial(measure, held_out), progress)
+        size = recipe.build.max_shard_bytes
+        if output.exists():  # finished, and killed before it was noted
+            manifest = read_manifest(output) or {}
+            if manifest.get("build") != distilled_id(run.child, record, size):
+                raise other
+            return
+        card = distilled_card(output.name, run, record)
+        on_bytes = stages.bytes_told(run.checkpoint.nbytes, progress)
+        write_distilled(
+            run.checkpoint, weights, record, output, model_card=card, max_shard_bytes=size, on_bytes=on_bytes
+        )
+
+
+def training_texts(recipe: Recipe, section: TrainingSection) -> tuple[Path, ...]:
+    """A training's own, or the repair's, or the calibration's."""
+    return section.texts or recipe.repair.texts or recipe.calibration.texts
+
+
+def texts_state(recipe: Recipe) -> str:
+    """Names, sizes and ages of all text files that are learnt from."""
+    texts = (text for section in recipe.distillation.trainings for text in training_texts(recipe, section))
+    return stages.state(Text(texts=tuple(dict.fromkeys(texts))))
+
+
+def _described(child: Child) -> Checkpoint:
+    """A child that isn't built, by its sizes."""
+    tensors = {name: TensorInfo(name, t.dtype, t.shape, Path(), 0) for name, t in child.tensors.items()}
+    return Checkpoint(Path(), child.spec, tensors, "", "")

@@ -1,0 +1,191 @@
+"""Trainings one after another: each begins with the float32 weights that the one before it left, and resumes by itself.
+
+Every stage is followed by what it gained on windows that took no part. Of a stage that is done its weights stay until
+the next one is done too; then its record.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ffn_fusion.checkpoint.reader import Checkpoint
+from ffn_fusion.checkpoint.staging import check_space
+from ffn_fusion.data import TokenWindows
+from ffn_fusion.distillation.checkpoints import finish, finished, keep_record, keep_weights, newest
+from ffn_fusion.distillation.distill import Run, train
+from ffn_fusion.distillation.plan import DistillPlan, plan_distillation
+from ffn_fusion.distillation.settings import DistillSettings
+from ffn_fusion.distillation.teacher_cache import CacheSettings
+from ffn_fusion.distillation.write import Weights
+from ffn_fusion.errors import DataError, FfnFusionError, UsageError
+from ffn_fusion.processes import Progress
+
+Gains = list[dict[str, Any]]
+Measure = Callable[[Run, Weights, Gains | None, Progress], Gains]
+"""(training, its weights, what the one before it gained, progress) -> gains on windows that took no part."""
+
+_OF_A_STAGE = ("texts", "context", "tokens", "steps", "settings", "teacher", "cache", "history", "gains")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training, before it's known which child it's for."""
+
+    texts: Sequence[TokenWindows]
+    settings: DistillSettings
+    teacher_dtype: torch.dtype
+    cache: CacheSettings | None = None
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A distillation in stages that is to be made, or goes on. ``work`` holds a folder for each of several stages."""
+
+    runs: tuple[Run, ...]
+    work: Path
+
+    @classmethod
+    def of(
+        cls, first: Callable[..., Run], stages: Sequence[Stage], work: Path, device: str, memory: int | None
+    ) -> Staged:
+        """``first``: ``Run``, with child and parent given already."""
+        runs: list[Run] = []
+        for number, stage in enumerate(stages, 1):
+            alone = len(stages) == 1
+            cache = stage.cache
+            if cache and not alone:  # windows differ, so each has a cache of its own
+                cache = replace(cache, folder=cache.folder / f"stage-{number}")
+            place = work if alone else work / f"stage-{number}"
+            run = first(stage.texts, place, stage.settings, stage.teacher_dtype, cache, device, memory)
+            with of_stage(number, len(stages)):
+                runs.append(replace(run, start=runs[-1].leaves) if runs else run)
+        return cls(tuple(runs), work)
+
+    def check(self, beside: int = 0) -> None:
+        """Raises: what :func:`distill_child` raises before it begins, of every stage.
+
+        Args:
+            beside: bytes that the disk needs beside the checkpoints of a stage.
+        """
+        for number, run in enumerate(self.runs, 1):
+            with of_stage(number, len(self.runs)):
+                check_context(run.parent, run.ids_NT.shape[1])
+                run.check()
+                if run.settings.lora and number < len(self.runs):
+                    raise UsageError("adapters are merged in the end", "train with LoRA in the last stage alone")
+        there = sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())
+        check_space(self.work, max(0, self.disk_bytes + beside - there))
+
+    @property
+    def disk_bytes(self) -> int:
+        """Of the stage that needs most."""
+        return max(run.disk_bytes for run in self.runs)
+
+    def plans(self, *, timed: bool = True) -> list[DistillPlan]:
+        """What each stage takes."""
+        return [plan_distillation(run, timed=timed) for run in self.runs]
+
+    @property
+    def done(self) -> int:
+        """Stages that are finished, and whose weights the next one can begin with."""
+        for number in range(len(self.runs), 0, -1):
+            run = self.runs[number - 1]
+            saved = newest(run.work)  # of an earlier step where it's trained once more
+            if saved and saved.step == run.steps and finished(run.work, run.key()) is not None:
+                return number
+        return 0
+
+    def carry_out(self, measure: Measure, progress: Progress) -> tuple[Weights, dict[str, Any]]:
+        """Train, stage by stage, from where an earlier call stopped. Returns the weights, float32, and the record."""
+        self._remove_others()
+        for number in range(self.done, len(self.runs)):
+            run, tell = self.runs[number], _of_stage(progress, number, len(self.runs))
+            with of_stage(number + 1, len(self.runs)):
+                trained = train(run, progress=tell)
+                gains = measure(run, trained.weights, self._gains(number - 1), tell)
+            finish(run.work, {**trained.record, "gains": gains})
+            self._tidy(number)
+        self._tidy(len(self.runs) - 1)
+        records = [finished(run.work, run.key()) for run in self.runs]
+        last = newest(self.runs[-1].work)
+        assert last is not None
+        return self.runs[-1].weights(last), joined([record for record in records if record is not None])
+
+    def _gains(self, number: int) -> Gains | None:
+        if number < 0:
+            return None
+        run = self.runs[number]
+        found: Gains = (finished(run.work, run.key()) or {})["gains"]
+        return found
+
+    def _remove_others(self) -> None:
+        """Of a distillation in other stages that went on here."""
+        if len(self.runs) > 1 and self.work.is_dir():
+            for path in set(self.work.iterdir()) - {run.work for run in self.runs}:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _tidy(self, number: int) -> None:
+        if len(self.runs) > 1:
+            keep_weights(self.runs[number].work)
+        for run in self.runs[:number]:
+            keep_record(run.work)
+
+
+@contextmanager
+def of_stage(number: int, of: int) -> Iterator[None]:
+    """A person's mistake says which of several stages it's in."""
+    try:
+        yield
+    except FfnFusionError as error:
+        if of == 1:
+            raise
+        raise type(error)(f"stage {number}: {error.message}", error.hint) from error
+
+
+def _of_stage(progress: Progress, number: int, of: int) -> Progress:
+    return progress if of == 1 else lambda what, done, total: progress(f"{what}, stage {number + 1}", done, total)
+
+
+def check_context(parent: Checkpoint, context: int) -> None:
+    """Raises: DataError: windows longer than the model can read."""
+    longest = parent.spec.config.get("max_position_embeddings")
+    if isinstance(longest, int) and context > longest:
+        raise DataError(
+            f"windows of {context:,} tokens, and {parent.name} reads {longest:,} (max_position_embeddings)",
+            "choose a shorter context",
+        )
+
+
+def joined(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The record of several stages: sums, each stage, and what all of them gained; of one stage, its own."""
+    first, last = records[0], records[-1]
+    if len(records) == 1:
+        return dict(first)
+    learnt = {name for record in records for name in record["trained"]}
+    names = max((record["trained"] for record in records), key=len)
+    return {
+        **{key: first[key] for key in ("version", "parent", "child")},
+        "tokens": sum(record["tokens"] for record in records),
+        "steps": sum(record["steps"] for record in records),
+        "trained": [*names, *sorted(learnt - set(names))],
+        "stages": [{key: record[key] for key in _OF_A_STAGE} for record in records],
+        "gains": _whole(first["gains"], last["gains"]),
+        "before": first["before"],
+    }
+
+
+def _whole(first: Gains, last: Gains) -> Gains:
+    """Figures before the first stage and behind the last one; none if they're of different texts."""
+    if [(row["text"], row["tokens"]) for row in first] != [(row["text"], row["tokens"]) for row in last]:
+        return []
+    return [
+        {**row, **{name: {**row[name], "before": begun[name]["before"]} for name in ("kl", "perplexity")}}
+        for begun, row in zip(first, last, strict=True)
+    ]
