@@ -92,16 +92,16 @@ def distill(
     wanted = Text(texts=tuple(text or ()), tokens=tokens, context=context)
     dtype, budget = dtype_named(teacher_dtype, model), parse_bytes(memory) if memory else None
     cache = CacheSettings(teacher_cache, top_k, temperature) if teacher_cache else None
-    todo = Distilling.of(child, model, output, wanted, settings, dtype, cache, device, budget)
+    what = (child, model, output, wanted, settings, dtype, cache, device, budget)
     if dry_run:
-        plan = todo.plan()
+        plan = Distilling.of(*what, dry_run=True).plan()
         if as_json:
             emit(vars(plan))
         else:
             say(distill_plan_table(plan), "dry run: nothing was trained", err=False)
         return
     with progress_bars() as bars:
-        record = todo.carry_out(show_distill_plan, bars)
+        record = Distilling.of(*what, progress=bars).carry_out(show_distill_plan, bars)
     if as_json:
         emit({"output": str(output), **record})
         return

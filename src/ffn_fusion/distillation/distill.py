@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import check_space, read_manifest
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data import TokenWindows, WindowRows
 from ffn_fusion.distillation.checkpoints import Saved, newest, prepare
 from ffn_fusion.distillation.checks import check_cache, check_pair, check_settings, read_record
 from ffn_fusion.distillation.depths import Depth, matched_depths, touched_blocks
@@ -104,8 +103,8 @@ class Run:
         return matched_depths(self.blueprint) if self.settings.objective.cosine else ()
 
     @cached_property
-    def ids_NT(self) -> Tensor:  # noqa: N802
-        return torch.from_numpy(np.concatenate([text.ids_NT for text in self.texts]))
+    def ids_NT(self) -> WindowRows:  # noqa: N802
+        return WindowRows(self.texts)
 
     @cached_property
     def steps(self) -> int:
@@ -135,11 +134,15 @@ class Run:
         """Of three checkpoints at a time: weights, and two moments of what learns, in float32."""
         return 3 * 4 * (self.checkpoint.parameters + 2 * self.parameters)
 
-    def check(self) -> None:
-        """Raises: see :func:`distill_child`."""
+    def check_models(self) -> None:
+        """What can be said without the text. Raises: see :func:`distill_child`."""
         check_pair(self.child, self.checkpoint, self.blueprint, self.parent)
         check_settings(self.settings, current().world, self.device)
         check_cache(self.cache, self.settings.objective.cosine, self.settings.objective.temperature)
+
+    def check(self) -> None:
+        """Raises: see :func:`distill_child`."""
+        self.check_models()
         if len({text.ids_NT.shape[1] for text in self.texts}) > 1:
             raise DataError("the texts come in windows of different lengths", "cut all of them with one context")
         if not self.steps:
@@ -269,7 +272,7 @@ class Run:
             current().world,
             list(self.ids_NT.shape),
         ]
-        return hashlib.sha256(json.dumps(words).encode() + self.ids_NT.numpy().tobytes()).hexdigest()
+        return hashlib.sha256(json.dumps(words).encode() + self.ids_NT.content).hexdigest()
 
 
 def _left_out(cache: CacheSettings) -> dict[str, Any]:

@@ -16,15 +16,17 @@ from ffn_fusion.blockwise.stack import TensorSource
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.staging import check_target
 from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_file import read_origin
 from ffn_fusion.distillation.distill import Distilled, Run, distill_child
 from ffn_fusion.distillation.plan import DistillPlan, plan_distillation
 from ffn_fusion.distillation.settings import DistillSettings
 from ffn_fusion.distillation.teacher_cache import CacheSettings
 from ffn_fusion.distillation.write import AsStored, write_distilled
+from ffn_fusion.errors import FfnFusionError
 from ffn_fusion.evaluation.evaluate import PARENT, evaluate
 from ffn_fusion.pipeline.recipe import Text
-from ffn_fusion.pipeline.repairing import split_windows
-from ffn_fusion.processes import Progress
+from ffn_fusion.pipeline.training_windows import training_windows
+from ffn_fusion.processes import Progress, silent
 from ffn_fusion.report.model_card import model_card, read_licence
 from ffn_fusion.surgery.repairs import RECORD, is_repaired
 
@@ -33,11 +35,15 @@ BEFORE, AFTER = "before", "after"
 
 @dataclass(frozen=True)
 class Distilling:
-    """A verb's distillation, of a child that goes to ``output``, with the windows that are kept back."""
+    """A verb's distillation, of a child that goes to ``output``, with the windows that are kept back.
+
+    ``windows`` holds those of each text, in a file of its number.
+    """
 
     run: Run
     kept_back: Sequence[TokenWindows]
     output: Path
+    windows: Path
 
     @classmethod
     def of(
@@ -51,14 +57,26 @@ class Distilling:
         cache: CacheSettings | None,
         device: str,
         memory: int | None,
+        *,
+        dry_run: bool = False,
+        progress: Progress = silent,
     ) -> Distilling:
+        """``dry_run``: windows are counted and not written, which is enough for a plan."""
         check_target(output, child)
         check_target(output, parent.folder)
-        used, kept_back = split_windows(child, text, settings.seed)
         work = output.with_name(f".{output.name}.distillation")
-        run = Run(child, parent, used, work, settings, teacher_dtype, cache, device, memory)
-        run.check()
-        return cls(run, kept_back, output)
+        how = (settings, teacher_dtype, cache, device, memory)
+        Run(child, parent, (), work, *how).check_models()
+        windows = output.with_name(f".{output.name}.windows")
+        try:
+            used, kept_back = training_windows(child, text, settings.seed, None if dry_run else windows, progress)
+            run = Run(child, parent, used, work, *how)
+            run.check()
+        except FfnFusionError:
+            if not any(windows.glob("*.json")):  # nothing in it to go on from
+                shutil.rmtree(windows, ignore_errors=True)
+            raise
+        return cls(run, kept_back, output, windows)
 
     def plan(self) -> DistillPlan:
         """What it will take."""
@@ -80,10 +98,18 @@ class Distilling:
             memory=run.memory,
             progress=progress,
         )
-        record = {**done.record, "gains": self._gains(done, progress)}
+        record = {**done.record, "sources": self._sources(), "gains": self._gains(done, progress)}
         write_distilled(run.checkpoint, done.weights, record, self.output, model_card=self._card(record))
         shutil.rmtree(run.work, ignore_errors=True)
+        shutil.rmtree(self.windows, ignore_errors=True)
         return record
+
+    def _sources(self) -> list[dict[str, Any]]:
+        """What each text was, and how much of it was taken."""
+        return [
+            {"text": text.label, "tokens": text.tokens, **read_origin(self.windows / str(number))}
+            for number, text in enumerate(self.run.texts)
+        ]
 
     def _gains(self, done: Distilled, progress: Progress) -> list[dict[str, Any]]:
         """KL to the parent (nats a token) and perplexity on windows that took no part, text by text."""

@@ -6,7 +6,8 @@ from importlib.util import find_spec
 
 from ffn_fusion.blueprint.ranges import parse_blocks, parse_runs
 from ffn_fusion.checkpoint.reader import Checkpoint
-from ffn_fusion.data import read_documents
+from ffn_fusion.data.mixture import where
+from ffn_fusion.data.source import check_source
 from ffn_fusion.errors import MissingExtraError, RecipeError
 from ffn_fusion.pipeline.planning import check_early
 from ffn_fusion.pipeline.recipe import Recipe
@@ -25,7 +26,7 @@ def preflight(recipe: Recipe) -> None:
             raise MissingExtraError(f"the report needs {package}", "pip install 'ffn-fusion[report]'")
     repair = recipe.repair.texts if recipe.repair.enabled else ()
     for text in (*recipe.calibration.texts, *repair, *recipe.evaluation.texts):
-        read_documents(text)
+        check_source(where(text))
     plan = recipe.plan
     if plan.runs is not None and plan.drop is None:
         raise RecipeError("plan.runs is given without plan.drop", "say which attentions go: plan.drop: 5-10")

@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from ffn_fusion.analysis.budget import DEFAULT_DROP, DEFAULT_MAX_DAMAGE, Budget
@@ -15,6 +26,7 @@ from ffn_fusion.analysis.questions import PARTS, Part, Questions
 from ffn_fusion.blueprint import FusionNorm
 from ffn_fusion.blueprint.ranges import parse_runs
 from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
+from ffn_fusion.data.mixture import TextEntry, Weighted, entry_json, parse_entry, resolved
 from ffn_fusion.errors import RecipeError, UsageError
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.portability.rule import Engine, parse_engines
@@ -58,10 +70,27 @@ def _size(value: Any) -> Any:
 Memory = Annotated[str, BeforeValidator(_size)]
 
 
-class Text(_Section):
-    """Texts (.txt, .jsonl, folders) and how many tokens of them. No texts: the small built-in ones."""
+def _text(value: Any) -> Any:
+    try:
+        return parse_entry(value)
+    except UsageError as error:
+        raise ValueError(f"{error.message}; {error.hint}") from error
 
-    texts: tuple[Path, ...] = ()
+
+_FORMS = ({"type": "string", "format": "path"}, {"const": "hub:OWNER/NAME"}, {"const": "{text: ..., weight: ...}"})
+_Entry = Annotated[
+    TextEntry,
+    PlainValidator(_text),
+    PlainSerializer(entry_json, when_used="json"),
+    WithJsonSchema({"anyOf": list(_FORMS)}),
+]
+Texts = tuple[_Entry, ...]
+
+
+class Text(_Section):
+    """Texts (docs/texts.md) and how many tokens of them, divided by weights. No texts: the small built-in ones."""
+
+    texts: Texts = ()
     tokens: int = Field(4096, gt=0)
     context: int = Field(512, ge=8)
 
@@ -182,7 +211,7 @@ class RepairSection(_Section):
     """
 
     enabled: bool = True
-    texts: tuple[Path, ...] = ()
+    texts: Texts = ()
     tokens: int = Field(DEFAULT_TOKENS, gt=0)
     context: int = Field(512, ge=8)
     horizon: int = Field(DEFAULT_HORIZON, ge=0)
@@ -208,6 +237,13 @@ class EvaluationSection(Text):
     """Each text is scored by itself, ``tokens`` tokens each; ``controls``: children that simpler rules chose."""
 
     controls: bool = True
+
+    @field_validator("texts")
+    @classmethod
+    def _no_weights(cls, texts: tuple[TextEntry, ...]) -> tuple[TextEntry, ...]:
+        if any(isinstance(entry, Weighted) for entry in texts):
+            raise PydanticCustomError("weight", "texts to score on are scored one by one, a weight means nothing here")
+        return texts
 
 
 class BenchSection(_Section):
@@ -297,7 +333,7 @@ SectionT = TypeVar("SectionT", Text, EvaluationSection, RepairSection)
 
 
 def _resolve(section: SectionT, folder: Path) -> SectionT:
-    return section.model_copy(update={"texts": tuple((folder / text.expanduser()).resolve() for text in section.texts)})
+    return section.model_copy(update={"texts": tuple(resolved(entry, folder) for entry in section.texts)})
 
 
 def _explain(error: ValidationError, place: str) -> RecipeError:
