@@ -85,7 +85,7 @@ def test_stopped_while_it_reads_and_while_it_trains(made: Path, whole: Path, tmp
     first, *others = [i for i, (what, done) in enumerate(calls) if what == "tokens" and not done]
     assert first == 0
     assert len(others) == 1  # the first text went on, the second began once, and then both were there
-    assert [done for what, done in calls if what == "distillation"] == [0, 1, 2, 3, 2, 3, 4, 5, 6, 6, 7, 8]
+    assert [done for what, done in calls if what == "distillation"] == [0, 1, 2, 3, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8]
 
 
 def test_what_it_learnt_from(made: Path, whole: Path) -> None:
