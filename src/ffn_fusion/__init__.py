@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ffn_fusion.blueprint import Blueprint, apply, drop_attention, fuse_run, narrow_ffn, unfused
     from ffn_fusion.checkpoint.reader import Checkpoint
     from ffn_fusion.checkpoint.source import open_model, summarise
-    from ffn_fusion.data import TokenWindows, load_tokenizer, make_windows
+    from ffn_fusion.data import HubText, TokenWindows, load_tokenizer, make_windows, write_windows
     from ffn_fusion.distillation.distill import distill_child
     from ffn_fusion.distillation.settings import DistillSettings, Objective
     from ffn_fusion.distillation.teacher_cache import CacheSettings
@@ -75,7 +75,7 @@ _HOMES = {
     "blueprint": ("Blueprint", "apply", "drop_attention", "fuse_run", "narrow_ffn", "unfused"),
     "checkpoint.reader": ("Checkpoint",),
     "checkpoint.source": ("open_model", "summarise"),
-    "data": ("TokenWindows", "load_tokenizer", "make_windows"),
+    "data": ("HubText", "TokenWindows", "load_tokenizer", "make_windows", "write_windows"),
     "distillation.distill": ("distill_child",),
     "distillation.settings": ("DistillSettings", "Objective"),
     "distillation.teacher_cache": ("CacheSettings",),
@@ -104,7 +104,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [  # noqa: RUF022  (in the order of a run)
     "open_model", "summarise", "Checkpoint",
-    "load_tokenizer", "make_windows", "TokenWindows",
+    "load_tokenizer", "make_windows", "write_windows", "TokenWindows", "HubText",
     "analyze", "plan_analysis", "Questions", "Evidence", "score_changes",
     "plan", "Budget", "Plan", "explain", "Explanation", "parallel_windows",
     "Blueprint", "drop_attention", "fuse_run", "narrow_ffn", "apply", "unfused",

@@ -221,3 +221,22 @@ def test_a_stage_that_cannot_be(
     assert code in (2, 7)
     assert says in err
     assert not list(tmp_path.glob("*n*.distillation"))
+
+
+def test_texts_by_weight(ffn_fusion: Run, parent: Path, child: Path, tmp_path: Path) -> None:
+    one, two = tiny_text(tmp_path / "one.txt"), tiny_text(tmp_path / "two.txt", start=7)
+    texts = ("--text", f"{one}=3", "--text", two, "--tokens", 512, "--context", 32, "--batch", 4)
+    code, out, err = ffn_fusion("distill", child, "--parent", parent, *texts, "-o", tmp_path / "better", "--json")
+    assert code == 0, err
+    assert [(row["text"], row["tokens"]) for row in json.loads(out)["sources"]] == [("one", 384), ("two", 128)]
+    mistakes = [
+        (("distill", child, "--parent", parent, "--text", f"{one}=0"), 2, "isn't a positive number"),
+        (("distill", child, "--parent", parent, "--text", "hub:tiny"), 2, "names no data set"),
+        (("distill", child, "--parent", parent, "--text", "hub:some/one"), 7, "HF_HUB_OFFLINE is set"),
+        (("eval", child, "--parent", parent, "--text", f"{one}=2"), 2, "scored one by one"),
+    ]
+    for words, expected, says in mistakes:
+        words = words if words[0] == "eval" else (*words, "-o", tmp_path / "n")
+        code, _, err = ffn_fusion(*words)
+        assert (code, says in err, err.count("error:")) == (expected, True, 1), err
+        assert not list(tmp_path.glob("*n")) + list(tmp_path.glob(".n*"))

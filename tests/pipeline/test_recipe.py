@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ffn_fusion.data.hub_text import HubText
+from ffn_fusion.data.mixture import Weighted
 from ffn_fusion.errors import RecipeError
 from ffn_fusion.pipeline.recipe import Recipe
 
@@ -64,3 +66,29 @@ def test_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_recipes_parse(path: Path) -> None:
     assert Recipe.load(path).model
+
+
+def test_texts_of_every_form(tmp_path: Path) -> None:
+    texts = ["a.txt", {"text": "b.jsonl", "weight": 2}, "hub:someone/texts:short@validation", "c.txt=0.5"]
+    parsed = Recipe.parse({"model": "m", "output": "o", "calibration": {"texts": texts}}, "here").resolved(tmp_path)
+    one, two, hub, three = parsed.calibration.texts
+    assert one == tmp_path / "a.txt"
+    assert two == Weighted(tmp_path / "b.jsonl", 2.0)
+    assert hub == HubText("someone/texts", "short", "validation")
+    assert three == Weighted(tmp_path / "c.txt", 0.5)
+    (tmp_path / "again.yaml").write_text(parsed.to_yaml())
+    assert Recipe.load(tmp_path / "again.yaml").calibration == parsed.calibration
+
+
+@pytest.mark.parametrize(
+    ("section", "text", "says"),
+    [
+        ("calibration", {"text": "a.txt", "weight": 0}, "isn't a positive number"),
+        ("repair", {"txt": "a.txt"}, "is no text"),
+        ("evaluation", {"text": "a.txt", "weight": 2}, "scored one by one"),
+    ],
+)
+def test_texts_that_are_none(section: str, text: dict[str, object], says: str) -> None:
+    with pytest.raises(RecipeError, match=says) as caught:
+        Recipe.parse({"model": "m", "output": "o", section: {"texts": [text]}}, "here")
+    assert f"{section}.texts" in caught.value.message

@@ -121,7 +121,7 @@ def _repairing(
     checkpoint: Checkpoint,
     plan: Plan,
     output: Path,
-    text: list[Path] | None,
+    text: list[Any] | None,
     tokens: int,
     context: int,
     seed: int,

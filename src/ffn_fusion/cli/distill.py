@@ -129,18 +129,19 @@ def distill(
     dtype, budget = dtype_named(teacher_dtype, model), parse_bytes(memory) if memory else None
     cache = CacheSettings(teacher_cache, top_k, temperature) if teacher_cache else None
     tool: Any = None if track == "none" else track
-    todo = Distilling.of(child, model, output, wanted, settings, dtype, cache, device, budget, tool)
+    what = (child, model, output, wanted, settings, dtype, cache, device, budget, tool)
     if dry_run:
-        plans = todo.plans()
+        plans = Distilling.of(*what, dry_run=True).plans()
         if as_json:
             emit(distill_json(plans))
         else:
             say(distill_plan_table(plans), "dry run: nothing was trained", err=False)
         return
-    tracking = todo.stages.runs[0].tracking
-    if tracking is not None:
-        say(f"logs: {tracking.folder}; {tracking.look} shows them")
     with progress_bars() as bars:
+        todo = Distilling.of(*what, progress=bars)
+        tracking = todo.stages.runs[0].tracking
+        if tracking is not None:
+            say(f"logs: {tracking.folder}; {tracking.look} shows them")
         record = todo.carry_out(show_distill_plan, bars)
     if as_json:
         emit({"output": str(output), **record})

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
-from ffn_fusion.cli.options import Context, Device, Seed, Texts, Tokens
+from ffn_fusion.cli.options import Context, Device, ScoredTexts, Seed, Tokens
 
 
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Children to score.", metavar="MODEL...")],
     parent: Annotated[str, typer.Option(help="The model they're compared with.")],
-    text: Texts = None,
+    text: ScoredTexts = None,
     tokens: Tokens = 4096,
     context: Context = 512,
     seed: Seed = 0,

@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 Model = Annotated[str, typer.Argument(help="Checkpoint folder, .gguf file or hub id.", metavar="MODEL")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the child goes; must not exist.")]
+
+
+def _text(word: str) -> Any:
+    from ffn_fusion.data.mixture import parse_entry
+
+    return parse_entry(word)
+
+
+def _scored_text(word: str) -> Any:
+    from ffn_fusion.data.mixture import Weighted
+    from ffn_fusion.errors import UsageError
+
+    entry = _text(word)
+    if isinstance(entry, Weighted):
+        raise UsageError(f"{word}: texts are scored one by one, a weight means nothing here", "leave the weight out")
+    return entry
+
+
 Texts = Annotated[
-    list[Path] | None, typer.Option("--text", help="Text file, .jsonl or folder; may be given several times.")
+    list[Any] | None,
+    typer.Option(
+        "--text",
+        parser=_text,
+        metavar="TEXT[=WEIGHT]",
+        help="File or folder of .txt, .jsonl or .parquet, or hub:OWNER/NAME; may be given several times.",
+    ),
 ]
 Tokens = Annotated[int, typer.Option(help="How many tokens of text.", min=1)]
 Context = Annotated[int, typer.Option(help="Tokens in a window.", min=8)]
@@ -50,9 +74,27 @@ WidthMultiple = Annotated[
     int,
     typer.Option(help="Pad FFN widths to a multiple of this; 1 keeps them (not every engine loads that).", min=1),
 ]
+ScoredTexts = Annotated[
+    list[Any] | None,
+    typer.Option(
+        "--text",
+        parser=_scored_text,
+        metavar="TEXT",
+        help="File or folder of .txt, .jsonl or .parquet, or hub:OWNER/NAME; may be given several times.",
+    ),
+]
+EvalTexts = Annotated[
+    list[Any] | None,
+    typer.Option(parser=_scored_text, metavar="TEXT", help="Held-out text to score on; may be repeated."),
+]
 RepairTexts = Annotated[
-    list[Path] | None,
-    typer.Option("--text", help="Repair the child on this text: file, .jsonl or folder; may be given several times."),
+    list[Any] | None,
+    typer.Option(
+        "--text",
+        parser=_text,
+        metavar="TEXT[=WEIGHT]",
+        help="Repair the child on this text: file, folder or hub:OWNER/NAME; may be given several times.",
+    ),
 ]
 Repair = Annotated[
     bool, typer.Option("--repair/--no-repair", help="With text: solve the changed blocks anew on it, in closed form.")

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
-from ffn_fusion.cli.options import Context, Device, Memory, Seed, Texts, Tokens
+from ffn_fusion.cli.options import Context, Device, Memory, ScoredTexts, Seed, Tokens
 
 
 def score(
     child: Annotated[Path, typer.Argument(help="A child that ffn-fusion made, or a blueprint file.", metavar="CHILD")],
     parent: Annotated[str, typer.Option(help="The model it was made of.")],
-    text: Texts = None,
+    text: ScoredTexts = None,
     tokens: Tokens = 2048,
     context: Context = 512,
     seed: Seed = 0,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
-from ffn_fusion.cli.options import Context, Revision, Seed, Texts
+from ffn_fusion.cli.options import Context, Revision, ScoredTexts, Seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ def verify(
     ] = None,
     engine: EngineName = "transformers",
     engine_program: Program = None,
-    text: Texts = None,
+    text: ScoredTexts = None,
     tokens: Annotated[int, typer.Option(help="How many tokens of every text.", min=16)] = 128,
     context: Context = 32,
     seed: Seed = 0,
@@ -104,7 +104,7 @@ def _findings(
         yield verify_engine(child, engine, *prompts(open_folder(child)), program)
 
 
-def _prompts(model: Checkpoint, text: list[Path] | None, tokens: int, context: int, seed: int) -> tuple[Tensor, str]:
+def _prompts(model: Checkpoint, text: list[Any] | None, tokens: int, context: int, seed: int) -> tuple[Tensor, str]:
     """Tokens [N, T] of text, or random ones where the model has no tokenizer; and what they are, in words."""
     import torch
 

@@ -1,13 +1,18 @@
-"""Reading text: a .txt file, a .jsonl file of texts or conversations, or a folder of them."""
+"""Reading text: .txt files, .jsonl files of texts or conversations, .parquet files of either, or a folder of them.
+
+Files are streamed: what is held is a block of a .txt file, a line, or some rows.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ffn_fusion.data.conversation import ROLES, Conversation, Message
+from ffn_fusion.data.parquet import read_rows
 from ffn_fusion.errors import DataError
 
 _TEXTS = Path(__file__).parent / "texts"
@@ -17,45 +22,118 @@ BUILT_IN_HELD_OUT = tuple(_TEXTS / "held_out" / kind for kind in _KINDS)
 """A little of everything, so that a first run needs nothing; decisions that matter need text like the use."""
 
 Document = str | Conversation
-_SUFFIXES = (".txt", ".jsonl")
+FIELDS = ("text", "messages")
+"""What a record may hold its document in; the first of them that's there counts."""
+_SUFFIXES = (".txt", ".jsonl", ".parquet")
+_BLOCK = 1 << 20  # characters
 
 
-def read_documents(path: Path) -> list[Document]:
-    """The documents of a file or folder, in the order of their names; empty ones left out.
-
-    A .txt file is one document. A line of a .jsonl file is ``{"text": ...}``, or a conversation,
-    ``{"messages": [{"role": ..., "content": ...}, ...]}``.
+def text_files(path: Path) -> list[Path]:
+    """The files of text at a path, in the order of their names.
 
     Raises:
-        DataError: nothing there, not text, a line that is neither, or no text in it.
+        DataError: nothing there.
     """
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
         if not files:
-            raise DataError(f"{path}: no .txt or .jsonl file in it", "give a text file, or a folder of them")
-    elif path.is_file():
-        files = [path]
-    else:
-        raise DataError(f"{path}: no such file", "give a .txt file, a .jsonl file, or a folder of them")
-    documents = [d for file in files for d in _read(file) if isinstance(d, Conversation) or d.strip()]
+            raise DataError(
+                f"{path}: no .txt, .jsonl or .parquet file in it", "give a text file, or a folder of such files"
+            )
+        return files
+    if not path.is_file():
+        raise DataError(f"{path}: no such file", "give a .txt, .jsonl or .parquet file, or a folder of them")
+    return [path]
+
+
+def read_documents(path: Path) -> list[Document]:
+    """The documents of a file or folder, in the order of their names; empty ones left out. All of them in memory.
+
+    A .txt file is one document. A line of a .jsonl file and a row of a .parquet file is ``{"text": ...}``, or a
+    conversation, ``{"messages": [{"role": ..., "content": ...}, ...]}``.
+
+    Raises:
+        DataError: nothing there, not text, a line that is neither, or no text in it.
+    """
+    documents = list[Document]()
+    for file in text_files(path):
+        documents += read_records(file) if has_records(file) else ["".join(read_blocks(file))]
+    documents = [d for d in documents if isinstance(d, Conversation) or d.strip()]
     if not documents:
-        raise DataError(f"{path}: holds no text", "give a text of a few thousand words at least")
+        raise no_text(path)
     return documents
 
 
-def _read(path: Path) -> Iterator[Document]:
+def no_text(where: object) -> DataError:
+    return DataError(f"{where}: holds no text", "give a text of a few thousand words at least")
+
+
+def has_records(file: Path) -> bool:
+    """Whether a file holds many documents, and isn't one itself."""
+    return file.suffix in (".jsonl", ".parquet")
+
+
+def read_blocks(file: Path) -> Iterator[str]:
+    """A .txt file piece by piece."""
     try:
-        content = path.read_text(encoding="utf-8")
+        with file.open(encoding="utf-8") as lines:
+            while block := lines.read(_BLOCK):
+                yield block
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}", "check that it can be read") from error
+        raise DataError(f"{file}: {error.strerror}", "check that it can be read") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start:,})", "convert it to UTF-8") from error
-    if path.suffix != ".jsonl":
-        yield content
+        raise DataError(f"{file}: not UTF-8 text (byte {_bad_byte(file):,})", "convert it to UTF-8") from error
+
+
+def read_records(file: Path, after: int = 0) -> Iterator[Document]:
+    """The documents of a .jsonl or .parquet file behind the first ``after``; blank lines are empty documents."""
+    if file.suffix == ".parquet":
+        for number, row in enumerate(read_rows(file, FIELDS, after), after + 1):
+            yield row_document(row, f"{file}: row {number}")
         return
-    for number, line in enumerate(content.split("\n"), 1):  # splitlines would cut at U+2028 inside a string
-        if line.strip():
-            yield _document(line, f"{path}:{number}", plain=_TEXTS in path.parents)
+    plain = _TEXTS in file.parents
+    for number, line in enumerate(islice(_lines(file), after, None), after + 1):
+        yield _document(line, f"{file}:{number}", plain=plain) if line.strip() else ""
+
+
+def row_document(row: dict[str, Any], place: str) -> Document:
+    """The document in a row of a table, which has one of ``FIELDS``; nothing there counts as an empty one.
+
+    Raises:
+        DataError: it isn't text.
+    """
+    return "" if all(row.get(field) is None for field in FIELDS) else _document_of(row, place)
+
+
+def _document_of(fields: Any, place: str, *, plain: bool = False) -> Document:
+    fields = fields if isinstance(fields, dict) else {}
+    if "text" in fields:
+        return _string(fields["text"], f"{place}: text")
+    if "messages" in fields:
+        return Conversation(tuple(_messages(fields["messages"], place)), place, plain)
+    raise DataError(f"{place}: no JSON object with a text or a messages field", "write one object a line")
+
+
+def _lines(file: Path) -> Iterator[str]:
+    """A line ends at a line feed alone: splitlines would cut at U+2028 inside a string."""
+    rest = ""
+    for block in read_blocks(file):
+        *whole, rest = (rest + block).split("\n")
+        yield from whole
+    yield rest
+
+
+def _bad_byte(file: Path) -> int:
+    """Where a file stops being UTF-8: decoders say it from the beginning of a block."""
+    before = 0
+    with file.open("rb") as lines:
+        for line in lines:
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return before + error.start
+            before += len(line)
+    return before
 
 
 def _document(line: str, place: str, *, plain: bool) -> Document:
@@ -63,12 +141,7 @@ def _document(line: str, place: str, *, plain: bool) -> Document:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: not JSON", "write one object a line") from error
-    fields = record if isinstance(record, dict) else {}
-    if "text" in fields:
-        return _string(fields["text"], f"{place}: text")
-    if "messages" in fields:
-        return Conversation(tuple(_messages(fields["messages"], place)), place, plain)
-    raise DataError(f"{place}: no JSON object with a text or a messages field", "write one object a line")
+    return _document_of(record, place, plain=plain)
 
 
 def _messages(value: Any, place: str) -> Iterator[Message]:

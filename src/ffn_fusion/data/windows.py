@@ -1,34 +1,30 @@
-"""Documents -> windows of tokens, all of one length, chosen by a seed."""
+"""Text -> windows of tokens, all of one length, chosen by a seed.
+
+What can be larger than memory goes through in buffers: pieces of documents, as many as ``source.BUFFER`` characters
+hold, are shuffled together and cut into windows. A text that fits in one buffer is shuffled as a whole.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ffn_fusion.data.conversation import Conversation
-from ffn_fusion.data.text import Document, read_documents
+from ffn_fusion.data.hub_text import HubText
+from ffn_fusion.data.source import Position, Source, buffers, source_of
+from ffn_fusion.data.text import Document, no_text
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import CheckpointError, DataError
 
 _CHARACTERS_PER_TOKEN = 6  # a piece of a long document holds a window or two, so that few tokens come from many places
+_TOGETHER = 64  # pieces that are tokenised at once
 MIN_WINDOWS = 2  # a standard error needs two
-
-
-@dataclass(frozen=True)
-class TokenWindows:
-    """``ids_NT``: N windows of T token ids of the text called ``label``."""
-
-    label: str
-    ids_NT: npt.NDArray[np.int64]
-
-    @property
-    def tokens(self) -> int:
-        return int(self.ids_NT.size)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -49,72 +45,112 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def make_windows(
-    tokenizer: Any, path: Path, context: int, tokens: int, *, seed: int = 0, label: str | None = None
+    tokenizer: Any, path: Path | HubText, context: int, tokens: int, *, seed: int = 0, label: str | None = None
 ) -> TokenWindows:
     """Cut about ``tokens`` tokens of the text at ``path`` into windows of ``context``.
 
-    Documents are cut into pieces of about a window, the pieces shuffled by ``seed``. A piece that fills windows gives
-    them; shorter ones are joined, with the end-of-text token between them. Where the tokenizer begins a text with a
-    special token, every window begins with it. A conversation is written by the tokenizer's chat template and cut
-    before a user's turn. What is left over of pieces is used where the text is short; one shorter than asked for gives
-    the windows that it has.
+    Documents are cut into pieces of about a window, the pieces shuffled by ``seed``, 64 million characters at a time.
+    A piece that fills windows gives them; shorter ones are joined, with the end-of-text token between them. Where the
+    tokenizer begins a text with a special token, every window begins with it. A conversation is written by the
+    tokenizer's chat template and cut before a user's turn. What is left over of pieces is used where the text is
+    short; one shorter than asked for gives the windows that it has.
 
     Raises:
-        DataError: the text has fewer than two windows, or a conversation that the chat template can't write.
+        DataError: the text can't be read, has fewer than two windows, or a conversation that the chat template can't
+            write. MissingExtraError: it's a .parquet file or on the hub, and the extra ``data`` isn't installed.
+    """
+    source, wanted = source_of(path), wanted_windows(context, tokens)
+    buffered = windows_of(tokenizer, source, context, seed)
+    rows = list(islice((row for found, _ in buffered for row in found), wanted))
+    check_enough(source, len(rows), context)
+    return TokenWindows(label or source.label, np.asarray(rows, dtype=np.int64))
+
+
+def count_windows(
+    tokenizer: Any, path: Path | HubText, context: int, tokens: int, *, seed: int = 0, label: str | None = None
+) -> TokenWindows:
+    """As many windows as :func:`make_windows` would give, all of one token: for a plan, without reading all the text.
+
+    A text larger than a buffer is taken to be long enough.
+    """
+    source, wanted = source_of(path), wanted_windows(context, tokens)
+    buffered = windows_of(tokenizer, source, context, seed)
+    count = sum(1 for _ in islice(next(buffered)[0], wanted))
+    if count < wanted and next(buffered, None) is not None:
+        count = wanted
+    check_enough(source, count, context)
+    return TokenWindows(label or source.label, np.broadcast_to(np.zeros((), np.int64), (count, context)))
+
+
+def wanted_windows(context: int, tokens: int) -> int:
+    return max(MIN_WINDOWS, -(-tokens // context))
+
+
+def check_enough(source: Source, windows: int, context: int) -> None:
+    if windows < MIN_WINDOWS:
+        raise DataError(
+            f"{source}: too short: {windows} window of {context:,} tokens, and {MIN_WINDOWS} are needed",
+            "give more text or a shorter context",
+        )
+
+
+def windows_of(
+    tokenizer: Any, source: Source, context: int, seed: int, number: int = 0, position: Position | None = None
+) -> Iterator[tuple[Iterator[list[int]], Position]]:
+    """The windows of a source's buffers from the given one on, and the position behind each.
+
+    Every buffer is shuffled by a seed of its own and used up, so that what follows one depends on nothing before it.
     """
     start, end = _special(tokenizer)
     room = context - len(start)
-    wanted = max(MIN_WINDOWS, -(-tokens // context))
-    pieces = [p for document in read_documents(path) for p in _pieces(document, room * _CHARACTERS_PER_TOKEN)]
-    random.Random(seed).shuffle(pieces)
-    rows: list[list[int]] = []
-    joined: list[int] = []
-    left: list[int] = []
-    for piece in pieces:
-        ids, ending = _encode(tokenizer, piece, start, end)
+    reader = source.reader(room * _CHARACTERS_PER_TOKEN, position)
+    found = False
+    for here, pieces in enumerate(buffers(reader), number):
+        random.Random(f"{seed}/{here}" if here else seed).shuffle(pieces)
+        yield _windows(_encode(tokenizer, pieces, start, end), start, room), reader.position()
+        pieces.clear()  # before the next buffer is read
+        found = True
+    if not found and position is None:
+        raise no_text(source)
+
+
+def _windows(encoded: Iterable[tuple[list[int], list[int]]], start: list[int], room: int) -> Iterator[list[int]]:
+    joined, left = list[int](), array("i")
+    for ids, ending in encoded:
         if len(ids) < room:
             joined += ids + ending
             if len(joined) < room:
                 continue
             ids, ending, joined = joined, [], []
-        rows += _rows(ids, start, room)
-        left += ids[len(ids) // room * room :] + ending
-        if len(rows) >= wanted:
-            break
-    else:
-        rows += _rows(left + joined, start, room)
-    if len(rows) < MIN_WINDOWS:
-        raise DataError(
-            f"{path}: too short: {len(rows)} window of {context:,} tokens, and {MIN_WINDOWS} are needed",
-            "give more text or a shorter context",
-        )
-    return TokenWindows(label or path.stem, np.asarray(rows[:wanted], dtype=np.int64))
+        yield from _rows(ids, start, room)
+        left.extend(ids[len(ids) // room * room :] + ending)
+    left.extend(joined)
+    yield from _rows(left, start, room)
 
 
-def _rows(ids: list[int], start: list[int], room: int) -> list[list[int]]:
-    return [start + ids[i : i + room] for i in range(0, len(ids) - room + 1, room)]
+def _rows(ids: Sequence[int], start: list[int], room: int) -> Iterator[list[int]]:
+    for i in range(0, len(ids) - room + 1, room):
+        yield start + list(ids[i : i + room])
 
 
-def _pieces(document: Document, size: int) -> Iterator[Document]:
-    """Cut at line ends or blanks into pieces of at most ``size`` characters; conversations before a user's turn."""
-    if isinstance(document, Conversation):
-        yield from document.parts(size)
-        return
-    while len(document) > size:
-        cut = max(document.rfind("\n", size // 2, size), document.rfind(" ", size // 2, size))
-        cut = cut if cut > 0 else size
-        yield document[:cut]
-        document = document[cut:].lstrip()
-    if document.strip():
-        yield document
+def _encode(
+    tokenizer: Any, pieces: Sequence[Document], start: list[int], end: list[int]
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Each piece's tokens, and what ends it; chat templates write those that begin and end a text themselves.
+
+    The first ones by one, so that a few windows need no more than what they're made of.
+    """
+    at = 0
+    while at < len(pieces):
+        some = pieces[at : at + max(1, min(_TOGETHER, at // _TOGETHER))]
+        at += len(some)
+        texts = [piece if isinstance(piece, str) else piece.render(tokenizer) for piece in some]
+        encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        for piece, ids in zip(some, encoded, strict=True):
+            yield _ended(ids, start, end) if isinstance(piece, Conversation) else (ids, end)
 
 
-def _encode(tokenizer: Any, piece: Document, start: list[int], end: list[int]) -> tuple[list[int], list[int]]:
-    """A piece's tokens, and what ends it; chat templates write those that begin and end a text themselves."""
-    text = piece if isinstance(piece, str) else piece.render(tokenizer)
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    if isinstance(piece, str):
-        return ids, end
+def _ended(ids: list[int], start: list[int], end: list[int]) -> tuple[list[int], list[int]]:
     if start and ids[:1] == start:
         ids = ids[1:]
     return ids, [] if end and end[0] in ids[-2:] else end  # the last may be a line end

@@ -12,14 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import check_space, read_manifest
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data import TokenWindows, WindowRows
 from ffn_fusion.distillation.checkpoints import Saved, folder_of, newest, prepare
 from ffn_fusion.distillation.checks import check_cache, check_extras, check_pair, check_settings, read_record
 from ffn_fusion.distillation.depths import Depth, matched_depths
@@ -130,8 +128,8 @@ class Run:
         return matched_depths(self.blueprint) if self.settings.objective.cosine else ()
 
     @cached_property
-    def ids_NT(self) -> Tensor:  # noqa: N802
-        return torch.from_numpy(np.concatenate([text.ids_NT for text in self.texts]))
+    def ids_NT(self) -> WindowRows:  # noqa: N802
+        return WindowRows(self.texts)
 
     @cached_property
     def steps(self) -> int:
@@ -171,8 +169,8 @@ class Run:
         """What the next training begins with, once this one is done."""
         return Start(folder_of(self.work, self.steps), self.key())
 
-    def check(self) -> None:
-        """Raises: see :func:`distill_child`."""
+    def check_models(self) -> None:
+        """What can be said without the text. Raises: see :func:`distill_child`."""
         check_pair(self.child, self.checkpoint, self.blueprint, self.parent)
         self.check_early()
         if not self.trained:
@@ -184,6 +182,10 @@ class Run:
         """What can be known without the child. Raises: see :func:`distill_child`."""
         check_settings(self.settings, current().world, self.device)
         check_cache(self.cache, self.settings.objective.cosine, self.settings.objective.temperature)
+
+    def check(self) -> None:
+        """Raises: see :func:`distill_child`."""
+        self.check_models()
         if len({text.ids_NT.shape[1] for text in self.texts}) > 1:
             raise DataError("the texts come in windows of different lengths", "cut all of them with one context")
         if not self.steps:
@@ -328,7 +330,7 @@ class Run:
             list(self.ids_NT.shape),
             *([self.start.key] if self.start else []),
         ]
-        return hashlib.sha256(json.dumps(words).encode() + self.ids_NT.numpy().tobytes()).hexdigest()
+        return hashlib.sha256(json.dumps(words).encode() + self.ids_NT.content).hexdigest()
 
 
 def _left_out(cache: CacheSettings) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from ffn_fusion.data import WindowRows
 from ffn_fusion.distillation.checkpoints import folder_of, mark_whole, newest
 from ffn_fusion.distillation.in_step import in_step
 from ffn_fusion.distillation.lora import bare
@@ -27,7 +28,7 @@ from ffn_fusion.processes import current
 class Windows(Dataset[dict[str, Any]]):
     """Token windows [N, T] in the order that they're gone through: ``order`` names them one by one."""
 
-    def __init__(self, ids_NT: Tensor, order: Sequence[int]) -> None:
+    def __init__(self, ids_NT: WindowRows, order: Sequence[int]) -> None:
         self._ids, self._order = ids_NT, order
 
     def __len__(self) -> int:

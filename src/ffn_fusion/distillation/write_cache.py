@@ -25,6 +25,7 @@ from ffn_fusion.blockwise import FileStates, Final, Journal, Room, Schedule, Sta
 from ffn_fusion.blockwise.head import LOGIT_BYTES
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.staging import check_space, write_atomic
+from ffn_fusion.data import TokenWindows, WindowRows
 from ffn_fusion.distillation.divergence import Truncated, left_out, truncate
 from ffn_fusion.distillation.teacher_cache import (
     ABOUT,
@@ -64,7 +65,8 @@ def write_cache(
     Raises:
         UsageError: too little memory. OutputError: the folder holds another cache or something else, the disk is full.
     """
-    work = Writing(parent, ids_NT, settings, dtype, device, memory)
+    windows = WindowRows([TokenWindows("", ids_NT.numpy())])
+    work = Writing(parent, windows, settings, dtype, device, memory)
     return work.written(progress)
 
 
@@ -73,7 +75,7 @@ class Writing:
     """A cache that is to be written."""
 
     parent: Checkpoint
-    ids_NT: Tensor
+    ids_NT: WindowRows
     settings: CacheSettings
     dtype: torch.dtype
     device: str
@@ -93,7 +95,7 @@ class Writing:
     def key(self) -> str:
         words = [self.parent.fingerprint, files_state(self.parent), self.settings.k, self.settings.temperature]
         words += [str(self.dtype), list(self.ids_NT.shape)]
-        return hashlib.sha256(json.dumps(words).encode() + self.ids_NT.numpy().tobytes()).hexdigest()
+        return hashlib.sha256(json.dumps(words).encode() + self.ids_NT.content).hexdigest()
 
     def written(self, progress: Progress) -> TeacherCache:
         """Written by all processes, or found as it is."""

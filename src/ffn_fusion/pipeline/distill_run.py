@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -10,6 +11,8 @@ from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo
 from ffn_fusion.checkpoint.staging import check_space, read_manifest
+from ffn_fusion.data import BUILT_IN_CALIBRATION, TokenWindows
+from ffn_fusion.data.mixture import TextEntry
 from ffn_fusion.distillation.checks import check_extras
 from ffn_fusion.distillation.distill import Run, Start
 from ffn_fusion.distillation.plan import DistillPlan, plan_distillation
@@ -22,13 +25,17 @@ from ffn_fusion.families.layout import sub_block_parameters
 from ffn_fusion.pipeline import stages
 from ffn_fusion.pipeline.distill_stages import Stage, Staged, check_context, of_stage
 from ffn_fusion.pipeline.distillation_section import TrainingSection
-from ffn_fusion.pipeline.distilling import distilled_card, measure
+from ffn_fusion.pipeline.distilling import distilled_card, measure, sources
 from ffn_fusion.pipeline.estimate import Pace, flops_seconds
 from ffn_fusion.pipeline.recipe import Recipe, Text
+from ffn_fusion.pipeline.training_windows import all_windows
 from ffn_fusion.pipeline.workspace import Workspace
-from ffn_fusion.processes import Progress
+from ffn_fusion.processes import Progress, silent
 from ffn_fusion.surgery.child import Child
 from ffn_fusion.units import parse_bytes
+
+_TRIED = 4096
+"""Tokens of every text that are looked at before anything is measured."""
 
 
 @dataclass(frozen=True)
@@ -57,31 +64,23 @@ class RunDistillation:
     parent: Checkpoint
     space: Workspace
 
-    @cached_property
-    def stages(self) -> list[Stage]:
-        """Each with its windows of tokens.
+    def _stages(self, cut: Callable[[Text, int], list[TokenWindows]]) -> list[Stage]:
+        """Each with its windows of tokens, which ``cut`` gives of a text and the stage's number.
 
         Raises:
-            DataError: a text that can't be used. CheckpointError: its tokens are none of the model's.
+            DataError: a text that can't be used.
         """
         found = []
         trainings = self.recipe.distillation.trainings
         for number, section in enumerate(trainings, 1):
             with of_stage(number, len(trainings)):
-                found.append(self._stage(section))
+                found.append(self._stage(section, number, cut))
         return found
 
-    def _stage(self, section: TrainingSection) -> Stage:
+    def _stage(self, section: TrainingSection, number: int, cut: Callable[[Text, int], list[TokenWindows]]) -> Stage:
         recipe = self.recipe
         text = Text(texts=training_texts(recipe, section), tokens=section.tokens, context=section.context)
-        windows = stages.calibration_windows(self.parent.folder, text, recipe.seed)
-        largest = max(int(found.ids_NT.max()) for found in windows)
-        if largest >= self.parent.spec.vocab_size:
-            raise CheckpointError(
-                f"{self.parent.name}: its tokenizer writes token {largest:,}, "
-                f"and its vocabulary has {self.parent.spec.vocab_size:,}",
-                "put the model's own tokenizer beside its weights",
-            )
+        windows = cut(text, number)
         dtype = stages.compute_dtype(section.teacher_dtype, self.parent)
         settings = section.settings(recipe.seed)
         if launched_sharded() and not settings.shard:
@@ -94,6 +93,31 @@ class RunDistillation:
             cache = CacheSettings(section.teacher_cache, section.top_k, settings.objective.temperature)
         return Stage(windows, settings, dtype, cache)
 
+    def _counted(self, text: Text, _: int) -> list[TokenWindows]:
+        return all_windows(self.parent.folder, text, self.recipe.seed, None, silent)
+
+    def _written(self, progress: Progress, text: Text, number: int) -> list[TokenWindows]:
+        files = self.space.windows / f"stage-{number}"
+        return all_windows(self.parent.folder, text, self.recipe.seed, files, progress)
+
+    @property
+    def _texts(self) -> list[TextEntry]:
+        texts = (
+            text for section in self.recipe.distillation.trainings for text in training_texts(self.recipe, section)
+        )
+        return list(dict.fromkeys(texts))
+
+    def _check_tokens(self, text: TextEntry) -> None:
+        """Raises: CheckpointError: the tokenizer isn't the model's, as far as a little of the text tells."""
+        few = Text(texts=(text,), tokens=_TRIED, context=min(s.context for s in self.recipe.distillation.trainings))
+        (windows,) = stages.calibration_windows(self.parent.folder, few, self.recipe.seed)
+        largest, known = int(windows.ids_NT.max()), self.parent.spec.vocab_size
+        if largest >= known:
+            raise CheckpointError(
+                f"{self.parent.name}: its tokenizer writes token {largest:,}, and its vocabulary has {known:,}",
+                "put the model's own tokenizer beside its weights",
+            )
+
     def check_early(self) -> None:
         """What can be known before the child is decided on; at least so much disk is needed as the least child takes.
 
@@ -101,13 +125,16 @@ class RunDistillation:
             UsageError, DataError, CheckpointError, OutputError, MissingExtraError: one line, which names the stage.
         """
         child = self.space.undistilled
-        for number, stage in enumerate(self.stages, 1):
+        found = self._stages(self._counted)
+        for text in distinct_texts(self.recipe):
+            self._check_tokens(text)
+        for number, stage in enumerate(found, 1):
             run = Run(child, self.parent, stage.texts, child, stage.settings, cache=stage.cache, device=self._device)
-            with of_stage(number, len(self.stages)):
+            with of_stage(number, len(found)):
                 check_context(self.parent, run.ids_NT.shape[1])
                 run.check_early()
                 check_extras(stage.settings, self._tracking)
-        learns = any(stage.settings.trained == "all" for stage in self.stages)
+        learns = any(stage.settings.trained == "all" for stage in found)
         least = self.parent.parameters - sum(
             sub_block_parameters(self.parent.spec, block.attention) for block in self.parent.spec.blocks
         )
@@ -129,7 +156,7 @@ class RunDistillation:
                 description=_described(child),
                 decided=child.blueprint,
             )
-            for number, stage in enumerate(self.stages)
+            for number, stage in enumerate(self._stages(self._counted))
         ]
         plans = [plan_distillation(run, timed=False) for run in runs]
         if pace is None:
@@ -165,7 +192,8 @@ class RunDistillation:
         recipe, output = self.recipe, self.recipe.output
         memory = parse_bytes(recipe.memory) if recipe.memory else None
         first = partial(Run, self.space.undistilled, self.parent, tracking=self._tracking)
-        staged = Staged.of(first, self.stages, self.space.distillation, recipe.device, memory)
+        found = self._stages(partial(self._written, progress))
+        staged = Staged.of(first, found, self.space.distillation, recipe.device, memory)
         other = OutputError(f"{output}: holds another child", "choose another output, or remove it first")
         if output.exists() and staged.done < len(staged.runs):
             raise other
@@ -174,6 +202,7 @@ class RunDistillation:
             staged.check(beside=run.checkpoint.nbytes)
         held_out = stages.held_out_windows(self.parent.folder, recipe.evaluation, recipe.seed)
         weights, record = staged.carry_out(partial(measure, held_out), progress)
+        record = {**record, "sources": sources(staged)}
         size = recipe.build.max_shard_bytes
         if output.exists():  # finished, and killed before it was noted
             manifest = read_manifest(output) or {}
@@ -187,15 +216,20 @@ class RunDistillation:
         )
 
 
-def training_texts(recipe: Recipe, section: TrainingSection) -> tuple[Path, ...]:
+def training_texts(recipe: Recipe, section: TrainingSection) -> tuple[TextEntry, ...]:
     """A training's own, or the repair's, or the calibration's."""
-    return section.texts or recipe.repair.texts or recipe.calibration.texts
+    return section.texts or recipe.repair.texts or recipe.calibration.texts or BUILT_IN_CALIBRATION
+
+
+def distinct_texts(recipe: Recipe) -> list[TextEntry]:
+    """All that is learnt from."""
+    texts = (text for section in recipe.distillation.trainings for text in training_texts(recipe, section))
+    return list(dict.fromkeys(texts))
 
 
 def texts_state(recipe: Recipe) -> str:
     """Names, sizes and ages of all text files that are learnt from."""
-    texts = (text for section in recipe.distillation.trainings for text in training_texts(recipe, section))
-    return stages.state(Text(texts=tuple(dict.fromkeys(texts))))
+    return stages.state(Text(texts=tuple(distinct_texts(recipe))))
 
 
 def _described(child: Child) -> Checkpoint:

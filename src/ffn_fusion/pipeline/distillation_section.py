@@ -21,7 +21,7 @@ from ffn_fusion.distillation.settings import (
     default_learning_rate,
 )
 from ffn_fusion.distillation.tracking import Tool
-from ffn_fusion.pipeline.section import DtypeName, Section
+from ffn_fusion.pipeline.section import DtypeName, Section, Texts
 
 
 class ObjectiveSection(Section):
@@ -40,7 +40,7 @@ class TrainingSection(Section):
     See ``ffn_fusion.DistillSettings``; dtype auto is the parent's. No ``learning_rate``: 2e-4, or for LoRA 2e-3.
     """
 
-    texts: tuple[Path, ...] = ()
+    texts: Texts = ()
     tokens: int = Field(DEFAULT_TOKENS, gt=0)
     context: int = Field(512, ge=8)
     epochs: int = Field(1, ge=1)

@@ -17,18 +17,20 @@ from ffn_fusion.blockwise.stack import TensorSource
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import check_target
 from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_file import read_origin
 from ffn_fusion.distillation.distill import Run
 from ffn_fusion.distillation.plan import DistillPlan
 from ffn_fusion.distillation.settings import DistillSettings
 from ffn_fusion.distillation.teacher_cache import CacheSettings
 from ffn_fusion.distillation.tracking import Tool, Tracking
 from ffn_fusion.distillation.write import AsStored, Weights, write_distilled
+from ffn_fusion.errors import FfnFusionError
 from ffn_fusion.evaluation.evaluate import PARENT, evaluate
 from ffn_fusion.pipeline.distill_stages import Gains, Stage, Staged, of_stage
 from ffn_fusion.pipeline.kept_back import without
 from ffn_fusion.pipeline.recipe import Text
-from ffn_fusion.pipeline.repairing import split_windows
-from ffn_fusion.processes import Progress
+from ffn_fusion.pipeline.training_windows import training_windows
+from ffn_fusion.processes import Progress, silent
 from ffn_fusion.report.model_card import model_card, read_licence
 from ffn_fusion.surgery.repairs import RECORD, is_repaired
 
@@ -68,11 +70,15 @@ def measure(
 
 @dataclass(frozen=True)
 class Distilling:
-    """A verb's distillation, of a child that goes to ``output``, with the windows that are kept back."""
+    """A verb's distillation, of a child that goes to ``output``, with the windows that are kept back.
+
+    ``windows`` holds those of each text, in a file of its number.
+    """
 
     stages: Staged
     kept_back: Sequence[TokenWindows]
     output: Path
+    windows: Path
 
     @classmethod
     def of(
@@ -87,22 +93,30 @@ class Distilling:
         device: str,
         memory: int | None,
         track: Tool | None = None,
+        *,
+        dry_run: bool = False,
+        progress: Progress = silent,
     ) -> Distilling:
-        """``texts``: of each stage, which all have the same settings."""
+        """``texts``: of each stage, which all have the same settings. ``dry_run``: windows are counted and not written,
+        which is enough for a plan.
+        """
         check_target(output, child)
         check_target(output, parent.folder)
-        used, kept_back = [], list[TokenWindows]()
-        for number, text in enumerate(texts, 1):
-            with of_stage(number, len(texts)):
-                windows, others = split_windows(child, text, settings.seed)
-                kept_back = kept_back if number > 1 else others
-                used.append(without(windows, kept_back) if number > 1 else windows)
-        work = output.with_name(f".{output.name}.distillation")
+        work, windows = (output.with_name(f".{output.name}.{name}") for name in ("distillation", "windows"))
         tracking = Tracking(track, output.with_name(f"{output.name}.logs")) if track else None
-        stages = [Stage(windows, settings, teacher_dtype, cache) for windows in used]
-        staged = Staged.of(partial(Run, child, parent, tracking=tracking), stages, work, device, memory)
-        staged.check()
-        return cls(staged, kept_back, output)
+        first = partial(Run, child, parent, tracking=tracking)
+        first((), work, settings, teacher_dtype, cache, device, memory).check_models()
+        try:
+            cut = _Cut(child, settings.seed, None if dry_run else windows, progress)
+            used, kept_back = cut.all(texts)
+            stages = [Stage(found, settings, teacher_dtype, cache) for found in used]
+            staged = Staged.of(first, stages, work, device, memory)
+            staged.check()
+        except FfnFusionError:
+            if not any(windows.rglob("*.json")):  # nothing in it to go on from
+                shutil.rmtree(windows, ignore_errors=True)
+            raise
+        return cls(staged, kept_back, output, windows)
 
     def plans(self) -> list[DistillPlan]:
         """What each stage will take."""
@@ -113,10 +127,47 @@ class Distilling:
         on_plan(self.plans())
         run = self.stages.runs[0]
         weights, record = self.stages.carry_out(partial(measure, self.kept_back), progress)
+        record = {**record, "sources": sources(self.stages)}
         card = distilled_card(self.output.name, run, record)
         write_distilled(run.checkpoint, weights, record, self.output, model_card=card)
-        shutil.rmtree(self.stages.work, ignore_errors=True)
+        for folder in (self.stages.work, self.windows):
+            shutil.rmtree(folder, ignore_errors=True)
         return record
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Windows of stages, in ``files``, a folder for each of several; None: only as many as there would be."""
+
+    child: Path
+    seed: int
+    files: Path | None
+    progress: Progress
+
+    def all(self, texts: Sequence[Text]) -> tuple[list[list[TokenWindows]], list[TokenWindows]]:
+        """Those of each stage, and those that no stage sees, which are kept back at the first."""
+        used, kept_back = list[list[TokenWindows]](), list[TokenWindows]()
+        for number, text in enumerate(texts, 1):
+            with of_stage(number, len(texts)):
+                files = self.files / f"stage-{number}" if self.files and len(texts) > 1 else self.files
+                found, others = training_windows(self.child, text, self.seed, files, self.progress)
+                if number == 1:
+                    kept_back = others
+                elif files is not None:
+                    found = [part for parts in without(found, kept_back) for part in parts]
+                used.append(found)
+        return used, kept_back
+
+
+def sources(stages: Staged) -> list[dict[str, Any]]:
+    """What each text was, and how much of it all stages together took."""
+    found: dict[str, dict[str, Any]] = {}
+    for text in (text for run in stages.runs for text in run.texts):
+        assert text.in_file is not None
+        origin = read_origin(text.in_file.path)
+        row = found.setdefault(origin["source"], {"text": text.label, "tokens": 0, **origin})
+        row["tokens"] += text.tokens
+    return list(found.values())
 
 
 def distilled_card(name: str, run: Run, record: dict[str, Any]) -> str:

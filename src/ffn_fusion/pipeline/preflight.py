@@ -6,7 +6,8 @@ from importlib.util import find_spec
 
 from ffn_fusion.blueprint.ranges import parse_blocks, parse_runs
 from ffn_fusion.checkpoint.reader import Checkpoint
-from ffn_fusion.data import read_documents
+from ffn_fusion.data.mixture import where
+from ffn_fusion.data.source import check_source
 from ffn_fusion.errors import MissingExtraError, RecipeError
 from ffn_fusion.pipeline.distill_run import RunDistillation
 from ffn_fusion.pipeline.distillation_section import TrainingSection
@@ -31,7 +32,7 @@ def preflight(recipe: Recipe) -> None:
     if recipe.distillation.enabled and find_spec("accelerate") is None:
         raise MissingExtraError("distillation needs accelerate", "pip install 'ffn-fusion[train]'")
     for text in (*recipe.calibration.texts, *repair, *distilled, *recipe.evaluation.texts):
-        read_documents(text)
+        check_source(where(text))
     plan = recipe.plan
     if plan.runs is not None and plan.drop is None:
         raise RecipeError("plan.runs is given without plan.drop", "say which attentions go: plan.drop: 5-10")

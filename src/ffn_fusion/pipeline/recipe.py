@@ -15,10 +15,11 @@ from ffn_fusion.analysis.questions import PARTS, Part, Questions
 from ffn_fusion.blueprint import FusionNorm
 from ffn_fusion.blueprint.ranges import parse_runs
 from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
+from ffn_fusion.data.mixture import TextEntry, Weighted, resolved
 from ffn_fusion.errors import RecipeError, UsageError
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.pipeline.distillation_section import DistillationSection, TrainingSection
-from ffn_fusion.pipeline.section import DtypeName, Section
+from ffn_fusion.pipeline.section import DtypeName, Section, Texts
 from ffn_fusion.portability.rule import Engine, parse_engines
 from ffn_fusion.repair.settings import (
     DEFAULT_ATTENTION,
@@ -57,9 +58,9 @@ Memory = Annotated[str, BeforeValidator(_size)]
 
 
 class Text(Section):
-    """Texts (.txt, .jsonl, folders) and how many tokens of them. No texts: the small built-in ones."""
+    """Texts (docs/texts.md) and how many tokens of them, divided by weights. No texts: the small built-in ones."""
 
-    texts: tuple[Path, ...] = ()
+    texts: Texts = ()
     tokens: int = Field(4096, gt=0)
     context: int = Field(512, ge=8)
 
@@ -177,7 +178,7 @@ class RepairSection(Section):
     """
 
     enabled: bool = True
-    texts: tuple[Path, ...] = ()
+    texts: Texts = ()
     tokens: int = Field(DEFAULT_TOKENS, gt=0)
     context: int = Field(512, ge=8)
     horizon: int = Field(DEFAULT_HORIZON, ge=0)
@@ -203,6 +204,13 @@ class EvaluationSection(Text):
     """Each text is scored by itself, ``tokens`` tokens each; ``controls``: children that simpler rules chose."""
 
     controls: bool = True
+
+    @field_validator("texts")
+    @classmethod
+    def _no_weights(cls, texts: tuple[TextEntry, ...]) -> tuple[TextEntry, ...]:
+        if any(isinstance(entry, Weighted) for entry in texts):
+            raise PydanticCustomError("weight", "texts to score on are scored one by one, a weight means nothing here")
+        return texts
 
 
 class BenchSection(Section):
@@ -294,7 +302,7 @@ SectionT = TypeVar("SectionT", Text, EvaluationSection, RepairSection, TrainingS
 
 
 def _resolve(section: SectionT, folder: Path) -> SectionT:
-    return section.model_copy(update={"texts": tuple((folder / text.expanduser()).resolve() for text in section.texts)})
+    return section.model_copy(update={"texts": tuple(resolved(entry, folder) for entry in section.texts)})
 
 
 def _resolve_stages(section: DistillationSection, folder: Path) -> DistillationSection:

@@ -13,10 +13,11 @@ from ffn_fusion.blockwise.stack import TensorSource
 from ffn_fusion.blueprint import Blueprint, unfused
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.staging import check_space
-from ffn_fusion.data import BUILT_IN_CALIBRATION, TokenWindows
+from ffn_fusion.data import TokenWindows
 from ffn_fusion.evaluation.evaluate import PARENT, evaluate
 from ffn_fusion.pipeline.recipe import Recipe, RepairSection, Text
 from ffn_fusion.pipeline.stages import PRUNED, UNREPAIRED, calibration_windows, compute_dtype
+from ffn_fusion.pipeline.training_windows import split_windows
 from ffn_fusion.processes import Progress
 from ffn_fusion.repair.plan import RepairPlan
 from ffn_fusion.repair.repair import plan_repair, repair_child
@@ -26,8 +27,6 @@ from ffn_fusion.surgery.repairs import Repairs, save_record
 from ffn_fusion.units import parse_bytes
 
 REPAIRED = "repaired"
-_KEPT_BACK = 4
-"""Windows of every text that take no part in a verb's repair, to measure what it gained."""
 
 
 @dataclass(frozen=True)
@@ -134,17 +133,3 @@ class ChildRepairing:
         repairs = Repairs(work.folder)
         yield Child(work.checkpoint, work.blueprint, width_multiple, repairs), repairs.record
         shutil.rmtree(work.folder, ignore_errors=True)
-
-
-def split_windows(folder: Path, wanted: Text, seed: int) -> tuple[list[TokenWindows], list[TokenWindows]]:
-    """About as many tokens as wanted in windows to learn from, and a few windows of every text that are kept back."""
-    sources = len(wanted.texts or BUILT_IN_CALIBRATION)
-    asked = -(-wanted.tokens // (sources * wanted.context))  # windows of each text
-    tokens = sources * wanted.context * (asked + _KEPT_BACK)
-    used, kept_back = [], []
-    for text in calibration_windows(folder, wanted.model_copy(update={"tokens": tokens}), seed):
-        there = len(text.ids_NT)
-        at = asked if there > asked else there - min(_KEPT_BACK, there // 4)
-        used.append(TokenWindows(text.label, text.ids_NT[:at]))
-        kept_back.append(TokenWindows(text.label, text.ids_NT[at:]))
-    return used, [text for text in kept_back if len(text.ids_NT)]

@@ -185,7 +185,8 @@ class _Run:
             key = stage_key(key, recipe.distillation, recipe.calibration, recipe.repair.texts, texts_state(recipe))
             distilled = [recipe.output / DISTILLATION]
             self._stage("distill", key, distilled, self._distill)
-            shutil.rmtree(space.distillation, ignore_errors=True)
+            for folder in (space.distillation, space.windows):
+                shutil.rmtree(folder, ignore_errors=True)
         quality_key = stage_key(key, recipe.evaluation, stages.state(recipe.evaluation))
         scored = [space.quality, space.child_evidence / "evidence.json"]
         self._stage("evaluate", quality_key, scored, lambda: self._evaluate(plan.blueprint, evidence))

@@ -26,6 +26,8 @@ from ffn_fusion.data import (
     load_tokenizer,
     make_windows,
 )
+from ffn_fusion.data.mixture import TextEntry, shares, where
+from ffn_fusion.data.source import source_of
 from ffn_fusion.errors import DataError, UsageError
 from ffn_fusion.evaluation.evaluate import PARENT, evaluate
 from ffn_fusion.evaluation.quality import Control, Quality
@@ -56,22 +58,23 @@ class Sample:
 
 def state(section: Text | RepairSection) -> str:
     """Names, sizes and ages of a section's text files, so that a changed text is measured again."""
-    files = [f for t in section.texts for f in (sorted(t.rglob("*")) if t.is_dir() else [t]) if f.is_file()]
-    return "\n".join(f"{f} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
+    return "\n".join(filter(None, (source_of(where(entry)).state() for entry in section.texts)))
 
 
 def calibration_windows(folder: Path, section: Text, seed: int) -> list[TokenWindows]:
-    """The calibration tokens, in equal parts of every text."""
-    texts = section.texts or BUILT_IN_CALIBRATION
+    """The calibration tokens, of every text by its weight."""
+    texts: Sequence[TextEntry] = section.texts or BUILT_IN_CALIBRATION
     tokenizer = load_tokenizer(folder)
-    share = -(-section.tokens // len(texts))
-    return [make_windows(tokenizer, text, section.context, share, seed=seed) for text in texts]
+    return [
+        make_windows(tokenizer, where(text), section.context, share, seed=seed)
+        for text, share in zip(texts, shares(texts, section.tokens), strict=True)
+    ]
 
 
 def held_out_windows(folder: Path, section: Text, seed: int) -> list[TokenWindows]:
     """The evaluation tokens, so many of every text."""
-    texts = section.texts or BUILT_IN_HELD_OUT
-    if len({text.stem for text in texts}) < len(texts):
+    texts = [where(text) for text in section.texts or BUILT_IN_HELD_OUT]
+    if len({source_of(text).label for text in texts}) < len(texts):
         raise DataError("two evaluation texts have the same name", "rename one; names label the tables")
     tokenizer = load_tokenizer(folder)
     return [make_windows(tokenizer, text, section.context, section.tokens, seed=seed) for text in texts]

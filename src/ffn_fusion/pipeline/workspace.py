@@ -27,6 +27,7 @@ class Workspace:
         self.repairs = self.folder / "repairs"
         self.undistilled = self.folder / "undistilled"  # the child before its distillation
         self.distillation = self.folder / ".distillation"  # checkpoints, while it's trained
+        self.windows = self.folder / ".windows"  # tokens to learn from, while it's trained
         self.analysis = self.folder / ".analysis"  # finished blocks, while the analysis runs
         self.pace = self.folder / "pace.json"
         self.blueprint = self.folder / "blueprint.json"

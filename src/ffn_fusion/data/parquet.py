@@ -1,0 +1,58 @@
+"""Rows of a local .parquet file, some at a time. Needs pyarrow, which comes with ``datasets``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ffn_fusion.errors import DataError, MissingExtraError
+
+_ROWS = 1024  # read at once
+
+
+def read_rows(file: Path, fields: Sequence[str], after: int = 0) -> Iterator[dict[str, Any]]:
+    """The rows behind the first ``after``, as far as ``fields`` go; row groups before them aren't read.
+
+    Raises:
+        DataError: not a whole parquet file, or none of the fields in it. MissingExtraError: no pyarrow.
+    """
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise MissingExtraError(f"{file}: parquet needs pyarrow", "pip install 'ffn-fusion[data]'") from error
+
+    try:
+        with ParquetFile(file) as parquet:
+            there = parquet.schema_arrow.names
+            wanted = [field for field in fields if field in there][:1]
+            if not wanted:
+                raise no_field(file, there)
+            groups, skip = _groups_behind(parquet, after)
+            for batch in parquet.iter_batches(_ROWS, row_groups=groups, columns=wanted):
+                rows = batch.to_pylist()
+                yield from rows[skip:]
+                skip = max(0, skip - len(rows))
+    except (pyarrow.ArrowException, OSError) as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"{file}: not a whole parquet file ({line})", "get it again, or leave it out") from error
+
+
+def no_field(where: object, there: Sequence[str]) -> DataError:
+    """A table without any column that we know."""
+    return DataError(
+        f"{where}: no text or messages field, it has {', '.join(there) or 'none'}",
+        "rename the field that holds the text, or convert it to a .jsonl file",
+    )
+
+
+def _groups_behind(parquet: Any, after: int) -> tuple[list[int], int]:
+    """Row groups that hold what comes after so many rows, and how many rows of the first to skip."""
+    count = parquet.metadata.num_row_groups
+    for group in range(count):
+        rows = parquet.metadata.row_group(group).num_rows
+        if after < rows:
+            return list(range(group, count)), after
+        after -= rows
+    return [], 0

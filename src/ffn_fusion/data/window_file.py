@@ -1,0 +1,192 @@
+"""Windows on disk, for texts larger than memory: tokenised once, in a stream, and mapped from then on.
+
+``NAME.bin`` holds the windows, 2 bytes a token (4 where the vocabulary has more than 65,536), and ``NAME.json`` how far
+they go and where in the text to go on. Both are brought up to date after every buffer, so a killed call loses no more
+than one; since a buffer depends on nothing before it, the file ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ffn_fusion.checkpoint.staging import check_space, exclusive, write_atomic
+from ffn_fusion.data.hub_text import HubText
+from ffn_fusion.data.source import Position, Source, source_of
+from ffn_fusion.data.window_rows import InFile, TokenWindows
+from ffn_fusion.data.windows import check_enough, wanted_windows, windows_of
+from ffn_fusion.errors import FfnFusionError, OutputError
+from ffn_fusion.processes import Progress, silent
+
+_SHORT_IDS = 1 << 16
+_WRITTEN = 1024  # windows at once
+
+
+def write_windows(
+    tokenizer: Any,
+    path: Path | HubText,
+    context: int,
+    tokens: int,
+    file: Path,
+    *,
+    seed: int = 0,
+    label: str | None = None,
+    progress: Progress = silent,
+) -> TokenWindows:
+    """The windows of :func:`make_windows`, written to ``file``.bin and ``file``.json, or found written; never all in
+    memory. A call that was killed goes on from its last buffer, to the same bits; another text, tokenizer or number of
+    tokens begins anew.
+
+    Args:
+        progress: counts tokens.
+
+    Raises:
+        DataError, MissingExtraError: see :func:`make_windows`. OutputError: the disk is full, another process writes.
+    """
+    writing = _Writing(tokenizer, source_of(path), context, wanted_windows(context, tokens), file, seed)
+    return writing.written(label or writing.source.label, progress)
+
+
+def read_origin(file: Path) -> dict[str, Any]:
+    """Where the windows of a whole file come from: the ``source``, and for the hub its ``commit``."""
+    note = json.loads(file.with_suffix(".json").read_bytes())
+    commit = note["position"].get("commit")
+    return {"source": note["source"], **({"commit": commit} if commit else {})}
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """A file that is to be written; ``wanted`` windows at most."""
+
+    tokenizer: Any
+    source: Source
+    context: int
+    wanted: int
+    file: Path
+    seed: int
+
+    @property
+    def bin(self) -> Path:
+        return self.file.with_suffix(".bin")
+
+    @property
+    def note(self) -> Path:
+        return self.file.with_suffix(".json")
+
+    @cached_property
+    def dtype(self) -> str:
+        """Little-endian, on every machine."""
+        return "<u2" if max(self.tokenizer.get_vocab().values(), default=0) < _SHORT_IDS else "<i4"
+
+    @cached_property
+    def key(self) -> str:
+        """A hash over all that the windows depend on."""
+        words = [self.source.state(), self.context, self.wanted, self.seed, version("ffn-fusion")]
+        words += [version("transformers"), _state(self.tokenizer)]
+        return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+
+    def written(self, label: str, progress: Progress) -> TokenWindows:
+        self._make_folder()
+        with exclusive(self.file.with_suffix(".lock"), f"{self.file}: another process writes these windows"):
+            done = self._read_note()
+            try:
+                if not done["whole"]:
+                    done = self._write(done, progress)
+                check_enough(self.source, done["windows"], self.context)
+            except FfnFusionError:
+                left = self._read_note()
+                if not left["windows"] or left["whole"]:  # nothing to go on from
+                    self.note.unlink(missing_ok=True)
+                    self.bin.unlink(missing_ok=True)
+                raise
+        return TokenWindows.of_file(label, InFile(self.bin, self.dtype, self.context, 0, done["windows"]))
+
+    def _make_folder(self) -> None:
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self.file.parent}: {error.strerror}", "choose a place that can be written") from error
+
+    def _read_note(self) -> dict[str, Any]:
+        """How far an earlier call has come; nowhere, if it was about something else."""
+        begun = {"key": self.key, "whole": False, "windows": 0, "buffers": 0, "position": None}
+        try:
+            note: dict[str, Any] = json.loads(self.note.read_bytes())
+            ours = note["key"] == self.key and self.bin.stat().st_size >= note["windows"] * self._window_bytes
+            return note if ours else begun
+        except (OSError, ValueError, KeyError, TypeError):
+            return begun
+
+    @property
+    def _window_bytes(self) -> int:
+        return self.context * np.dtype(self.dtype).itemsize
+
+    def _write(self, done: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        count, number, position = done["windows"], done["buffers"], done["position"]
+        check_space(self.bin, (self.wanted - count) * self._window_bytes)
+        with self._disk(), self.bin.open("r+b" if count else "wb") as out:
+            out.truncate(count * self._window_bytes)
+            out.seek(0, os.SEEK_END)
+            buffered = windows_of(self.tokenizer, self.source, self.context, self.seed, number, position)
+            progress("tokens", count * self.context, self.wanted * self.context)
+            for found, position in buffered:
+                for written in self._append(out, islice(found, self.wanted - count)):
+                    count += written
+                    progress("tokens", count * self.context, self.wanted * self.context)
+                number += 1
+                out.flush()
+                os.fsync(out.fileno())
+                if count == self.wanted:
+                    break
+                self._note(False, count, number, position)
+            return self._note(True, count, number, position)
+
+    def _append(self, out: BinaryIO, windows: Iterator[list[int]]) -> Iterator[int]:
+        while rows := list(islice(windows, _WRITTEN)):
+            ids = np.asarray(rows, np.int64)
+            assert ids.min() >= 0
+            assert ids.max() <= np.iinfo(self.dtype).max
+            out.write(ids.astype(self.dtype).data)
+            yield len(rows)
+
+    def _note(self, whole: bool, windows: int, buffers: int, position: Position | None) -> dict[str, Any]:
+        note = {
+            "key": self.key,
+            "source": str(self.source),
+            "whole": whole,
+            "dtype": self.dtype,
+            "context": self.context,
+            "windows": windows,
+            "buffers": buffers,
+            "position": position,
+        }
+        write_atomic(self.note, (json.dumps(note, indent=1) + "\n").encode())
+        return note
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # a text that can't be read is a DataError by now
+            raise OutputError(
+                f"{self.bin}: can't be written ({error.strerror or error})",
+                "free some space and run the same command again: it goes on",
+            ) from error
+
+
+def _state(tokenizer: Any) -> str:
+    """What the tokenizer does with text."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    words = fast.to_str() if fast is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return f"{type(tokenizer).__name__} {words} {tokenizer.chat_template} {tokenizer.special_tokens_map}"

@@ -1,0 +1,140 @@
+"""A distillation on a mixture that's streamed: mixed by weights, and the same bits wherever it was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+import torch
+from pyarrow import parquet
+from tiny import tiny_model, tiny_text
+
+from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.checkpoint.reader import open_folder
+from ffn_fusion.data import source
+from ffn_fusion.distillation.settings import DistillSettings
+from ffn_fusion.errors import DataError
+from ffn_fusion.pipeline.distilling import Distilling
+from ffn_fusion.pipeline.recipe import Text
+from ffn_fusion.surgery.build import build
+
+Progress = Callable[[str, int, int], None]
+FILES = ("model.safetensors", "config.json", "distillation.json", "README.md")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parent, child, and a folder of texts."""
+    folder = tmp_path_factory.mktemp("made")
+    parent = open_folder(tiny_model(folder / "parent").folder)
+    blueprint = apply(Blueprint.identity(parent.spec.parent("p")), [2, 3, 4], [(2, 3)])
+    build(parent, blueprint, folder / "child", width_multiple=1)
+    rows = [f"row {i} says {i * 7919 % 1000} " * (1 + i % 5) for i in range(100)]
+    parquet.write_table(pyarrow.table({"text": rows}), folder / "rows.parquet", row_group_size=7)
+    tiny_text(folder / "words.txt", 300)
+    return folder
+
+
+def distil(made: Path, output: Path, progress: Progress = lambda *words: None) -> dict[str, Any]:
+    texts = (f"{made / 'rows.parquet'}=3", str(made / "words.txt"))
+    text = Text.model_validate({"texts": texts, "tokens": 1024, "context": 16})
+    settings = DistillSettings(batch=8, learning_rate=1e-3, save_every=2)
+    how = (text, settings, torch.float32, None, "cpu", None)
+    todo = Distilling.of(made / "child", open_folder(made / "parent"), output, *how, progress=progress)
+    return todo.carry_out(lambda plan: None, progress)
+
+
+@pytest.fixture
+def whole(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(source, "BUFFER", 400)
+    distil(made, tmp_path / "better")
+    return tmp_path / "better"
+
+
+def same(one: Path, two: Path) -> bool:
+    return all((one / name).read_bytes() == (two / name).read_bytes() for name in FILES)
+
+
+def test_stopped_while_it_reads_and_while_it_trains(made: Path, whole: Path, tmp_path: Path) -> None:
+    calls: list[tuple[str, int]] = []
+    stops = [("tokens", 500), ("distillation", 3), ("distillation", 6)]
+
+    def stop(what: str, done: int, total: int) -> None:
+        calls.append((what, done))
+        if stops and stops[0][0] == what and stops[0][1] <= done:
+            stops.pop(0)
+            raise KeyboardInterrupt
+
+    again = tmp_path / "again" / "better"
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            distil(made, again, stop)
+    assert again.with_name(".better.windows").is_dir()
+    distil(made, again, stop)
+    assert same(again, whole)
+    assert list(again.parent.iterdir()) == [again]
+    first, *others = [i for i, (what, done) in enumerate(calls) if what == "tokens" and not done]
+    assert first == 0
+    assert len(others) == 1  # the first text went on, the second began once, and then both were there
+    assert [done for what, done in calls if what == "distillation"] == [0, 1, 2, 3, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8]
+
+
+def test_what_it_learnt_from(made: Path, whole: Path) -> None:
+    record = json.loads((whole / "distillation.json").read_text())
+    assert record["sources"] == [
+        {"text": "rows", "tokens": 768, "source": str(made / "rows.parquet")},
+        {"text": "words", "tokens": 256, "source": str(made / "words.txt")},
+    ]
+    assert [gain["tokens"] for gain in record["gains"]] == [64, 64]
+
+
+def test_mistakes_are_said_before_any_text_is_read(made: Path, tmp_path: Path) -> None:
+    how = (DistillSettings(), torch.float32, None, "cpu", None)
+    with pytest.raises(DataError, match="no such file"):
+        Distilling.of(
+            made / "child", open_folder(made / "parent"), tmp_path / "n", Text(texts=(tmp_path / "none",)), *how
+        )
+    assert not list(tmp_path.iterdir())
+    few = Text(texts=(made / "words.txt",), tokens=64, context=16)
+    with pytest.raises(DataError, match="less than one batch of 8"):
+        Distilling.of(made / "child", open_folder(made / "parent"), tmp_path / "n", few, *how)
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+import torch
+torch.set_num_threads(1)
+from ffn_fusion.data import source
+from test_streamed_texts import distil
+source.BUFFER = 400
+distil(Path(sys.argv[3]), Path(sys.argv[4]), lambda *words: time.sleep(0.1))
+"""
+
+
+@pytest.mark.slow
+def test_killed(made: Path, whole: Path, tmp_path: Path) -> None:
+    """SIGKILL while the text is read, and while the child is trained."""
+    again, here = tmp_path / "again" / "better", Path(__file__).parent
+    words = [sys.executable, "-c", SCRIPT, str(here), str(here.parent), str(made), str(again)]
+    windows, work = again.with_name(".better.windows"), again.with_name(".better.distillation")
+    for sign in (windows / "0.json", work / "checkpoint-4"):
+        process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not sign.exists():
+            time.sleep(0.01)
+        time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert work.is_dir() == (sign.parent == work)
+    subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert same(again, whole)
