@@ -102,7 +102,7 @@ def test_lora_with_a_log(ffn_fusion: Run, parent: Path, child: Path, text: tuple
     assert not list(tmp_path.glob(".a*"))
     card = (tmp_path / "a" / "README.md").read_text()
     assert "LoRA adapters of rank 4 on the matrices of all attentions and FFNs, merged now, were trained" in card
-    assert json.loads((tmp_path / "a" / "distillation.json").read_text())["settings"]["learning_rate"] == 2e-3
+    assert json.loads((tmp_path / "a" / "distillation.json").read_text())["settings"]["learning_rate"] == 5e-4
     assert not mismatches(tmp_path / "a")
     code, _, err = ffn_fusion(*words, "-o", tmp_path / "b", "--track", "paper")
     assert (code, "'paper' isn't one of tensorboard, trackio, none" in err) == (2, True)

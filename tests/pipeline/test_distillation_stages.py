@@ -30,6 +30,7 @@ from ffn_fusion.pipeline.distill_stages import joined
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.run import Silent, republish, run
 from ffn_fusion.pipeline.workspace import Workspace
+from ffn_fusion.processes import silent
 
 STAGES = [{"tokens": 384, "context": 16}, {"tokens": 256, "context": 32, "learning_rate": 1e-3, "batch": 2}]
 
@@ -248,7 +249,7 @@ def test_two_stages_are_two_distillations(tmp_path: Path, dtype: str) -> None:
     run(recipe)
     parent, space = open_folder(tmp_path / "parent"), Workspace(recipe.output)
     child = space.undistilled
-    for number, stage in enumerate(RunDistillation(recipe, parent, space).stages):
+    for number, stage in enumerate(RunDistillation(recipe, parent, space).written(silent)):
         folder = tmp_path / str(number)
         done = distill_child(child, parent, stage.texts, tmp_path / f"w{number}", settings=stage.settings)
         child = write_distilled(open_folder(child), done.weights, done.record, folder)
@@ -296,7 +297,7 @@ def test_dry_run_says_what_each_stage_takes(tmp_path: Path) -> None:
     staged = RunDistillation(recipe, result.checkpoint, result.workspace)
     found = distill_stages.Staged.of(
         lambda *words: distill_stages.Run(result.workspace.undistilled, result.checkpoint, *words),
-        staged.stages,
+        staged.counted(),
         tmp_path / "w",
         "cpu",
         None,

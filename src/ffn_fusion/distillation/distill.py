@@ -179,13 +179,17 @@ class Run:
         check_space(self.work, max(0, self.disk_bytes - there))
 
     def check_early(self) -> None:
-        """What can be known without the child. Raises: see :func:`distill_child`."""
+        """What can be known without child and text. Raises: see :func:`distill_child`."""
         check_settings(self.settings, current().world, self.device)
         check_cache(self.cache, self.settings.objective.cosine, self.settings.objective.temperature)
 
     def check(self) -> None:
         """Raises: see :func:`distill_child`."""
         self.check_models()
+        self.check_texts()
+
+    def check_texts(self) -> None:
+        """Raises: DataError: too little text, or windows of several lengths."""
         if len({text.ids_NT.shape[1] for text in self.texts}) > 1:
             raise DataError("the texts come in windows of different lengths", "cut all of them with one context")
         if not self.steps:

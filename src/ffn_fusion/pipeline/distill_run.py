@@ -65,11 +65,7 @@ class RunDistillation:
     space: Workspace
 
     def _stages(self, cut: Callable[[Text, int], list[TokenWindows]]) -> list[Stage]:
-        """Each with its windows of tokens, which ``cut`` gives of a text and the stage's number.
-
-        Raises:
-            DataError: a text that can't be used.
-        """
+        """``cut``: gives the windows of a text, and of the stage's number."""
         found = []
         trainings = self.recipe.distillation.trainings
         for number, section in enumerate(trainings, 1):
@@ -93,12 +89,15 @@ class RunDistillation:
             cache = CacheSettings(section.teacher_cache, section.top_k, settings.objective.temperature)
         return Stage(windows, settings, dtype, cache)
 
-    def _counted(self, text: Text, _: int) -> list[TokenWindows]:
-        return all_windows(self.parent.folder, text, self.recipe.seed, None, silent)
+    def counted(self) -> list[Stage]:
+        """Each with as many windows as there will be. Raises: DataError: a text that can't be used."""
+        folder, seed = self.parent.folder, self.recipe.seed
+        return self._stages(lambda text, number: all_windows(folder, text, seed, None, silent))
 
-    def _written(self, progress: Progress, text: Text, number: int) -> list[TokenWindows]:
-        files = self.space.windows / f"stage-{number}"
-        return all_windows(self.parent.folder, text, self.recipe.seed, files, progress)
+    def written(self, progress: Progress) -> list[Stage]:
+        """Each with its windows, in the workspace. Raises: the same, and OutputError: the disk is full."""
+        folder, seed, files = self.parent.folder, self.recipe.seed, self.space.windows
+        return self._stages(lambda text, number: all_windows(folder, text, seed, files / f"stage-{number}", progress))
 
     @property
     def _texts(self) -> list[TextEntry]:
@@ -125,7 +124,7 @@ class RunDistillation:
             UsageError, DataError, CheckpointError, OutputError, MissingExtraError: one line, which names the stage.
         """
         child = self.space.undistilled
-        found = self._stages(self._counted)
+        found = self.counted()
         for text in distinct_texts(self.recipe):
             self._check_tokens(text)
         for number, stage in enumerate(found, 1):
@@ -133,6 +132,7 @@ class RunDistillation:
             with of_stage(number, len(found)):
                 check_context(self.parent, run.ids_NT.shape[1])
                 run.check_early()
+                run.check_texts()
                 check_extras(stage.settings, self._tracking)
         learns = any(stage.settings.trained == "all" for stage in found)
         least = self.parent.parameters - sum(
@@ -156,7 +156,7 @@ class RunDistillation:
                 description=_described(child),
                 decided=child.blueprint,
             )
-            for number, stage in enumerate(self._stages(self._counted))
+            for number, stage in enumerate(self.counted())
         ]
         plans = [plan_distillation(run, timed=False) for run in runs]
         if pace is None:
@@ -192,7 +192,7 @@ class RunDistillation:
         recipe, output = self.recipe, self.recipe.output
         memory = parse_bytes(recipe.memory) if recipe.memory else None
         first = partial(Run, self.space.undistilled, self.parent, tracking=self._tracking)
-        found = self._stages(partial(self._written, progress))
+        found = self.written(progress)
         staged = Staged.of(first, found, self.space.distillation, recipe.device, memory)
         other = OutputError(f"{output}: holds another child", "choose another output, or remove it first")
         if output.exists() and staged.done < len(staged.runs):

@@ -17,6 +17,7 @@ from ffn_fusion.blockwise.stack import TensorSource
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import check_target
 from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.hub_text import PREFIX
 from ffn_fusion.data.window_file import read_origin
 from ffn_fusion.distillation.distill import Run
 from ffn_fusion.distillation.plan import DistillPlan
@@ -160,13 +161,13 @@ class _Cut:
 
 
 def sources(stages: Staged) -> list[dict[str, Any]]:
-    """What each text was, and how much of it all stages together took."""
+    """What each text was, and how much of it all stages together took; of files here no more than the label."""
     found: dict[str, dict[str, Any]] = {}
     for text in (text for run in stages.runs for text in run.texts):
         assert text.in_file is not None
         origin = read_origin(text.in_file.path)
-        row = found.setdefault(origin["source"], {"text": text.label, "tokens": 0, **origin})
-        row["tokens"] += text.tokens
+        row = {"text": text.label, "tokens": 0, **(origin if origin["source"].startswith(PREFIX) else {})}
+        found.setdefault(origin["source"], row)["tokens"] += text.tokens
     return list(found.values())
 
 

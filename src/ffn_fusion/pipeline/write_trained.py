@@ -58,7 +58,7 @@ def write_trained(child: Path, trained: Path, how: str, target: Path) -> Path:
 
 
 def check_trainable(child: Path, target: Path) -> None:
-    """Said before a training begins. Raises: see :func:`write_trained`."""
+    """Refuse, before a training begins, what ``write_trained`` would refuse behind it (see there)."""
     check_target(target, child)
     Blueprint.load(child / BLUEPRINT)
     if read_history(child):
