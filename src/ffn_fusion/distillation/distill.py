@@ -24,7 +24,7 @@ from ffn_fusion.distillation.checkpoints import Saved, newest, prepare
 from ffn_fusion.distillation.checks import check_cache, check_pair, check_settings, read_record
 from ffn_fusion.distillation.depths import Depth, matched_depths, touched_blocks
 from ffn_fusion.distillation.settings import PARTS, DistillSettings
-from ffn_fusion.distillation.sharding import load_sharded, take_over
+from ffn_fusion.distillation.sharding import forget_deepspeed, launched_deepspeed, load_sharded, take_over
 from ffn_fusion.distillation.teacher import NoTeacher, OnlineTeacher, Teacher, load_causal
 from ffn_fusion.distillation.teacher_cache import CachedTeacher, CacheSettings, TeacherCache
 from ffn_fusion.distillation.write_cache import Writing
@@ -192,7 +192,12 @@ class Run:
         if not self.teacher_beside:
             return NoTeacher()
         blocks = [depth.parent for depth in self.depths]
-        return OnlineTeacher(self.parent.folder, blocks, self.teacher_dtype, self._device, shard=self.settings.shard)
+        return OnlineTeacher(self.parent.folder, blocks, self.teacher_dtype, self._device, shard=self._shards_teacher)
+
+    @property
+    def _shards_teacher(self) -> bool:
+        """Whoever shards the child, the parent that runs beside it is sharded by us."""
+        return current().world > 1 and (self.settings.shard or launched_deepspeed())
 
     def _train(self, saved: Saved | None, cache: TeacherCache | None, progress: Progress) -> None:
         try:
@@ -200,9 +205,15 @@ class Run:
         except ImportError as error:
             raise MissingExtraError("distillation needs accelerate", "pip install 'ffn-fusion[train]'") from error
         from ffn_fusion.distillation.sharded_trainer import ShardedTrainer
-        from ffn_fusion.distillation.trainer import DistillTrainer, Windows
+        from ffn_fusion.distillation.trainer import DistillTrainer, Windows, training_arguments
 
+        if self.settings.shard:
+            take_over()
         torch.manual_seed(self.settings.seed)
+        forget_deepspeed()
+        teacher = self._teacher(cache)
+        arguments = training_arguments(self.settings, self.work, self.device, self.steps, self.accumulation)
+        # Behind the arguments: where DeepSpeed shards, transformers knows by now, and loads the child in parts.
         model = self._load(saved.folder if saved else self.child)
         model.config.use_cache = False
         if self.settings.checkpointing:
@@ -212,23 +223,20 @@ class Run:
         trainer = (ShardedTrainer if self.settings.shard else DistillTrainer)(
             model,
             Windows(self.ids_NT, self.order()),
-            self._teacher(cache),
+            teacher,
             [depth.child for depth in self.depths],
             self.settings,
-            self.work,
-            device=self.device,
-            steps=self.steps,
-            accumulation=self.accumulation,
+            arguments,
             on_step=lambda done, total: progress("distillation", done, total),
         )
         progress("distillation", saved.step if saved else 0, self.steps)
         trainer.train(resume_from_checkpoint=str(saved.folder) if saved else None)
+        forget_deepspeed()
 
     def _load(self, folder: Path) -> Any:
         """The child, or what a checkpoint has of it."""
         if not self.settings.shard:
             return load_causal(folder, self._master)
-        take_over()
         return load_sharded(folder, self._master, self._device, bf16=self.settings.bf16)
 
     @property
@@ -277,6 +285,7 @@ class Run:
             version("transformers"),
             version("ffn-fusion"),
             current().world,
+            launched_deepspeed(),
             list(self.ids_NT.shape),
         ]
         return hashlib.sha256(json.dumps(words).encode() + self.ids_NT.numpy().tobytes()).hexdigest()
