@@ -64,15 +64,15 @@ def resume(pairs: Path, out: Path) -> None:
     train(pairs / "untied", out, SHORT)
 
 
+def _stopped(what: str, done: int, total: int) -> None:
+    if done == 3:
+        raise KeyboardInterrupt
+
+
 def stop(pairs: Path, out: Path) -> None:
     """Stopped between two checkpoints, and going on; a checkpoint that can't be written, and going on."""
-
-    def stopped(what: str, done: int, total: int) -> None:
-        if done == 3:
-            raise KeyboardInterrupt
-
     with suppress(KeyboardInterrupt):
-        train(pairs / "untied", out / "stopped", SHORT, stopped)
+        train(pairs / "untied", out / "stopped", SHORT, _stopped)
     train(pairs / "untied", out / "stopped", SHORT)
 
     def no_room(what: str, done: int, total: int) -> None:
@@ -105,9 +105,21 @@ def diverge(pairs: Path, out: Path) -> None:
     train(pairs / "untied", out, replace(SHORT, learning_rate=1e30, clip=0.0, warmup=0.5))
 
 
+def deepspeed(pairs: Path, out: Path) -> None:
+    """What DeepSpeed shards: losses of two cases; and six steps with and without a stop."""
+    for name in ("untied", "tied"):
+        done = train(pairs / name, out / name, CASES[name])
+        (out / f"{name}.json").write_text(json.dumps(done.record["history"]))
+    short = replace(SHORT, shard=False)
+    train(pairs / "untied", out / "whole", short)
+    with suppress(KeyboardInterrupt):
+        train(pairs / "untied", out / "stopped", short, _stopped)
+    train(pairs / "untied", out / "stopped", short)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if os.environ["RANK"] == "1":
         sharded_trainer.ShardedTrainer = SecondHasNoRoom  # type: ignore[misc]
-    what = {"compare": compare, "resume": resume, "stop": stop, "diverge": diverge}[sys.argv[1]]
+    what = {"compare": compare, "resume": resume, "stop": stop, "diverge": diverge, "deepspeed": deepspeed}[sys.argv[1]]
     sys.exit(lead(lambda: what(Path(sys.argv[2]), Path(sys.argv[3])) or 0))  # type: ignore[func-returns-value]

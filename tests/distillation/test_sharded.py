@@ -23,7 +23,7 @@ from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import mismatches
 from ffn_fusion.distillation.checkpoints import newest
-from ffn_fusion.distillation.sharding import launched_sharded
+from ffn_fusion.distillation.sharding import check_sharding, launched_sharded
 from ffn_fusion.distillation.teacher import load_causal
 from ffn_fusion.errors import UsageError
 from ffn_fusion.surgery.build import build
@@ -188,11 +188,36 @@ def test_the_command_line_under_accelerate_launch(pairs: Path, tmp_path: Path) -
     assert (work / "checkpoint-1").is_dir()
 
 
+@pytest.mark.slow
+def test_deepspeed(pairs: Path, two: Path, tmp_path: Path) -> None:
+    """ZeRO-3 as the configuration has it: losses, the weights at the end, and stopped in between."""
+    pytest.importorskip("deepspeed")
+    start = [str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file"]
+    start += [str(CONFIGURATIONS / "deepspeed_zero3.yaml"), "--num_processes", "2", sharded_cases.__file__]
+    cpu = {**ENVIRONMENT, "DS_ACCELERATOR": "cpu"}
+    root = CONFIGURATIONS.parents[1]
+    done = subprocess.run([*start, "deepspeed", pairs, tmp_path], env=cpu, cwd=root, capture_output=True, timeout=500)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    for case in ("untied", "tied"):
+        found = json.loads((tmp_path / f"{case}.json").read_text())
+        losses = [row["loss"] for row in json.loads((two / f"{case}.json").read_text())]
+        assert [row["loss"] for row in found] == pytest.approx(losses, abs=1e-4)
+        one, other = weights(two / case), weights(tmp_path / case)
+        assert set(one.tensors) == set(other.tensors)
+        for name in one.tensors:
+            assert torch.allclose(one.read(name), other.read(name), rtol=0, atol=1e-5), name
+    assert same(weights(tmp_path / "stopped", 6), weights(tmp_path / "whole", 6))
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGURATIONS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_accelerate_knows_the_configurations(path: Path) -> None:
     config = load_config_from_file(str(path))
-    assert config.distributed_type == "FSDP"
-    assert config.fsdp_config["fsdp_version"] == 2
+    if path.stem == "deepspeed_zero3":
+        named = config.deepspeed_config["deepspeed_config_file"]
+        assert json.loads((CONFIGURATIONS.parents[1] / named).read_text())["zero_optimization"]["stage"] == 3
+    else:
+        assert config.distributed_type == "FSDP"
+        assert config.fsdp_config["fsdp_version"] == 2
     assert config.num_processes == 8 * config.num_machines
 
 
@@ -212,6 +237,12 @@ def test_adapters_are_not_sharded(pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="adapters"):
         train(pairs / "tied", tmp_path / "w", replace(CASES["tied"], shard=True, trained="lora"))
     assert not (tmp_path / "w").exists()
+
+
+def test_deepspeed_shards_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UsageError, match="asks for DeepSpeed"):
+        check_sharding(2)
 
 
 def test_one_process_has_nobody_to_share_with(pairs: Path, tmp_path: Path) -> None:

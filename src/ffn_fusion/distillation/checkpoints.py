@@ -54,10 +54,10 @@ def folder_of(work: Path, step: int) -> Path:
 def mark_whole(folder: Path) -> None:
     """All files are written: sync them, and say so."""
     sizes = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        sizes[path.name] = path.stat().st_size
+        sizes[str(path.relative_to(folder))] = path.stat().st_size
     write_atomic(folder / _WHOLE, json.dumps(sizes).encode())
 
 

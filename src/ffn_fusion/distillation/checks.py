@@ -11,7 +11,7 @@ from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, inside
 from ffn_fusion.checkpoint.staging import DISTILLATION, read_manifest
 from ffn_fusion.distillation.settings import Direction, DistillSettings, Trained
-from ffn_fusion.distillation.sharding import check_sharding
+from ffn_fusion.distillation.sharding import check_sharding, launched_deepspeed
 from ffn_fusion.distillation.teacher_cache import CacheSettings
 from ffn_fusion.distillation.tracking import Tracking
 from ffn_fusion.errors import BlueprintError, CheckpointError, MissingExtraError, UsageError
@@ -61,9 +61,9 @@ def check_settings(settings: DistillSettings, world: int, device: str) -> None:
             f"{world} process{'es' * (world > 1)}",
             f"choose a batch (--batch) that {settings.micro * world} divides",
         )
+    if settings.lora and (settings.shard or launched_deepspeed()):
+        raise UsageError("adapters aren't trained in shards", "leave --shard out, or train all (--trained all)")
     if settings.shard:
-        if settings.lora:
-            raise UsageError("adapters aren't trained in shards", "leave --shard out, or train all (--trained all)")
         check_sharding(world)
     if device not in ("cpu", "cuda"):
         raise UsageError(f"device {device!r}: training takes cpu or cuda", "choose a GPU with CUDA_VISIBLE_DEVICES")

@@ -23,7 +23,7 @@ from ffn_fusion.distillation.checks import check_cache, check_extras, check_pair
 from ffn_fusion.distillation.depths import Depth, matched_depths
 from ffn_fusion.distillation.lora import Merged, with_adapters
 from ffn_fusion.distillation.settings import PARTS, DistillSettings
-from ffn_fusion.distillation.sharding import load_sharded, take_over
+from ffn_fusion.distillation.sharding import forget_deepspeed, launched_deepspeed, load_sharded, take_over
 from ffn_fusion.distillation.teacher import NoTeacher, OnlineTeacher, Teacher, load_causal
 from ffn_fusion.distillation.teacher_cache import CachedTeacher, CacheSettings, TeacherCache
 from ffn_fusion.distillation.tracking import Tracking
@@ -244,15 +244,26 @@ class Run:
         if not self.teacher_beside:
             return NoTeacher()
         blocks = [depth.parent for depth in self.depths]
-        return OnlineTeacher(self.parent.folder, blocks, self.teacher_dtype, self._device, shard=self.settings.shard)
+        return OnlineTeacher(self.parent.folder, blocks, self.teacher_dtype, self._device, shard=self._shards_teacher)
+
+    @property
+    def _shards_teacher(self) -> bool:
+        """Whoever shards the child, the parent that runs beside it is sharded by us."""
+        return current().world > 1 and (self.settings.shard or launched_deepspeed())
 
     def _train(self, saved: Saved | None, cache: TeacherCache | None, progress: Progress) -> None:
         from ffn_fusion.distillation.sharded_trainer import ShardedTrainer
-        from ffn_fusion.distillation.trainer import DistillTrainer, Windows
+        from ffn_fusion.distillation.trainer import DistillTrainer, Windows, training_arguments
         from ffn_fusion.distillation.watching import watchers
 
+        if self.settings.shard:
+            take_over()
         lora, step = self.settings.lora, saved.step if saved else 0
         torch.manual_seed(self.settings.seed)
+        forget_deepspeed()
+        teacher = self._teacher(cache)
+        arguments = training_arguments(self.settings, self.work, self.device, self.steps, self.accumulation)
+        # Behind the arguments: where DeepSpeed shards, transformers knows by now, and loads the child in parts.
         model = self._load(saved.folder if saved and not lora else self.begins)
         model.config.use_cache = False
         if self.settings.checkpointing:
@@ -265,24 +276,21 @@ class Run:
         trainer = (ShardedTrainer if self.settings.shard else DistillTrainer)(
             model,
             Windows(self.ids_NT, self.order()),
-            self._teacher(cache),
+            teacher,
             [depth.child for depth in self.depths],
             self.settings,
-            self.work,
-            device=self.device,
-            steps=self.steps,
-            accumulation=self.accumulation,
+            arguments,
             on_step=lambda done, total: progress("distillation", done, total),
             callbacks=[] if current().rank else watchers(self.tracking, self.key(), step, tokens),
         )
         progress("distillation", step, self.steps)
         trainer.train(resume_from_checkpoint=str(saved.folder) if saved else None)
+        forget_deepspeed()
 
     def _load(self, folder: Path) -> Any:
         """The child, or what a checkpoint has of it."""
         if not self.settings.shard:
             return load_causal(folder, self._master)
-        take_over()
         return load_sharded(folder, self._master, self._device, bf16=self.settings.bf16)
 
     @property
@@ -304,7 +312,7 @@ class Run:
             "version": 1,
             "parent": {"name": self.parent.name, "fingerprint": self.parent.fingerprint},
             "child": (read_manifest(self.child) or {}).get("build"),
-            "texts": [text.label for text in self.texts],
+            "texts": list(dict.fromkeys(text.label for text in self.texts)),
             "context": context,
             "tokens": self.steps * self.settings.batch * context,
             "steps": self.steps,
@@ -331,6 +339,7 @@ class Run:
             version("transformers"),
             version("ffn-fusion"),
             current().world,
+            launched_deepspeed(),
             list(self.ids_NT.shape),
             *([self.start.key] if self.start else []),
         ]

@@ -21,6 +21,7 @@ from ffn_fusion.processes import current
 from ffn_fusion.registration import register
 
 _LAUNCHED = "ACCELERATE_USE_FSDP"
+_DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
 _SENT_AT_ONCE = 1 << 24  # elements
 
 
@@ -39,13 +40,28 @@ def launched_sharded() -> bool:
     return True
 
 
+def launched_deepspeed() -> bool:
+    """Whether ``accelerate launch`` was given a DeepSpeed configuration: the Trainer then leaves the child to it."""
+    return os.environ.get(_DEEPSPEED, "").lower() == "true"
+
+
+def forget_deepspeed() -> None:
+    """From here on transformers loads models as they are, and not in DeepSpeed's parts, as a training told it to."""
+    if launched_deepspeed():
+        from transformers.integrations import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+
+
 def take_over() -> None:
     """What accelerate was asked for is done here, so that it doesn't wrap what is sharded already."""
     os.environ.pop(_LAUNCHED, None)
 
 
 def check_sharding(world: int) -> None:
-    """Raises: UsageError: a single process. MissingExtraError: torch without FSDP2."""
+    """Raises: UsageError: a single process, or DeepSpeed shards already. MissingExtraError: torch without FSDP2."""
+    if launched_deepspeed():
+        raise UsageError("--shard, and accelerate's configuration asks for DeepSpeed", "choose one of them")
     if world < 2:
         raise UsageError("one process has nobody to share weights with", "start several: torchrun --nproc-per-node 8")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class DistillTrainer(Trainer):
 
     Args:
         blocks: of the child, behind which states are compared.
-        accumulation: micro-batches that one step of the optimiser takes on each process.
+        arguments: as ``training_arguments`` makes them.
         on_step: called with (steps done, in all). callbacks: that log how it goes.
     """
 
@@ -114,21 +115,18 @@ class DistillTrainer(Trainer):
         teacher: Teacher,
         blocks: Sequence[int],
         settings: DistillSettings,
-        work: Path,
+        arguments: TrainingArguments,
         *,
-        device: str,
-        steps: int,
-        accumulation: int,
         on_step: Callable[[int, int], None],
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        self._child = bare(model)
+        self._child, work = bare(model), Path(arguments.output_dir)
         self._teacher, self._blocks, self._settings, self._work = teacher, tuple(blocks), settings, work
         self._sums: list[Tensor] = []
         self._watch = _Watch(work, on_step)
         super().__init__(
             model=model,
-            args=_arguments(settings, work, device, steps, accumulation),
+            args=arguments,
             train_dataset=data,
             data_collator=collate,
             callbacks=[self._watch, *callbacks],
@@ -149,6 +147,13 @@ class DistillTrainer(Trainer):
         found = objective_loss(self._child, model, ids_BT, windows, self._teacher, self._blocks, objective, dtype)
         self._sums.append(torch.stack([found.total.detach(), *found.parts]))
         return (found.total, {}) if return_outputs else found.total
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """DeepSpeed keeps gradients to itself, and has taken its step by now."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.is_deepspeed_enabled:
+            self._watch.norm = float(norm)
+        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The parts of the loss beside the loss: means since the last time, over all processes."""
@@ -194,10 +199,11 @@ class _Watch(TrainerCallback):
     def __init__(self, work: Path, on_step: Callable[[int, int], None]) -> None:
         self._work, self._on_step = work, on_step
         self.look_up: Callable[[], None] = lambda: None
+        self.norm = 0.0  # of all gradients, for where they can't be seen
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        if gradients and not finite(gradients):
+        if not (finite(gradients) if gradients else isfinite(self.norm)):
             raise TrainingError(
                 f"the loss or its gradient isn't finite at step {state.global_step + 1}",
                 f"lower the learning rate or look at the weights; {_kept(self._work)}",
@@ -228,7 +234,8 @@ def _kept(work: Path) -> str:
     return f"the last good checkpoint is {saved.folder}" if saved else "no checkpoint was saved before it"
 
 
-def _arguments(settings: DistillSettings, work: Path, device: str, steps: int, accumulation: int) -> Any:
+def training_arguments(settings: DistillSettings, work: Path, device: str, steps: int, accumulation: int) -> Any:
+    """transformers' own; ``accumulation``: micro-batches that one step of the optimiser takes on each process."""
     arguments = TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=settings.micro,
@@ -239,7 +246,7 @@ def _arguments(settings: DistillSettings, work: Path, device: str, steps: int, a
         warmup_steps=round(settings.warmup * steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.clip,
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         adam_beta2=0.95,
         bf16=settings.bf16,
         use_cpu=device == "cpu",

@@ -37,7 +37,7 @@ class ObjectiveSection(Section):
 class TrainingSection(Section):
     """One training (docs/distillation.md). No ``texts``: those of the repair, else those of the calibration.
 
-    See ``ffn_fusion.DistillSettings``; dtype auto is the parent's. No ``learning_rate``: 2e-4, or for LoRA 2e-3.
+    See ``ffn_fusion.DistillSettings``; dtype auto is the parent's. No ``learning_rate``: 2e-4, or for LoRA 5e-4.
     """
 
     texts: Texts = ()
