@@ -21,7 +21,8 @@ from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.checkpoint.staging import mismatches
 from ffn_fusion.distillation import distill
 from ffn_fusion.distillation.depths import Depth, matched_depths, touched_blocks
-from ffn_fusion.distillation.distill import Distilled, Run, distill_child
+from ffn_fusion.distillation.distill import Distilled, distill_child
+from ffn_fusion.distillation.run import Run
 from ffn_fusion.distillation.settings import DistillSettings, Objective
 from ffn_fusion.distillation.teacher import OnlineTeacher, load_causal
 from ffn_fusion.distillation.trainer import objective_loss

@@ -21,9 +21,10 @@ from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.distillation.checkpoints import newest
 from ffn_fusion.distillation.depths import matched_depths
-from ffn_fusion.distillation.distill import Distilled, Run, distill_child
+from ffn_fusion.distillation.distill import Distilled, distill_child
 from ffn_fusion.distillation.lora import Merged, bare, with_adapters
 from ffn_fusion.distillation.plan import plan_distillation
+from ffn_fusion.distillation.run import Run
 from ffn_fusion.distillation.settings import DistillSettings, Objective
 from ffn_fusion.distillation.teacher import OnlineTeacher, load_causal
 from ffn_fusion.distillation.trainer import objective_loss

@@ -15,7 +15,8 @@ import pytest
 import torch
 from distillation_pair import Pair
 
-from ffn_fusion.distillation.distill import Distilled, Run, distill_child
+from ffn_fusion.distillation.distill import Distilled, distill_child
+from ffn_fusion.distillation.run import Run
 from ffn_fusion.distillation.settings import PARTS, DistillSettings
 from ffn_fusion.distillation.tracking import Tracking
 from ffn_fusion.distillation.write import Weights

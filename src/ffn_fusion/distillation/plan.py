@@ -10,8 +10,8 @@ import torch
 from ffn_fusion.blockwise import Pace, Stack, measure_pace
 from ffn_fusion.blockwise.work import attention_flops, ffn_flops
 from ffn_fusion.checkpoint.reader import Checkpoint
-from ffn_fusion.distillation.distill import Run
 from ffn_fusion.distillation.objective import LOGIT_BYTES
+from ffn_fusion.distillation.run import Run
 from ffn_fusion.distillation.teacher_cache import bytes_per_token
 from ffn_fusion.distillation.trained import trained_blocks
 from ffn_fusion.families import ModelSpec

@@ -14,8 +14,8 @@ from ffn_fusion.checkpoint.staging import check_space, read_manifest
 from ffn_fusion.data import BUILT_IN_CALIBRATION, TokenWindows
 from ffn_fusion.data.mixture import TextEntry
 from ffn_fusion.distillation.checks import check_extras
-from ffn_fusion.distillation.distill import Run, Start
 from ffn_fusion.distillation.plan import DistillPlan, plan_distillation
+from ffn_fusion.distillation.run import Run, Start
 from ffn_fusion.distillation.sharding import launched_sharded
 from ffn_fusion.distillation.teacher_cache import CacheSettings
 from ffn_fusion.distillation.tracking import Tracking

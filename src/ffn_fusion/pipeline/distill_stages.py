@@ -19,8 +19,9 @@ from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.staging import check_space
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.distillation.checkpoints import finish, finished, keep_record, keep_weights, newest
-from ffn_fusion.distillation.distill import Run, train
+from ffn_fusion.distillation.distill import train, weights_of
 from ffn_fusion.distillation.plan import DistillPlan, plan_distillation
+from ffn_fusion.distillation.run import Run
 from ffn_fusion.distillation.settings import DistillSettings
 from ffn_fusion.distillation.teacher_cache import CacheSettings
 from ffn_fusion.distillation.write import Weights
@@ -116,7 +117,7 @@ class Staged:
         records = [finished(run.work, run.key()) for run in self.runs]
         last = newest(self.runs[-1].work)
         assert last is not None
-        return self.runs[-1].weights(last), joined([record for record in records if record is not None])
+        return weights_of(self.runs[-1], last), joined([record for record in records if record is not None])
 
     def _gains(self, number: int) -> Gains | None:
         if number < 0:

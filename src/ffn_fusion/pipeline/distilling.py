@@ -19,8 +19,8 @@ from ffn_fusion.checkpoint.staging import check_target
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.data.hub_text import PREFIX
 from ffn_fusion.data.window_file import read_origin
-from ffn_fusion.distillation.distill import Run
 from ffn_fusion.distillation.plan import DistillPlan
+from ffn_fusion.distillation.run import Run
 from ffn_fusion.distillation.settings import DistillSettings
 from ffn_fusion.distillation.teacher_cache import CacheSettings
 from ffn_fusion.distillation.tracking import Tool, Tracking

@@ -1,0 +1,191 @@
+"""One training that is to be made: what it's of, whether it can be, and what its result depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
+from ffn_fusion.checkpoint.staging import check_space
+from ffn_fusion.data import TokenWindows, WindowRows
+from ffn_fusion.distillation.checkpoints import folder_of
+from ffn_fusion.distillation.checks import check_cache, check_pair, check_settings
+from ffn_fusion.distillation.depths import Depth, matched_depths
+from ffn_fusion.distillation.settings import DistillSettings
+from ffn_fusion.distillation.sharding import launched_deepspeed
+from ffn_fusion.distillation.teacher_cache import CacheSettings
+from ffn_fusion.distillation.tracking import Tracking
+from ffn_fusion.distillation.trained import trained_numbers, trained_tensors
+from ffn_fusion.errors import DataError, UsageError
+from ffn_fusion.processes import current
+from ffn_fusion.surgery.build import BLUEPRINT, files_state
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training begins with in place of the child's own weights: those in float32 that an earlier one leaves.
+
+    ``key``: of the earlier training.
+    """
+
+    folder: Path
+    key: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training that is to be made; ``start`` where it isn't the first."""
+
+    child: Path
+    parent: Checkpoint
+    texts: Sequence[TokenWindows]
+    work: Path
+    settings: DistillSettings
+    teacher_dtype: torch.dtype = torch.float32
+    cache: CacheSettings | None = None
+    device: str = "cpu"
+    memory: int | None = None
+    tracking: Tracking | None = None
+    start: Start | None = None
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        return open_folder(self.child)
+
+    @cached_property
+    def blueprint(self) -> Blueprint:
+        return Blueprint.load(self.child / BLUEPRINT)
+
+    @cached_property
+    def depths(self) -> tuple[Depth, ...]:
+        """Where states are compared; nowhere if they don't count."""
+        return matched_depths(self.blueprint) if self.settings.objective.cosine else ()
+
+    @cached_property
+    def ids_NT(self) -> WindowRows:  # noqa: N802
+        return WindowRows(self.texts)
+
+    @cached_property
+    def steps(self) -> int:
+        """Of the optimiser; windows that don't fill a batch at the end are left out."""
+        return len(self.ids_NT) * self.settings.epochs // self.settings.batch
+
+    @property
+    def accumulation(self) -> int:
+        return self.settings.batch // (self.settings.micro * current().world)
+
+    @cached_property
+    def trained(self) -> tuple[str, ...]:
+        """Names of the tensors that come out changed."""
+        return trained_tensors(self.checkpoint, self.blueprint, self.settings)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Numbers that learn."""
+        return trained_numbers(self.checkpoint, self.trained, self.settings)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Of three checkpoints at a time: weights (of adapters alone), and two moments of what learns, in float32; and
+        of the start.
+        """
+        whole = self.checkpoint.parameters
+        weights = self.parameters if self.settings.lora else whole
+        return 4 * (3 * (weights + 2 * self.parameters) + (whole if self.start else 0))
+
+    @property
+    def begins(self) -> Path:
+        """A folder with the weights that it begins with."""
+        return self.start.folder if self.start else self.child
+
+    @property
+    def leaves(self) -> Start:
+        """What the next training begins with, once this one is done."""
+        return Start(folder_of(self.work, self.steps), self.key())
+
+    def check_models(self) -> None:
+        """What can be said without the text. Raises: see :func:`distill_child`."""
+        check_pair(self.child, self.checkpoint, self.blueprint, self.parent)
+        self.check_early()
+        if not self.trained:
+            raise UsageError("surgery touched no block of this child", "train all of it (--trained all)")
+        there = sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())  # of an interrupted call
+        check_space(self.work, max(0, self.disk_bytes - there))
+
+    def check_early(self) -> None:
+        """What can be known without child and text. Raises: see :func:`distill_child`."""
+        check_settings(self.settings, current().world, self.device)
+        check_cache(self.cache, self.settings.objective.cosine, self.settings.objective.temperature)
+
+    def check(self) -> None:
+        """Raises: see :func:`distill_child`."""
+        self.check_models()
+        self.check_texts()
+
+    def check_texts(self) -> None:
+        """Raises: DataError: too little text, or windows of several lengths."""
+        if len({text.ids_NT.shape[1] for text in self.texts}) > 1:
+            raise DataError("the texts come in windows of different lengths", "cut all of them with one context")
+        if not self.steps:
+            raise DataError(
+                f"{len(self.ids_NT)} windows of text are less than one batch of {self.settings.batch}",
+                "give more text (--tokens), shorter windows (--context) or a smaller batch (--batch)",
+            )
+
+    @property
+    def teacher_beside(self) -> bool:
+        """Whether the parent itself runs beside the child."""
+        objective = self.settings.objective
+        return self.cache is None and bool(objective.kl or objective.cosine)
+
+    def order(self) -> list[int]:
+        """Windows one after another: all of them, shuffled anew for every epoch, as far as batches are full."""
+        rng, found = random.Random(self.settings.seed), list[int]()
+        for _ in range(self.settings.epochs):
+            found += rng.sample(range(len(self.ids_NT)), len(self.ids_NT))
+        return found[: self.steps * self.settings.batch]
+
+    @property
+    def shards_teacher(self) -> bool:
+        """Whoever shards the child, the parent that runs beside it is sharded by us."""
+        return current().world > 1 and (self.settings.shard or launched_deepspeed())
+
+    @property
+    def master(self) -> torch.dtype:
+        """What weights are kept in while they learn."""
+        return torch.float64 if self.checkpoint.dtype == "F64" else torch.float32
+
+    @property
+    def place(self) -> str:
+        """The device of this process."""
+        return current().device(self.device)
+
+    def key(self) -> str:
+        """A hash over all that the result depends on."""
+        words = [
+            files_state(self.checkpoint),
+            self.checkpoint.fingerprint,
+            files_state(self.parent),
+            self.parent.fingerprint,
+            asdict(self.settings),
+            str(self.teacher_dtype),
+            self.cache and [self.cache.k, self.cache.temperature],
+            self.device,
+            torch.__version__,
+            version("transformers"),
+            version("ffn-fusion"),
+            current().world,
+            launched_deepspeed(),
+            list(self.ids_NT.shape),
+            *([self.start.key] if self.start else []),
+        ]
+        return hashlib.sha256(json.dumps(words).encode() + self.ids_NT.content).hexdigest()
