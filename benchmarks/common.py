@@ -1,10 +1,16 @@
-"""What every benchmark prints: a table for people and, as its last line, one JSON object."""
+"""What every benchmark prints: a table for people and, as its last line, one JSON object. And those made of parts."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
 
 from ffn_fusion.latency.measure import machine
 
@@ -29,3 +35,37 @@ def finish(
     result = {"benchmark": name, "machine": machine(), "figures": dict(figures), "goals": dict(goals), "met": met}
     print(json.dumps({**result, **({"notes": dict(notes)} if notes else {})}))
     sys.exit(0 if met else 1)
+
+
+BenchT = TypeVar("BenchT")
+Part = Callable[[BenchT], Mapping[str, float]]
+
+
+def parts_parser(about: str | None, parts: Iterable[str]) -> argparse.ArgumentParser:
+    """Options of a benchmark that is made of parts."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=[*parts, "all"], nargs="+", default=["all"])
+    parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it works")
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    return parser
+
+
+def finish_parts(
+    name: str,
+    options: argparse.Namespace,
+    parts: Mapping[str, Part[BenchT]],
+    make: Callable[[Path], BenchT],
+    goals_of: Callable[[dict[str, float]], dict[str, float]],
+) -> None:
+    """Measure the parts that were asked for, print each figure when it's there, and finish."""
+    asked = list(parts) if "all" in options.part else options.part
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(dir=options.folder) as place:
+        bench = make(Path(place))
+        for part in asked:
+            for row, value in parts[part](bench).items():
+                figures[f"{part} | {row}"] = value
+                print(f"{part} | {row}: {value:.4g}", flush=True)
+    goals = {} if options.quick else goals_of(figures)
+    met = all(figures[row] <= bound for row, bound in goals.items())
+    finish(name, figures, goals, met, {"parts": ", ".join(asked), "threads": str(torch.get_num_threads())})

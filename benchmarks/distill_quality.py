@@ -11,35 +11,22 @@ passages of the other kinds (like it), in windows of 512. Seconds are of the tra
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from pathlib import Path
 
-from common import finish
+from common import finish_parts, parts_parser
 from distill_bench import DistillBench
 from distill_parts import PARTS, goals_of
-from quality_bench import Figures
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=[*PARTS, "all"], nargs="+", default=["all"])
-    parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it works")
+    parser = parts_parser(__doc__, PARTS)
     parser.add_argument("--float32", action="store_true", help="for a machine that is slow at bfloat16")
-    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     options = parser.parse_args()
-    parts = list(PARTS) if "all" in options.part else options.part
-    figures: Figures = {}
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        place = Path(name)
-        bench = DistillBench.tiny(place) if options.quick else DistillBench.real(place, bf16=not options.float32)
-        for part in parts:
-            for name, value in PARTS[part](bench).items():
-                figures[f"{part} | {name}"] = value
-                print(f"{part} | {name}: {value:.4g}", flush=True)
-    goals = {} if options.quick else goals_of(figures)
-    met = all(figures[name] <= bound for name, bound in goals.items())
-    finish("distill_quality", figures, goals, met, {"parts": ", ".join(parts), "threads": str(bench.threads)})
+
+    def make(place: Path) -> DistillBench:
+        return DistillBench.tiny(place) if options.quick else DistillBench.real(place, bf16=not options.float32)
+
+    finish_parts("distill_quality", options, PARTS, make, goals_of)
 
 
 if __name__ == "__main__":

@@ -85,10 +85,6 @@ class Bench:
 
         return cls(parent, place, {k: windows(k, 8) for k in KINDS}, {k: windows(k, 2) for k in KINDS}, 1 / 2000)
 
-    @property
-    def threads(self) -> int:
-        return torch.get_num_threads()
-
     def blueprint(self, runs: Sequence[Run], *, fused: bool = True) -> Blueprint:
         """The runs' attentions dropped, all FFNs of each but the last fused."""
         identity = Blueprint.identity(self.parent.spec.parent(self.parent.name))

@@ -12,32 +12,14 @@ repair alone.
 
 from __future__ import annotations
 
-import argparse
-import tempfile
-from pathlib import Path
-
-from common import finish
-from quality_bench import Bench, Figures
+from common import finish_parts, parts_parser
+from quality_bench import Bench
 from repair_parts import PARTS, goals_of
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=[*PARTS, "all"], nargs="+", default=["all"])
-    parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it works")
-    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
-    options = parser.parse_args()
-    parts = list(PARTS) if "all" in options.part else options.part
-    figures: Figures = {}
-    with tempfile.TemporaryDirectory(dir=options.folder) as place:
-        bench = Bench.tiny(Path(place)) if options.quick else Bench.real(Path(place))
-        for part in parts:
-            for name, value in PARTS[part](bench).items():
-                figures[f"{part} | {name}"] = value
-                print(f"{part} | {name}: {value:.4g}", flush=True)
-    goals = {} if options.quick else goals_of(figures)
-    met = all(figures[name] <= bound for name, bound in goals.items())
-    finish("repair", figures, goals, met, {"parts": ", ".join(parts), "threads": str(bench.threads)})
+    options = parts_parser(__doc__, PARTS).parse_args()
+    finish_parts("repair", options, PARTS, Bench.tiny if options.quick else Bench.real, goals_of)
 
 
 if __name__ == "__main__":
