@@ -5,24 +5,34 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from quality_bench import CONTEXT, HELD_OUT, Bench, Figures, Run, Score
 
+from ffn_fusion.blockwise.stack import TensorSource
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data import TokenWindows, load_tokenizer, make_windows
 from ffn_fusion.distillation.distill import distill_child
 from ffn_fusion.distillation.settings import DistillSettings
 from ffn_fusion.distillation.teacher_cache import CacheSettings
+from ffn_fusion.distillation.write import AsStored
 from ffn_fusion.repair.repair import repair_child
 from ffn_fusion.surgery.build import build
 
 RUNS: tuple[Run, ...] = ((5, 10), (17, 20))  # 10 of 30 attentions; all FFNs of each but the last fused
 MOST = 84_000
 REPAIR_TOKENS = 24_576  # what the command takes by default
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training left: a folder (of adapters, where only they were trained), and the whole weights."""
+
+    folder: Path
+    source: TensorSource
 
 
 class DistillBench:
@@ -69,8 +79,8 @@ class DistillBench:
 
     def distilled(
         self, child: Path, tokens: int, settings: DistillSettings | None = None, top_k: int = 0
-    ) -> tuple[Path, Figures]:
-        """A folder with the trained weights, and what it took; removed when the next is asked for.
+    ) -> tuple[Trained, Figures]:
+        """The trained weights, and what it took; removed when the next is asked for.
 
         Args:
             top_k: learn from so many of the parent's likeliest tokens, kept on disk; 0: from the parent itself.
@@ -82,14 +92,17 @@ class DistillBench:
         cache = CacheSettings(kept, top_k) if top_k else None
         began = time.monotonic()
         done = distill_child(child, self.parent, self._text(tokens, how.batch), work, settings=how, cache=cache)
-        return done.weights.folder, {"tokens": float(done.record["tokens"]), "seconds": time.monotonic() - began}
+        trained = Trained(done.weights.folder, AsStored(open_folder(child), done.weights))
+        return trained, {"tokens": float(done.record["tokens"]), "seconds": time.monotonic() - began}
 
     def _text(self, tokens: int, batch: int) -> list[TokenWindows]:
         return self._bench.text(max(tokens, round(batch * self._context / self._bench.scale)))
 
-    def scores(self, folder: Path) -> dict[str, Score]:
+    def scores(self, model: Path | Trained) -> dict[str, Score]:
         """KL to the parent and perplexity on every kind of held-out text."""
-        return self._bench.score(self.parent if folder == self.parent.folder else open_folder(folder))
+        if isinstance(model, Trained):
+            return self._bench.score(model.source)
+        return self._bench.score(self.parent if model == self.parent.folder else open_folder(model))
 
     @cached_property
     def tokenizer(self) -> object:

@@ -24,10 +24,11 @@ def main_run(bench: DistillBench) -> Figures:
     """The repaired child, distilled for as long as half an hour takes; tasks besides."""
     child = bench.child()
     done, took = bench.distilled(child, TOKENS)
-    models = {"parent": bench.parent.folder, "repaired": child, "distilled": done}
-    found = _by_kind({name: bench.scores(folder) for name, folder in models.items()})
+    scored = {"parent": bench.parent.folder, "repaired": child, "distilled": done}
+    found = _by_kind({name: bench.scores(model) for name, model in scored.items()})
+    folders = {"parent": bench.parent.folder, "repaired": child, "distilled": done.folder}
     for name, task in ({"capitals": capitals, "sentence order": sentence_order} if bench.tokenizer else {}).items():
-        found |= _row(name, {model: task(bench.tokenizer, folder) for model, folder in models.items()})
+        found |= _row(name, {model: task(bench.tokenizer, folder) for model, folder in folders.items()})
     return found | _row("took", took)
 
 
