@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import mean
 
-from distill_bench import DistillBench
+from distill_bench import DistillBench, Trained
 from quality_bench import Figures, Score
 from tasks import capitals, sentence_order
 
@@ -24,7 +25,7 @@ def main_run(bench: DistillBench) -> Figures:
     """The repaired child, distilled for as long as half an hour takes; tasks besides."""
     child = bench.child()
     done, took = bench.distilled(child, TOKENS)
-    scored = {"parent": bench.parent.folder, "repaired": child, "distilled": done}
+    scored: dict[str, Path | Trained] = {"parent": bench.parent.folder, "repaired": child, "distilled": done}
     found = _by_kind({name: bench.scores(model) for name, model in scored.items()})
     folders = {"parent": bench.parent.folder, "repaired": child, "distilled": done.folder}
     for name, task in ({"capitals": capitals, "sentence order": sentence_order} if bench.tokenizer else {}).items():
