@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from quality_bench import CONTEXT, HELD_OUT, Bench, Figures, Run, Score
@@ -27,6 +29,9 @@ MOST = 84_000
 REPAIR_TOKENS = 24_576  # what the command takes by default
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class Trained:
     """What a training left: a folder (of adapters, where only they were trained), and the whole weights."""
@@ -40,10 +45,14 @@ class DistillBench:
 
     Args:
         place: children are kept there, and checkpoints while a training goes on.
+        variants: of every part that are measured, where not all are wanted.
     """
 
-    def __init__(self, bench: Bench, place: Path, context: int = CONTEXT, *, bf16: bool = True) -> None:
+    def __init__(
+        self, bench: Bench, place: Path, context: int = CONTEXT, *, bf16: bool = True, variants: int | None = None
+    ) -> None:
         self._bench, self._place, self._context, self._bf16 = bench, place, context, bf16
+        self._variants = variants
 
     @classmethod
     def real(cls, place: Path, *, bf16: bool) -> DistillBench:
@@ -56,11 +65,15 @@ class DistillBench:
     def tiny(cls, place: Path) -> DistillBench:
         bench = Bench.tiny(place)
         code = TokenWindows("code", np.random.default_rng(1).integers(0, 64, (2, 16)))
-        return cls(replace(bench, held_out={**bench.held_out, "code": code}), place, 16, bf16=False)
+        return cls(replace(bench, held_out={**bench.held_out, "code": code}), place, 16, bf16=False, variants=1)
 
     @property
     def parent(self) -> Checkpoint:
         return self._bench.parent
+
+    def some(self, variants: Iterable[T]) -> list[T]:
+        """Those that are measured."""
+        return list(variants)[: self._variants]
 
     def settings(self, **changed: object) -> DistillSettings:
         """The command's defaults, but for small batches, as tokens are few; in bfloat16 where that's faster."""

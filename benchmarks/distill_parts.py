@@ -36,7 +36,7 @@ def main_run(bench: DistillBench) -> Figures:
 def curve(bench: DistillBench) -> Figures:
     """The same over tokens, each with a schedule of its own."""
     found = _row("0", _about(bench.scores(bench.child())))
-    for tokens in CURVE:
+    for tokens in bench.some(CURVE):
         done, took = bench.distilled(bench.child(), tokens)
         found |= _row(f"{tokens:,}", {**_about(bench.scores(done)), "seconds": took["seconds"]})
     return found
@@ -54,7 +54,7 @@ def objective(bench: DistillBench) -> Figures:
         "KL + LM": Objective(cosine=0, lm=1),
     }
     found = _changed(bench, {name: bench.settings(objective=of) for name, of in objectives.items()})
-    for k in TOP_K:
+    for k in bench.some(TOP_K):
         found |= _changed(bench, {f"KL, {k} tokens kept": bench.settings(objective=objectives["KL"])}, k)
     return found
 
@@ -80,14 +80,15 @@ def rates(bench: DistillBench) -> Figures:
 
 def controls(bench: DistillBench) -> Figures:
     """The same training from other starts: never repaired; never fused (repaired or not)."""
-    starts = {
-        "repaired": bench.child(),
-        "unrepaired": bench.child(repaired=False),
-        "sequential": bench.child(fused=False, repaired=False),
-        "sequential, repaired": bench.child(fused=False),
+    starts: dict[str, dict[str, bool]] = {
+        "repaired": {},
+        "unrepaired": {"repaired": False},
+        "sequential": {"fused": False, "repaired": False},
+        "sequential, repaired": {"fused": False},
     }
     found: Figures = {}
-    for name, child in starts.items():
+    for name, of in bench.some(starts.items()):
+        child = bench.child(**of)
         before = _about(bench.scores(child))
         done, took = bench.distilled(child, CURVE[-1])
         after = _about(bench.scores(done))
@@ -127,7 +128,7 @@ def _about(scores: Mapping[str, Score]) -> Figures:
 
 def _changed(bench: DistillBench, settings: Mapping[str, DistillSettings], top_k: int = 0) -> Figures:
     found: Figures = {}
-    for name, how in settings.items():
+    for name, how in bench.some(settings.items()):
         done, took = bench.distilled(bench.child(), FEW, how, top_k)
         found |= _row(name, {**_about(bench.scores(done)), "seconds": took["seconds"]})
     return found
