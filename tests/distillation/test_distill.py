@@ -19,7 +19,7 @@ from tiny import tiny_model, tiny_text
 from ffn_fusion.blueprint import Block, Blueprint, KeptSubBlock, NoSubBlock, apply, drop_attention
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.checkpoint.staging import mismatches
-from ffn_fusion.distillation import distill
+from ffn_fusion.distillation import distill, run
 from ffn_fusion.distillation.depths import Depth, matched_depths, touched_blocks
 from ffn_fusion.distillation.distill import Distilled, distill_child
 from ffn_fusion.distillation.run import Run
@@ -208,7 +208,7 @@ def test_mistakes_are_one_line(exact: Pair, pair: Pair, tmp_path: Path, monkeypa
     refused(UsageError, "cpu or cuda", device="cuda:1")
     fixed = fix(open_folder(pair.child), plan_rewrite(open_folder(pair.child).spec, ["vLLM"]), ["vLLM"], tmp_path / "f")
     refused(BlueprintError, "rewritten for engines", child=fixed)
-    monkeypatch.setattr(distill, "check_space", lambda *_: None)
+    monkeypatch.setattr(run, "check_space", lambda *_: None)
     small = replace(pair.parent, spec=replace(pair.parent.spec, vocab_size=60))
     refused(CheckpointError, "vocabulary of 61, the parent's has 60", parent=small)
     monkeypatch.setitem(__import__("sys").modules, "accelerate", None)
