@@ -8,8 +8,10 @@ figures, which are also those of one process. Whoever fails, all stop, and the f
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -281,3 +283,15 @@ class _Torchrun:
             with suppress(RuntimeError):  # one of the others is gone, or stuck
                 self._store.wait([f"left {rank}" for rank in range(self.world)], timedelta(seconds=10))
         dist.destroy_process_group()
+        _let_go()
+
+
+def _let_go() -> None:
+    """Groups end with whatever holds them, and until then their threads run, into the interpreter's own end, where one
+    that wants the interpreter's lock aborts the process. Trainers hold theirs in cycles. A mesh of devices holds its
+    own, too, and torch's caches hold meshes (of sharded tensors) for ever.
+    """
+    gc.collect()
+    if "torch.distributed.device_mesh" in sys.modules:
+        for mesh in [thing for thing in gc.get_objects() if type(thing).__name__ == "DeviceMesh"]:
+            getattr(mesh, "_pg_registry", {}).clear()
