@@ -68,4 +68,8 @@ def finish_parts(
                 print(f"{part} | {row}: {value:.4g}", flush=True)
     goals = {} if options.quick else goals_of(figures)
     met = all(figures[row] <= bound for row, bound in goals.items())
-    finish(name, figures, goals, met, {"parts": ", ".join(asked), "threads": str(torch.get_num_threads())})
+    told = ("device", "few", "most", "float32")
+    notes = {name: str(value) for name, value in vars(options).items() if name in told}
+    if notes.get("device", "cpu") != "cpu":
+        notes["device"] = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    finish(name, figures, goals, met, {"parts": ", ".join(asked), "threads": str(torch.get_num_threads()), **notes})

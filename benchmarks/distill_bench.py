@@ -45,31 +45,46 @@ class DistillBench:
 
     Args:
         place: children are kept there, and checkpoints while a training goes on.
+        few: tokens of a training in the parts that compare settings. most: of the longest in the curve.
         variants: of every part that are measured, where not all are wanted.
     """
 
     def __init__(
-        self, bench: Bench, place: Path, context: int = CONTEXT, *, bf16: bool = True, variants: int | None = None
+        self,
+        bench: Bench,
+        place: Path,
+        context: int = CONTEXT,
+        *,
+        few: int,
+        most: int,
+        bf16: bool = True,
+        variants: int | None = None,
     ) -> None:
-        self._bench, self._place, self._context, self._bf16 = bench, place, context, bf16
-        self._variants = variants
+        self._bench, self._place, self.context, self._bf16 = bench, place, context, bf16
+        self.few, self.most, self._variants = few, most, variants
 
     @classmethod
-    def real(cls, place: Path, *, bf16: bool) -> DistillBench:
-        bench = Bench.real(place, "old-speeches", MOST)
+    def real(cls, place: Path, *, few: int, most: int, bf16: bool, device: str) -> DistillBench:
+        bench = Bench.real(place, "old-speeches", MOST, device)
         source = Path(argparse.__file__)  # of the standard library: nobody trained on code here
         code = make_windows(load_tokenizer(bench.parent.folder), source, CONTEXT, HELD_OUT, label="code")
-        return cls(replace(bench, held_out={**bench.held_out, "code": code}), place, bf16=bf16)
+        bench = replace(bench, held_out={**bench.held_out, "code": code})
+        return cls(bench, place, few=few, most=most, bf16=bf16)
 
     @classmethod
-    def tiny(cls, place: Path) -> DistillBench:
-        bench = Bench.tiny(place)
+    def tiny(cls, place: Path, device: str) -> DistillBench:
+        bench = Bench.tiny(place, device)
         code = TokenWindows("code", np.random.default_rng(1).integers(0, 64, (2, 16)))
-        return cls(replace(bench, held_out={**bench.held_out, "code": code}), place, 16, bf16=False, variants=1)
+        bench = replace(bench, held_out={**bench.held_out, "code": code})
+        return cls(bench, place, 16, few=1, most=1, bf16=False, variants=1)
 
     @property
     def parent(self) -> Checkpoint:
         return self._bench.parent
+
+    @property
+    def device(self) -> str:
+        return self._bench.device
 
     def some(self, variants: Iterable[T]) -> list[T]:
         """Those that are measured."""
@@ -87,16 +102,25 @@ class DistillBench:
         blueprint, repairs = self._bench.blueprint(RUNS, fused=fused), None
         if repaired:
             text = self._bench.text(REPAIR_TOKENS)
-            repairs = repair_child(self.parent, blueprint, text, self._place / f"{folder.name}.repairs")
+            repairs = repair_child(
+                self.parent, blueprint, text, self._place / f"{folder.name}.repairs", device=self.device
+            )
         return build(self.parent, blueprint, folder, width_multiple=1, repairs=repairs)
 
     def distilled(
-        self, child: Path, tokens: int, settings: DistillSettings | None = None, top_k: int = 0
+        self,
+        child: Path,
+        tokens: int,
+        settings: DistillSettings | None = None,
+        *,
+        top_k: int = 0,
+        context: int | None = None,
     ) -> tuple[Trained, Figures]:
         """The trained weights, and what it took; removed when the next is asked for.
 
         Args:
             top_k: learn from so many of the parent's likeliest tokens, kept on disk; 0: from the parent itself.
+            context: of the windows, which are cut to it; None: as they are.
         """
         how = settings or self.settings()
         work, kept = self._place / "work", self._place / "cache"
@@ -104,12 +128,13 @@ class DistillBench:
             shutil.rmtree(folder, ignore_errors=True)
         cache = CacheSettings(kept, top_k) if top_k else None
         began = time.monotonic()
-        done = distill_child(child, self.parent, self._text(tokens, how.batch), work, settings=how, cache=cache)
+        text = [_cut(text, context or self.context) for text in self._text(tokens, how.batch)]
+        done = distill_child(child, self.parent, text, work, settings=how, cache=cache, device=self.device)
         trained = Trained(done.weights.folder, AsStored(open_folder(child), done.weights))
         return trained, {"tokens": float(done.record["tokens"]), "seconds": time.monotonic() - began}
 
     def _text(self, tokens: int, batch: int) -> list[TokenWindows]:
-        return self._bench.text(max(tokens, round(batch * self._context / self._bench.scale)))
+        return self._bench.text(max(tokens, round(batch * self.context / self._bench.scale)))
 
     def scores(self, model: Path | Trained) -> dict[str, Score]:
         """KL to the parent and perplexity on every kind of held-out text."""
@@ -121,3 +146,7 @@ class DistillBench:
     def tokenizer(self) -> object:
         """None where the model is random."""
         return load_tokenizer(self.parent.folder) if (self.parent.folder / "tokenizer.json").exists() else None
+
+
+def _cut(text: TokenWindows, context: int) -> TokenWindows:
+    return replace(text, ids_NT=np.asarray(text.ids_NT).reshape(-1, context))

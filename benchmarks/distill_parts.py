@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean
@@ -13,10 +14,7 @@ from tasks import capitals, sentence_order
 from ffn_fusion.distillation.settings import DEFAULT_LORA_LEARNING_RATE, DistillSettings, Objective
 
 TOKENS = 262_144
-"""What the command takes by default; 66 CPU-minutes on the machine of docs/results/distill.md."""
-FEW = 16_384
-TRIAL = {"batch": 4, "learning_rate": 1e-4}
-CURVE = (32_768, 98_304)
+"""What the command takes by default."""
 TOP_K = (64, 256)
 UNLIKE = ("speeches", "code")
 """Held-out texts that training has nothing of: speeches since 2019 (trained on those before 1945), Python."""
@@ -30,16 +28,16 @@ def main_run(bench: DistillBench) -> Figures:
     found = _by_kind({name: bench.scores(model) for name, model in scored.items()})
     folders = {"parent": bench.parent.folder, "repaired": child, "distilled": done.folder}
     for name, task in ({"capitals": capitals, "sentence order": sentence_order} if bench.tokenizer else {}).items():
-        found |= _row(name, {model: task(bench.tokenizer, folder) for model, folder in folders.items()})
+        found |= _row(name, {model: task(bench.tokenizer, folder, bench.device) for model, folder in folders.items()})
     return found | _row("took", took)
 
 
 def curve(bench: DistillBench) -> Figures:
     """The same over tokens, each with a schedule of its own."""
     found = _row("0", _about(bench.scores(bench.child())))
-    for tokens in bench.some(CURVE):
-        done, took = bench.distilled(bench.child(), tokens)
-        found |= _row(f"{tokens:,}", {**_about(bench.scores(done)), "seconds": took["seconds"]})
+    for part in bench.some((16, 8, 4, 2, 1)):
+        done, took = bench.distilled(bench.child(), bench.most // part)
+        found |= _row(f"{took['tokens']:,.0f}", _about(bench.scores(done)))
     return found
 
 
@@ -54,9 +52,9 @@ def objective(bench: DistillBench) -> Figures:
         "KL reverse": Objective(cosine=0, direction="reverse"),
         "KL + LM": Objective(cosine=0, lm=1),
     }
-    found = _changed(bench, {name: bench.settings(objective=of, **TRIAL) for name, of in objectives.items()})
+    found = _changed(bench, {name: bench.settings(objective=of) for name, of in objectives.items()})
     for k in bench.some(TOP_K):
-        found |= _changed(bench, {f"KL, {k} tokens kept": bench.settings(objective=objectives["KL"], **TRIAL)}, k)
+        found |= _changed(bench, {f"KL, {k} tokens kept": bench.settings(objective=objectives["KL"])}, top_k=k)
     return found
 
 
@@ -65,7 +63,12 @@ def trained(bench: DistillBench) -> Figures:
     settings = {
         "all": bench.settings(),
         "touched": bench.settings(trained="touched"),
-        "lora": bench.settings(trained="lora", learning_rate=DEFAULT_LORA_LEARNING_RATE),
+        "touched, 4e-4": bench.settings(trained="touched", learning_rate=4e-4),
+        **{
+            f"{which}, {rate:.0e}".replace("e-0", "e-"): bench.settings(trained=which, learning_rate=rate)
+            for which in ("lora", "lora-touched")
+            for rate in (DEFAULT_LORA_LEARNING_RATE, 4 * DEFAULT_LORA_LEARNING_RATE)
+        },
     }
     return _changed(bench, settings)
 
@@ -74,7 +77,8 @@ def rates(bench: DistillBench) -> Figures:
     """Learning rates and batches."""
     settings = {
         f"{rate:.0e}, batch {batch}".replace("e-0", "e-"): bench.settings(learning_rate=rate, batch=batch)
-        for batch, rate in ((2, 1e-4), (2, 2e-4), (2, 4e-4), (4, 1e-4), (4, 3e-4))
+        for batch in (2, 4, 8)
+        for rate in (1e-4, 2e-4, 4e-4, 8e-4)
     }
     return _row("repaired, not distilled", _about(bench.scores(bench.child()))) | _changed(bench, settings)
 
@@ -91,10 +95,19 @@ def controls(bench: DistillBench) -> Figures:
     for name, of in bench.some(starts.items()):
         child = bench.child(**of)
         before = _about(bench.scores(child))
-        done, took = bench.distilled(child, CURVE[-1])
-        after = _about(bench.scores(done))
+        done, _ = bench.distilled(child, bench.few)
         found |= _row(name, {f"{column} before": value for column, value in before.items()})
-        found |= _row(name, {**after, "seconds": took["seconds"]})
+        found |= _row(name, _about(bench.scores(done)))
+    return found
+
+
+def contexts(bench: DistillBench) -> Figures:
+    """The same text in shorter windows, as many tokens a step."""
+    found: Figures = {}
+    for factor in bench.some((1, 2, 4)):
+        how = bench.settings(batch=2 * factor, micro=2 * factor)
+        done, _ = bench.distilled(bench.child(), bench.few, how, context=bench.context // factor)
+        found |= _row(f"{bench.context // factor}", _about(bench.scores(done)))
     return found
 
 
@@ -105,6 +118,7 @@ PARTS: dict[str, Callable[[DistillBench], Figures]] = {
     "trained": trained,
     "rates": rates,
     "controls": controls,
+    "contexts": contexts,
 }
 
 
@@ -115,6 +129,7 @@ def goals_of(figures: Figures) -> Figures:
 
 
 def _row(name: str, values: Mapping[str, float]) -> Figures:
+    print(name, *(f"{column} {value:.4g}" for column, value in values.items()), sep="  ", file=sys.stderr, flush=True)
     return {f"{name} | {column}": value for column, value in values.items()}
 
 
@@ -127,11 +142,11 @@ def _about(scores: Mapping[str, Score]) -> Figures:
     }
 
 
-def _changed(bench: DistillBench, settings: Mapping[str, DistillSettings], top_k: int = 0) -> Figures:
+def _changed(bench: DistillBench, settings: Mapping[str, DistillSettings], *, top_k: int = 0) -> Figures:
     found: Figures = {}
     for name, how in bench.some(settings.items()):
-        done, took = bench.distilled(bench.child(), FEW, how, top_k)
-        found |= _row(name, {**_about(bench.scores(done)), "seconds": took["seconds"]})
+        done, _ = bench.distilled(bench.child(), bench.few, how, top_k=top_k)
+        found |= _row(name, _about(bench.scores(done)))
     return found
 
 

@@ -50,16 +50,17 @@ class Score:
 
 @dataclass(frozen=True)
 class Bench:
-    """A parent, calibration text by kind, and held-out windows by kind."""
+    """A parent, calibration text by kind, and held-out windows by kind; ``device``: where models run."""
 
     parent: Checkpoint
     place: Path
     calibration: dict[str, TokenWindows]
     held_out: dict[str, TokenWindows]
     scale: float = 1.0
+    device: str = "cpu"
 
     @classmethod
-    def real(cls, place: Path, speeches: str = "speeches", most: int = 48_000) -> Bench:
+    def real(cls, place: Path, speeches: str = "speeches", most: int = 48_000, device: str = "cpu") -> Bench:
         """``speeches``: which of .demo/texts/benchmark to calibrate on; ``most``: tokens of a kind."""
         subprocess.run([sys.executable, ROOT / "demo" / "fetch.py", "--benchmark"], check=True)
         parent = open_model(str(ROOT / ".demo" / "SmolLM2-135M-Instruct.Q4_1.gguf"))
@@ -69,10 +70,11 @@ class Bench:
         held_out = {k: make_windows(tokenizer, TEXTS / of, CONTEXT, HELD_OUT, label=k) for k, (_, of) in KINDS.items()}
         ids = tokenizer((TEXTS / KINDS["speeches"][1]).read_text(encoding="utf-8"), add_special_tokens=False)
         first = np.asarray(ids["input_ids"][:HELD_OUT], dtype=np.int64).reshape(-1, CONTEXT)
-        return cls(parent, place, calibration, {**held_out, "speeches": TokenWindows("speeches", first)})
+        held_out["speeches"] = TokenWindows("speeches", first)
+        return cls(parent, place, calibration, held_out, device=device)
 
     @classmethod
-    def tiny(cls, place: Path) -> Bench:
+    def tiny(cls, place: Path, device: str = "cpu") -> Bench:
         from random_llama import TINY, llama_config, write_random_llama
 
         sizes = TINY | {"num_hidden_layers": 30, "hidden_size": 32, "intermediate_size": 48, "vocab_size": 64}
@@ -83,7 +85,8 @@ class Bench:
         def windows(kind: str, count: int) -> TokenWindows:
             return TokenWindows(kind, generator.integers(0, 64, (count, 16)))
 
-        return cls(parent, place, {k: windows(k, 8) for k in KINDS}, {k: windows(k, 2) for k in KINDS}, 1 / 2000)
+        calibration, held_out = ({k: windows(k, count) for k in KINDS} for count in (8, 2))
+        return cls(parent, place, calibration, held_out, 1 / 2000, device)
 
     def blueprint(self, runs: Sequence[Run], *, fused: bool = True) -> Blueprint:
         """The runs' attentions dropped, all FFNs of each but the last fused."""
@@ -120,11 +123,14 @@ class Bench:
 
     @cached_property
     def _parent_final(self) -> Final:
-        return sweep(Stack(self.parent, resident=True), self._ids_NT, {}).final()
+        return sweep(Stack(self.parent, device=self.device, resident=True), self._ids_NT, {}).final()
 
     def score(self, model: TensorSource) -> dict[str, Score]:
         """A model on every kind of held-out text."""
-        final = sweep(Stack(model), self._ids_NT, {}).final() if model is not self.parent else self._parent_final
+        if model is self.parent:
+            final = self._parent_final
+        else:
+            final = sweep(Stack(model, device=self.device), self._ids_NT, {}).final()
         found = compare(self._parent_final, {"model": final}, self._ids_NT)["model"]
         scores, start = {}, 0
         for kind, text in self.held_out.items():

@@ -29,7 +29,7 @@ _PASSAGES = 64
 _SENTENCES = 5
 
 
-def capitals(tokenizer: Any, folder: Path) -> float:
+def capitals(tokenizer: Any, folder: Path, device: str) -> float:
     """``The capital of France is`` and four capitals, scored by the answer's log-probability."""
     pairs = [pair for line in _CAPITALS.strip().splitlines() for pair in line.split("|")]
     known = [(country, city.replace("_", " ")) for country, city in (pair.split(" ") for pair in pairs)]
@@ -37,10 +37,10 @@ def capitals(tokenizer: Any, folder: Path) -> float:
     for country, city in known:
         others = rng.sample([other for _, other in known if other != city], 3)
         questions.append((f"The capital of {country} is", [f" {answer}" for answer in (city, *others)]))
-    return _right(tokenizer, folder, questions)
+    return _right(tokenizer, load_causal(folder, torch.float32).to(device).eval(), questions)
 
 
-def sentence_order(tokenizer: Any, folder: Path) -> float:
+def sentence_order(tokenizer: Any, folder: Path, device: str) -> float:
     """Held-out passages of the encyclopedia against three shuffles of their sentences, by log-probability."""
     lines = (TEXTS / "held-out" / "wikipedia.jsonl").read_text(encoding="utf-8").splitlines()
     rng, questions = random.Random(0), []
@@ -53,12 +53,11 @@ def sentence_order(tokenizer: Any, folder: Path) -> float:
         while len(orders) < 4:
             orders.append(rng.sample(sentences, len(sentences)))
         questions.append(("", [". ".join(order) for order in orders]))
-    return _right(tokenizer, folder, questions[:_PASSAGES])
+    return _right(tokenizer, load_causal(folder, torch.float32).to(device).eval(), questions[:_PASSAGES])
 
 
-def _right(tokenizer: Any, folder: Path, questions: Sequence[tuple[str, Sequence[str]]]) -> float:
+def _right(tokenizer: Any, model: Any, questions: Sequence[tuple[str, Sequence[str]]]) -> float:
     """Share of questions whose first answer is the likeliest."""
-    model = load_causal(folder, torch.float32).eval()
     right = 0
     for stem, answers in questions:
         values = [_log_probability(model, tokenizer, stem, answer) for answer in answers]
@@ -69,6 +68,6 @@ def _right(tokenizer: Any, folder: Path, questions: Sequence[tuple[str, Sequence
 @torch.no_grad()
 def _log_probability(model: Any, tokenizer: Any, stem: str, answer: str) -> float:
     start = max(1, len(tokenizer(stem)["input_ids"]))
-    ids = torch.tensor([tokenizer(stem + answer)["input_ids"]])
+    ids = torch.tensor([tokenizer(stem + answer)["input_ids"]], device=model.device)
     log_p = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])
     return float(log_p[start - 1 :].sum())

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import product
@@ -135,20 +136,25 @@ def analysis_results() -> str:
     return "\n".join(rows)
 
 
-def results(of: str, part: str, digits: int = 3) -> str:
-    """What a benchmark printed for a part, kept in docs/results/OF.json: figures are "part | row | column"."""
+def results(of: str, part: str, digits: int = 3, rows: Sequence[str] = ()) -> str:
+    """What a benchmark printed for a part, kept in docs/results/OF.json: figures are "part | row | column".
+
+    ``rows``: those that are shown (default: all).
+    """
     kept = json.loads((ROOT / "docs" / "results" / f"{of}.json").read_text(encoding="utf-8"))[part]
     table: dict[str, dict[str, str]] = {}
     for name, value in kept["figures"].items():
         _, row, column = name.split(" | ")
+        if rows and row not in rows:
+            continue
         whole = column in ("tokens", "seconds")
         text = f"{value:,.0f}" if whole else f"{value:.{digits}f}"
         goal = kept["goals"].get(name)
         table.setdefault(row, {})[column] = text + (f" (goal ≤ {goal:g})" if goal else "")
     columns = list(dict.fromkeys(column for cells in table.values() for column in cells))
-    rows = ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
-    rows += [f"| {row} | " + " | ".join(cells.get(c, "") for c in columns) + " |" for row, cells in table.items()]
-    return "\n".join(rows)
+    lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    lines += [f"| {row} | " + " | ".join(cells.get(c, "") for c in columns) + " |" for row, cells in table.items()]
+    return "\n".join(lines)
 
 
 def quantize_results(part: str) -> str:
