@@ -327,6 +327,17 @@ def test_what_can_be_known_is_said_before_anything_is_measured(
     assert not (tmp_path / "child.run").exists()
 
 
+def test_the_launcher_asks_for_shards_and_the_recipe_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    told = Told()
+    with pytest.raises(UsageError, match="asks for FSDP") as caught:
+        run(Recipe.load(write_recipe(tmp_path)), listener=told)
+    assert "shard: true" in caught.value.hint
+    assert not (tmp_path / "child").exists()
+    assert "analyze" not in told.stages
+
+
 def test_a_small_disk_and_a_missing_package_are_known_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe.load(write_recipe(tmp_path))
     free = distill_stages.check_space.__globals__["shutil"].disk_usage(tmp_path)._replace(free=100_000)
