@@ -27,6 +27,7 @@ from ffn_fusion.report.tables import (
     plan_grid,
     printable,
     quality_grid,
+    work_grid,
 )
 
 if TYPE_CHECKING:  # numpy and torch stay out
@@ -42,8 +43,10 @@ __all__ = [
     "plan_table",
     "quality_table",
     "reverse_order_table",
+    "work_table",
 ]
 
+_FELT = "prefill: time to the first token; decode: time of one step, which is that of each token behind it"
 _MODEL_STYLES = {"pruned": "yellow", "fused": "bold blue", "distilled": "bold green"}
 
 
@@ -67,12 +70,27 @@ def quality_table(quality: Quality) -> Table:
 
 def latency_table(latency: Latency) -> Table:
     """Every setting and model. The caption names the machine: timings mean nothing without it."""
-    grid = latency_grid(latency)
+    table = _by_setting(latency_grid(latency))
+    table.caption = Text(f"{latency_place(latency)}; {_FELT}")
+    return table
+
+
+def work_table(latency: Latency) -> Table | None:
+    """What each run has to move and to compute; None where that wasn't counted."""
+    grid = work_grid(latency)
+    if grid is None:
+        return None
+    table = _by_setting(grid)
+    table.caption = Text("bytes and FLOPs of a prefill, or of a decode step: weights once, KV cache read and written")
+    return table
+
+
+def _by_setting(grid: Grid) -> Table:
+    """The first column, which names the setting, as headings."""
     table = _empty(grid.columns[1:], words=1)
     starts = sorted({0, *grid.sections})
     for start, end in zip(starts, [*starts[1:], len(grid.rows)], strict=True):
         _headed(table, grid.rows[start][0], [row[1:] for row in grid.rows[start:end]])
-    table.caption = Text(latency_place(latency) + "; decode: time of one step")
     return table
 
 

@@ -1,0 +1,132 @@
+"""Times of models in any engine that is run from here: each loaded once, then all of them in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from ffn_fusion.errors import UsageError
+from ffn_fusion.families import ModelSpec
+from ffn_fusion.latency.interleave import Progress, Setting
+from ffn_fusion.latency.machine import cores
+from ffn_fusion.latency.timing import Latency
+
+BenchEngine = Literal["transformers", "vllm", "llama.cpp"]
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to time, and how.
+
+    Args:
+        rounds: timed rounds, after one that isn't counted.
+        dtype: of weights and KV cache: one of ``DTYPES``.
+        threads: of each process; None leaves it to the engine.
+        tensor_parallel: processes that share a model.
+        program: where the engine is; None looks where it's usually found.
+    """
+
+    batches: Sequence[int] = (1, 8)
+    contexts: Sequence[int] = (128,)
+    new_tokens: int = 16
+    rounds: int = 5
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int | None = None
+    tensor_parallel: int = 1
+    seed: int = 0
+    program: Path | None = None
+
+
+def bench_in(engine: str, models: Mapping[str, str], asked: Asked, progress: Progress) -> Latency:
+    """Time models, name -> where it is, in ``engine``.
+
+    Raises:
+        UsageError: no such engine, or it can't do what was asked. MissingExtraError: it isn't installed.
+        CheckError: it can't load a model. Whatever opening a model raises.
+    """
+    if engine not in get_args(BenchEngine):
+        raise UsageError(f"models can't be timed in {engine}", f"can be: {', '.join(get_args(BenchEngine))}")
+    check_asked(asked)
+    return _ENGINES[engine](models, asked, progress)
+
+
+def check_asked(asked: Asked) -> None:
+    """Raises: UsageError: what no engine can do."""
+    if asked.threads and asked.device == "cpu" and asked.threads * asked.tensor_parallel > cores():
+        raise UsageError(
+            f"{asked.threads} threads for each of {asked.tensor_parallel} processes, and {cores()} cores"
+            if asked.tensor_parallel > 1
+            else f"{asked.threads} threads, and {cores()} cores",
+            "take no more --threads than there are cores",
+        )
+    check_device(asked.device)
+
+
+def check_device(device: str) -> None:
+    """Raises: UsageError: PyTorch doesn't see such a device."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UsageError(f"{device!r} is no device", "take cpu, cuda or cuda:1") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda, and PyTorch sees no GPU", "take --device cpu, or install PyTorch for your GPU")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Raises: UsageError: no such dtype."""
+    if name not in DTYPES:
+        raise UsageError(f"--dtype {name} isn't known", f"take {', '.join(DTYPES)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _in_transformers(models: Mapping[str, str], asked: Asked, progress: Progress) -> Latency:
+    from ffn_fusion.checkpoint.source import open_model
+    from ffn_fusion.latency.load import load_model
+    from ffn_fusion.latency.measure import bench, settings_of
+
+    if asked.tensor_parallel > 1:
+        raise UsageError(
+            "transformers is timed in one process", "take --engine vllm for --tensor-parallel, or leave it out"
+        )
+    dtype = dtype_of(asked.dtype)
+    checkpoints = {name: open_model(place) for name, place in models.items()}
+    settings = settings_of(asked.batches, asked.contexts, asked.new_tokens)
+    for name, checkpoint in checkpoints.items():
+        check_context(name, checkpoint.spec, settings)
+    before = torch.get_num_threads()
+    torch.set_num_threads(asked.threads or before)
+    try:
+        return bench(
+            {name: load_model(checkpoint.folder, dtype, asked.device) for name, checkpoint in checkpoints.items()},
+            batches=asked.batches,
+            context=asked.contexts,
+            new_tokens=asked.new_tokens,
+            rounds=asked.rounds,
+            seed=asked.seed,
+            progress=progress,
+        )
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_context(name: str, spec: ModelSpec, settings: Sequence[Setting]) -> None:
+    """Raises: UsageError: the model isn't made for so many tokens."""
+    longest = max(setting.context + setting.new_tokens + 1 for setting in settings)
+    most = spec.config.get("max_position_embeddings")
+    if isinstance(most, int) and longest > most:
+        raise UsageError(
+            f"{name} reads {most:,} tokens, and context and new tokens come to {longest:,}",
+            "take a smaller --context or fewer --new-tokens",
+        )
+
+
+_ENGINES: Mapping[str, Callable[[Mapping[str, str], Asked, Progress], Latency]] = {
+    "transformers": _in_transformers,
+}
