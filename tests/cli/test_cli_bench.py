@@ -43,6 +43,20 @@ def test_tables_and_svg(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
     assert "time per output token" in svg
 
 
+def test_sub_blocks(ffn_fusion: Run, parent: Path) -> None:
+    words = ("bench", parent, "--sub-blocks", "--batch", 1, "--context", 4, "--rounds", 1)
+    code, out, err = ffn_fusion(*words)
+    assert code == 0, err
+    for row in ("decode, batch 1, context 4", "attention, 4 heads, 2 KV heads", "FFN, 48 wide", "all of parent"):
+        assert row in out
+    code, out, _ = ffn_fusion(*words, "--json")
+    found = json.loads(out)
+    assert len(found["timings"]) == 3 * 2
+    each = {t["shape"]["part"]: t["median_s"] for t in found["timings"] if t["phase"] == "decode"}
+    whole = next(m["seconds"] for m in found["models"] if m["phase"] == "decode")
+    assert whole == pytest.approx(6 * (each["attention"] + each["ffn"]) + each["head"])
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
@@ -53,6 +67,8 @@ def test_tables_and_svg(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
         (("--threads", 4096), 2, "4096 threads, and "),
         (("--tensor-parallel", 2), 2, "transformers is timed in one process"),
         (("--device", "cuda:x"), 2, "'cuda:x' is no device"),
+        (("--sub-blocks", "--engine", "vllm"), 2, "no engine but transformers"),
+        (("--sub-blocks", "--cuda-graph"), 2, "--cuda-graph on a CPU"),
         (("--plot", "p.jpeg"), 2, "no such kind of file"),
         (("--plot", "no/such/p.png"), 8, "no such folder"),
     ],

@@ -12,6 +12,7 @@ from ffn_fusion.cli.evaluate import unique_names
 from ffn_fusion.cli.options import Device
 
 if TYPE_CHECKING:
+    from ffn_fusion.engines.bench import Asked
     from ffn_fusion.latency.timing import Latency
 
 Engine = Annotated[str, typer.Option(help="What runs the models: transformers, vllm or llama.cpp.")]
@@ -19,6 +20,16 @@ Batches = Annotated[list[int], typer.Option(help="Batch size; may be given sever
 Contexts = Annotated[list[int], typer.Option(help="Tokens of the prompt; may be given several times.", min=1)]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; for llama.cpp also q8_0, q4_k_m, ...")]
 Plot = Annotated[Path | None, typer.Option(help="Draw the times into this .png or .svg file.")]
+SubBlocksFlag = Annotated[
+    bool,
+    typer.Option(
+        "--sub-blocks", help="Time one attention and one FFN of each shape instead, as transformers runs them."
+    ),
+]
+CudaGraph = Annotated[
+    bool | None,
+    typer.Option("--cuda-graph/--no-cuda-graph", help="Sub-blocks on a GPU: launch them as CUDA graphs (the default)."),
+]
 Program = Annotated[
     Path | None,
     typer.Option(
@@ -43,6 +54,8 @@ def bench(
     threads: Annotated[int | None, typer.Option(help="Threads of each process, on a CPU.", min=1)] = None,
     tensor_parallel: Annotated[int, typer.Option(help="Processes that share a model; in vLLM.", min=1)] = 1,
     engine_program: Program = None,
+    sub_blocks: SubBlocksFlag = False,
+    cuda_graph: CudaGraph = None,
     plot: Plot = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -70,6 +83,13 @@ def bench(
     named = dict(zip(unique_names(models), models, strict=True))
     if len(named) < len(models):
         raise UsageError("a model is given twice", "give every model once")
+    if sub_blocks:
+        if engine != "transformers" or plot:
+            raise UsageError(
+                "--sub-blocks has no plot, and no engine but transformers", "leave --engine and --plot out"
+            )
+        _sub_blocks(named, asked, cuda_graph, as_json)
+        return
     with progress_bars() as bars:
         latency = bench_in(engine, named, asked, bars)
     if plot:
@@ -78,6 +98,24 @@ def bench(
         emit(latency.model_dump(mode="json") | {"figures": figures(latency)})
         return
     say(latency_table(latency), *filter(None, [work_table(latency)]), err=False)
+
+
+def _sub_blocks(named: dict[str, str], asked: Asked, cuda_graph: bool | None, as_json: bool) -> None:
+    from ffn_fusion.engines.bench import sub_blocks_of
+    from ffn_fusion.report.terminal import sub_block_table
+
+    with progress_bars() as bars:
+        found, specs = sub_blocks_of(named, asked, cuda_graph, bars)
+    if as_json:
+        settings = dict.fromkeys((t.phase, t.batch, t.context) for t in found.timings)
+        sums = [
+            {"model": name, "phase": s[0], "batch": s[1], "context": s[2], "seconds": found.seconds(spec, *s)}
+            for name, spec in specs.items()
+            for s in settings
+        ]
+        emit(found.model_dump(mode="json") | {"models": sums})
+        return
+    say(sub_block_table(found, specs), err=False)
 
 
 def _check_plot(target: Path) -> None:

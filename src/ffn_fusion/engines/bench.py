@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,6 +14,8 @@ from ffn_fusion.errors import UsageError
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.latency.interleave import Progress, Setting
 from ffn_fusion.latency.machine import cores
+from ffn_fusion.latency.measure import settings_of
+from ffn_fusion.latency.sub_block_costs import SubBlocks
 from ffn_fusion.latency.timing import Latency
 
 BenchEngine = Literal["transformers", "vllm", "llama.cpp"]
@@ -86,10 +89,54 @@ def dtype_of(name: str) -> torch.dtype:
     return dtype
 
 
+def sub_blocks_of(
+    models: Mapping[str, str], asked: Asked, cuda_graph: bool | None, progress: Progress
+) -> tuple[SubBlocks, dict[str, ModelSpec]]:
+    """Time the sub-blocks of models, name -> where it is, as transformers computes them; and what the models are.
+
+    Raises: as ``bench_in``.
+    """
+    from ffn_fusion.checkpoint.source import summarise
+    from ffn_fusion.latency.sub_blocks import time_sub_blocks
+
+    check_asked(asked)
+    dtype = dtype_of(asked.dtype)
+    if cuda_graph and torch.device(asked.device).type != "cuda":
+        raise UsageError("--cuda-graph on a CPU", "give --device cuda, or leave it out")
+    if asked.tensor_parallel > 1:
+        raise UsageError("sub-blocks are timed in one process", "leave --tensor-parallel out")
+    specs = {name: summarise(place).spec for name, place in models.items()}
+    for name, spec in specs.items():
+        check_context(name, spec, settings_of(asked.batches, asked.contexts, 0))
+    with threads_set(asked.threads):
+        found = time_sub_blocks(
+            list(specs.values()),
+            batches=asked.batches,
+            contexts=asked.contexts,
+            rounds=asked.rounds,
+            dtype=dtype,
+            device=asked.device,
+            cuda_graph=cuda_graph,
+            progress=progress,
+        )
+    return found, specs
+
+
+@contextmanager
+def threads_set(threads: int | None) -> Iterator[None]:
+    """PyTorch with so many threads, and as before behind it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _in_transformers(models: Mapping[str, str], asked: Asked, progress: Progress) -> Latency:
     from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.latency.load import load_model
-    from ffn_fusion.latency.measure import bench, settings_of
+    from ffn_fusion.latency.measure import bench
 
     if asked.tensor_parallel > 1:
         raise UsageError(
@@ -100,9 +147,7 @@ def _in_transformers(models: Mapping[str, str], asked: Asked, progress: Progress
     settings = settings_of(asked.batches, asked.contexts, asked.new_tokens)
     for name, checkpoint in checkpoints.items():
         check_context(name, checkpoint.spec, settings)
-    before = torch.get_num_threads()
-    torch.set_num_threads(asked.threads or before)
-    try:
+    with threads_set(asked.threads):
         return bench(
             {name: load_model(checkpoint.folder, dtype, asked.device) for name, checkpoint in checkpoints.items()},
             batches=asked.batches,
@@ -112,8 +157,6 @@ def _in_transformers(models: Mapping[str, str], asked: Asked, progress: Progress
             seed=asked.seed,
             progress=progress,
         )
-    finally:
-        torch.set_num_threads(before)
 
 
 def check_context(name: str, spec: ModelSpec, settings: Sequence[Setting]) -> None:

@@ -246,9 +246,7 @@ def rate(value: float, unit: str) -> str:
 
 def _latency_row(timing: Timing, others: list[str], limited: bool) -> tuple[str, ...]:
     low, mid, high = (value / timing.steps for value in (timing.p10_s, timing.median_s, timing.p90_s))
-    limit = NOTHING
-    if timing.limit_share is not None and timing.limited_by:
-        limit = f"{100 * timing.limit_share:.0f} % {_BOUNDS[timing.limited_by]}"
+    limit = share_of_limit(timing.limit_share, timing.limited_by)
     return (
         printable(timing.model),
         seconds(mid),
@@ -260,6 +258,11 @@ def _latency_row(timing: Timing, others: list[str], limited: bool) -> tuple[str,
 
 
 _BOUNDS = {"bandwidth": "B/s", "compute": "FLOP/s"}
+
+
+def share_of_limit(share: float | None, bound: str | None) -> str:
+    """``34 % B/s``: how near to the limit that holds it up."""
+    return NOTHING if share is None or bound is None else f"{100 * share:.0f} % {_BOUNDS[bound]}"
 
 
 def _work_row(timing: Timing) -> tuple[str, ...]:

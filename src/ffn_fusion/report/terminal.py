@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from math import prod
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from ffn_fusion.families.layout import attention_tensors, ffn_tensors, model_ten
 from ffn_fusion.families.spec import BlockSpec, ModelSpec
 from ffn_fusion.report.diagram import block_diagram
 from ffn_fusion.report.evidence_tables import ONE_OF, importance_grid, reverse_order_grid
+from ffn_fusion.report.sub_block_table import sub_block_grid, sub_block_place
 from ffn_fusion.report.tables import (
     NOTHING,
     Grid,
@@ -33,6 +34,7 @@ from ffn_fusion.report.tables import (
 if TYPE_CHECKING:  # numpy and torch stay out
     from ffn_fusion.analysis.evidence import Evidence, Part
     from ffn_fusion.evaluation.quality import Quality
+    from ffn_fusion.latency.sub_block_costs import SubBlocks
     from ffn_fusion.latency.timing import Latency
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "plan_table",
     "quality_table",
     "reverse_order_table",
+    "sub_block_table",
     "work_table",
 ]
 
@@ -82,6 +85,13 @@ def work_table(latency: Latency) -> Table | None:
         return None
     table = _by_setting(grid)
     table.caption = Text("bytes and FLOPs of a prefill, or of a decode step: weights once, KV cache read and written")
+    return table
+
+
+def sub_block_table(found: SubBlocks, models: Mapping[str, ModelSpec]) -> Table:
+    """Every setting and shape, and what they add up to in each model."""
+    table = _by_setting(sub_block_grid(found, models))
+    table.caption = Text(sub_block_place(found) + "; norm and residual sum included; a head looks at the last token")
     return table
 
 
