@@ -12,11 +12,14 @@ import torch
 
 from ffn_fusion.errors import UsageError
 from ffn_fusion.families import ModelSpec
-from ffn_fusion.latency.interleave import Progress, Setting
-from ffn_fusion.latency.machine import cores
+from ffn_fusion.latency.interleave import Progress, Runner, Setting, interleave
+from ffn_fusion.latency.machine import cores, machine
 from ffn_fusion.latency.measure import settings_of
+from ffn_fusion.latency.roofline import better, measure_roofline
 from ffn_fusion.latency.sub_block_costs import SubBlocks
-from ffn_fusion.latency.timing import Latency
+from ffn_fusion.latency.summary import timings_of
+from ffn_fusion.latency.timing import Latency, Roofline
+from ffn_fusion.latency.traffic import Traffic
 
 BenchEngine = Literal["transformers", "vllm", "llama.cpp"]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -28,7 +31,7 @@ class Asked:
 
     Args:
         rounds: timed rounds, after one that isn't counted.
-        dtype: of weights and KV cache: one of ``DTYPES``.
+        dtype: of weights and KV cache: one of ``DTYPES``; in llama.cpp any that GGUF knows, of weights.
         threads: of each process; None leaves it to the engine.
         tensor_parallel: processes that share a model.
         program: where the engine is; None looks where it's usually found.
@@ -159,6 +162,57 @@ def _in_transformers(models: Mapping[str, str], asked: Asked, progress: Progress
         )
 
 
+def _in_llama_cpp(models: Mapping[str, str], asked: Asked, progress: Progress) -> Latency:
+    from ffn_fusion.engines.llama_cpp_bench import LlamaCppRunner, find_programs, gguf_files, gguf_traffic
+
+    if asked.tensor_parallel > 1:
+        raise UsageError("llama.cpp is timed in one process", "take --engine vllm for --tensor-parallel")
+    programs = find_programs(asked.program)
+    if max(asked.batches) > 1:
+        assert programs.batched
+    files = gguf_files(models, asked.dtype, progress)
+    traffic = {name: gguf_traffic(file) for name, file in files.items()}
+    threads = asked.threads or torch.get_num_threads()
+    runners = {name: LlamaCppRunner(file, programs, threads, asked.device) for name, file in files.items()}
+    given = {name for name, file in files.items() if str(file) == str(Path(models[name]).expanduser().absolute())}
+    dtypes = [] if given == set(models) else [asked.dtype]
+    dtype = " and ".join([*dtypes, *(["GGUF files as they are"] if given else [])])
+    return _interleaved("llama.cpp", runners, traffic, asked, threads, dtype, progress)
+
+
+def _interleaved(
+    engine: str,
+    runners: Mapping[str, Runner],
+    traffic: Mapping[str, Traffic],
+    asked: Asked,
+    threads: int,
+    dtype: str,
+    progress: Progress,
+) -> Latency:
+    """Time them in turn, and the machine's limits before and after."""
+    settings = settings_of(asked.batches, asked.contexts, asked.new_tokens)
+    for name, model in traffic.items():
+        check_context(name, model.spec, settings)
+
+    def limits() -> Roofline:
+        kind = dtype_of(asked.dtype) if asked.dtype in DTYPES else torch.float32
+        return measure_roofline(asked.device, kind, threads * asked.tensor_parallel)
+
+    before = limits()
+    runs = interleave(runners, settings, asked.rounds, progress)
+    roofline = better(before, limits())
+    return Latency(
+        engine=engine,
+        machine=machine(asked.device),
+        threads=threads,
+        dtype=dtype,
+        models=tuple(runners),
+        timings=timings_of(runs, traffic, roofline),
+        tensor_parallel=asked.tensor_parallel,
+        roofline=roofline,
+    )
+
+
 def check_context(name: str, spec: ModelSpec, settings: Sequence[Setting]) -> None:
     """Raises: UsageError: the model isn't made for so many tokens."""
     longest = max(setting.context + setting.new_tokens + 1 for setting in settings)
@@ -172,4 +226,5 @@ def check_context(name: str, spec: ModelSpec, settings: Sequence[Setting]) -> No
 
 _ENGINES: Mapping[str, Callable[[Mapping[str, str], Asked, Progress], Latency]] = {
     "transformers": _in_transformers,
+    "llama.cpp": _in_llama_cpp,
 }
