@@ -10,7 +10,9 @@ from typing import Literal, get_args
 
 import torch
 
-from ffn_fusion.errors import UsageError
+from ffn_fusion.blockwise.memory import free_memory
+from ffn_fusion.checkpoint.reader import Checkpoint
+from ffn_fusion.errors import CheckError, UsageError
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.latency.interleave import Progress, Runner, Setting, interleave
 from ffn_fusion.latency.machine import cores, machine
@@ -20,6 +22,8 @@ from ffn_fusion.latency.sub_block_costs import SubBlocks
 from ffn_fusion.latency.summary import timings_of
 from ffn_fusion.latency.timing import Latency, Roofline
 from ffn_fusion.latency.traffic import Traffic
+from ffn_fusion.portability.check import check
+from ffn_fusion.portability.rule import Engine
 
 BenchEngine = Literal["transformers", "vllm", "llama.cpp"]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -180,6 +184,68 @@ def _in_llama_cpp(models: Mapping[str, str], asked: Asked, progress: Progress) -
     return _interleaved("llama.cpp", runners, traffic, asked, threads, dtype, progress)
 
 
+def _in_vllm(models: Mapping[str, str], asked: Asked, progress: Progress) -> Latency:
+    from ffn_fusion.checkpoint.source import open_model
+    from ffn_fusion.engines.vllm import find_python
+    from ffn_fusion.engines.vllm_bench import Engine as Vllm
+    from ffn_fusion.engines.vllm_bench import VllmRunner, options_for, variables_for
+
+    dtype_of(asked.dtype)
+    python = find_python(asked.program)
+    checkpoints = {name: open_model(place) for name, place in models.items()}
+    for name, checkpoint in checkpoints.items():
+        check_loads(name, checkpoint, "vllm")
+        if checkpoint.spec.heads % asked.tensor_parallel:
+            heads, world = checkpoint.spec.heads, asked.tensor_parallel
+            raise UsageError(
+                f"{name} has {heads} heads, which {world} processes can't share evenly",
+                "take a --tensor-parallel that divides them",
+            )
+    size = torch.finfo(dtype_of(asked.dtype)).bits / 8
+    traffic = {name: Traffic.of(checkpoint.spec, size) for name, checkpoint in checkpoints.items()}
+    settings = settings_of(asked.batches, asked.contexts, asked.new_tokens)
+    kv_bytes = max(
+        model.step(s.batch, s.context + s.new_tokens).kv_bytes for model in traffic.values() for s in settings
+    )
+    threads = asked.threads or max(1, torch.get_num_threads() // asked.tensor_parallel)
+    held = sum(model.weight_bytes + kv_bytes + _BESIDE for model in traffic.values())
+    keep = held < free_memory(torch.device(asked.device)) / asked.tensor_parallel
+    share = _GPU_SHARE / (len(models) if keep else 1)
+    engine = Vllm(
+        python,
+        options_for(settings, asked.dtype, asked.device, asked.tensor_parallel, share),
+        variables_for(kv_bytes, threads, asked.tensor_parallel, asked.device),
+    )
+    vocabulary = min(checkpoint.spec.vocab_size for checkpoint in checkpoints.values())
+    runners = {
+        name: VllmRunner(checkpoint.folder.absolute(), engine, vocabulary, keep=keep, seed=asked.seed)
+        for name, checkpoint in checkpoints.items()
+    }
+    try:
+        found = _interleaved("vllm", runners, traffic, asked, threads, asked.dtype, progress)
+        version = next(iter(runners.values())).version
+        return found.model_copy(update={"engine": f"vllm {version} on {asked.device}".replace("  ", " ")})
+    finally:
+        for runner in runners.values():
+            runner.close()
+
+
+_BESIDE = 2 << 30  # what a process of vLLM takes beside weights and KV cache
+_GPU_SHARE = 0.9
+
+
+def check_loads(name: str, checkpoint: Checkpoint, engine: Engine) -> None:
+    """Raises: CheckError: the portability rules say that the engine can't load it."""
+    if checkpoint.spec.family != "nemotron-nas":
+        return
+    (found,) = check(checkpoint, [engine])
+    if found.problems:
+        problem = found.problems[0]
+        where = "" if problem.block is None else f"block {problem.block}: "
+        hint = "ffn-fusion check --fix writes it as it loads it" if found.verdict == "loads after --fix" else ""
+        raise CheckError(f"{engine} can't run {name}: {where}it {problem.reason}", hint or "choose another engine")
+
+
 def _interleaved(
     engine: str,
     runners: Mapping[str, Runner],
@@ -226,5 +292,6 @@ def check_context(name: str, spec: ModelSpec, settings: Sequence[Setting]) -> No
 
 _ENGINES: Mapping[str, Callable[[Mapping[str, str], Asked, Progress], Latency]] = {
     "transformers": _in_transformers,
+    "vllm": _in_vllm,
     "llama.cpp": _in_llama_cpp,
 }

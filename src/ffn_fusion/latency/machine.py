@@ -21,6 +21,11 @@ def machine(device: torch.device | str = "cpu") -> str:
     return f"{name}, {cores()} cores"
 
 
+def core_numbers() -> list[int]:
+    """Cores that this process may use, by their numbers."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many."""
+    return len(core_numbers())
