@@ -230,7 +230,7 @@ def _in_vllm(models: Mapping[str, str], asked: Asked, progress: Progress) -> Lat
             runner.close()
 
 
-_BESIDE = 2 << 30  # what a process of vLLM takes beside weights and KV cache
+_BESIDE = 3 << 29  # what a process of vLLM takes beside weights and KV cache
 _GPU_SHARE = 0.9
 
 
