@@ -22,7 +22,7 @@ from random_llama import TINY, llama_config, write_random_llama, write_tokenizer
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.source import CACHE_VARIABLE, open_model
-from ffn_fusion.engines.bench import Asked, bench_in
+from ffn_fusion.engines.bench import BenchSettings, bench_in
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.surgery.build import build
 
@@ -73,9 +73,9 @@ class Bench:
             return {}
         figures: dict[str, float] = {}
         for name, kind in self.kinds.items():
-            asked = Asked(BATCHES, (self.context,), self.new_tokens, self.rounds, kind.dtype, program=program)
+            asked = BenchSettings(BATCHES, (self.context,), self.new_tokens, self.rounds, kind.dtype, program=program)
             places = {model: str(folder) for model, folder in kind.models.items()}
-            found = bench_in(engine, places, asked, lambda what, done, total: None)
+            found = bench_in(engine, places, asked)
             figures |= {f"{name} | {row}": value for row, value in rows(found).items()}
         return figures
 

@@ -13,15 +13,16 @@ from vocabularies import SIZES, write_tokenizer
 
 from ffn_fusion.checkpoint.gguf_file import read_gguf
 from ffn_fusion.checkpoint.source import open_model
-from ffn_fusion.engines.bench import Asked, bench_in
-from ffn_fusion.engines.llama_cpp_bench import find_programs, gguf_files, gguf_spec, gguf_traffic
+from ffn_fusion.engines.bench import BenchSettings, bench_in
+from ffn_fusion.engines.gguf_files import gguf_files, gguf_spec, gguf_traffic
+from ffn_fusion.engines.llama_cpp_bench import find_programs
 from ffn_fusion.errors import CheckError, CheckpointError, MissingExtraError, UsageError
 from ffn_fusion.export.gguf_writer import plan_gguf, write_gguf
 from ffn_fusion.latency.interleave import Progress
 from ffn_fusion.latency.traffic import Traffic
 
 MIXED: Blocks = [(2, 64), (None, 96), (None, 768), (4, 40), (2, 64)]
-ASKED = Asked(batches=(1, 4), contexts=(8,), new_tokens=3, rounds=2, threads=1)
+ASKED = BenchSettings(batches=(1, 4), contexts=(8,), new_tokens=3, rounds=2, threads=1)
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -68,8 +69,8 @@ def fake(tmp_path: Path, cache: Path) -> Path:
     return tmp_path / "bin" / "llama-bench"
 
 
-def asked(program: object, **changes: object) -> Asked:
-    return Asked(**{**vars(ASKED), "program": program, **changes})  # type: ignore[arg-type]
+def asked(program: object, **changes: object) -> BenchSettings:
+    return BenchSettings(**{**vars(ASKED), "program": program, **changes})  # type: ignore[arg-type]
 
 
 def test_programs_are_called_in_turn(fake: Path, parent: Path, child: Path) -> None:

@@ -12,7 +12,7 @@ from ffn_fusion.cli.evaluate import unique_names
 from ffn_fusion.cli.options import Device
 
 if TYPE_CHECKING:
-    from ffn_fusion.engines.bench import Asked
+    from ffn_fusion.engines.bench import BenchSettings
     from ffn_fusion.latency.timing import Latency
 
 Engine = Annotated[str, typer.Option(help="What runs the models: transformers, vllm or llama.cpp.")]
@@ -62,14 +62,14 @@ def bench(
     """Time models in an engine, all of them in turn in every round: time to first token, time per output token, memory,
     bytes moved, and the share of what this machine can do at best.
     """
-    from ffn_fusion.engines.bench import Asked, bench_in
+    from ffn_fusion.engines.bench import BenchSettings, bench_in
     from ffn_fusion.errors import UsageError
     from ffn_fusion.latency.summary import figures
     from ffn_fusion.report.terminal import latency_table, work_table
 
     if plot:
         _check_plot(plot)
-    asked = Asked(
+    asked = BenchSettings(
         batches=tuple(batch),
         contexts=tuple(context),
         new_tokens=new_tokens,
@@ -100,7 +100,7 @@ def bench(
     say(latency_table(latency), *filter(None, [work_table(latency)]), err=False)
 
 
-def _sub_blocks(named: dict[str, str], asked: Asked, cuda_graph: bool | None, as_json: bool) -> None:
+def _sub_blocks(named: dict[str, str], asked: BenchSettings, cuda_graph: bool | None, as_json: bool) -> None:
     from ffn_fusion.engines.bench import sub_blocks_of
     from ffn_fusion.report.terminal import sub_block_table
 

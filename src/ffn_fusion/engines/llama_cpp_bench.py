@@ -5,7 +5,6 @@ Each call of a program is one round: it loads the file, warms up and measures on
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import subprocess
@@ -14,22 +13,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
 
-from ffn_fusion.checkpoint.gguf_file import GgufFile, is_gguf, read_gguf
-from ffn_fusion.checkpoint.reader import Checkpoint
-from ffn_fusion.checkpoint.source import default_cache, open_model
-from ffn_fusion.errors import CheckError, CheckpointError, MissingExtraError
-from ffn_fusion.families import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
+import torch
+
+from ffn_fusion.engines.bench_settings import BenchSettings
+from ffn_fusion.engines.gguf_files import gguf_files, gguf_traffic
+from ffn_fusion.engines.interleaved import interleaved
+from ffn_fusion.errors import CheckError, MissingExtraError, UsageError
 from ffn_fusion.latency.interleave import Progress, Run, Setting
-from ffn_fusion.latency.traffic import Traffic
+from ffn_fusion.latency.timing import Latency
 from ffn_fusion.programs import named_program, program_on_path
 
 PROGRAM, BATCHED = "llama-bench", "llama-batched-bench"
 VARIABLE = "LLAMA_BENCH"
 
-_DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-_KV_SIZE = 2.0  # llama.cpp keeps keys and values in float16
 _HINT = "ffn-fusion check OUT --engine llama.cpp says what it can't run"
 _STEP = 0.01
 _ATTEMPTS = 5
@@ -67,6 +64,23 @@ def find_programs(given: Path | None) -> Programs:
             f"install llama.cpp (tools/engines/llama_cpp.sh builds it) and give --engine-program PATH or ${VARIABLE}",
         )
     return Programs(found)
+
+
+def bench_llama_cpp(models: Mapping[str, str], asked: BenchSettings, progress: Progress) -> Latency:
+    """Times of models, name -> where it is; see ``bench.bench_in``."""
+    if asked.tensor_parallel > 1:
+        raise UsageError("llama.cpp is timed in one process", "take --engine vllm for --tensor-parallel")
+    programs = find_programs(asked.program)
+    if max(asked.batches) > 1:
+        assert programs.batched
+    files = gguf_files(models, asked.dtype, progress)
+    traffic = {name: gguf_traffic(file) for name, file in files.items()}
+    threads = asked.threads or torch.get_num_threads()
+    runners = {name: LlamaCppRunner(file, programs, threads, asked.device) for name, file in files.items()}
+    given = {name for name, file in files.items() if str(file) == str(Path(models[name]).expanduser().absolute())}
+    dtypes = [] if given == set(models) else [asked.dtype]
+    dtype = " and ".join([*dtypes, *(["GGUF files as they are"] if given else [])])
+    return interleaved("llama.cpp", runners, traffic, asked, threads, dtype, progress)
 
 
 class LlamaCppRunner:
@@ -150,95 +164,3 @@ def _last_word(log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower() or "fail" in line.lower()]
     return (errors or lines or ["it said nothing"])[0 if errors else -1]
-
-
-def gguf_files(models: Mapping[str, str], dtype: str, progress: Progress) -> dict[str, Path]:
-    """A GGUF file of every model: the file itself, or its export, which is kept in the cache.
-
-    Raises:
-        CheckError: llama.cpp can't run it. Whatever opening and exporting raise.
-    """
-    return {name: _gguf_file(place, dtype, progress) for name, place in models.items()}
-
-
-def _gguf_file(place: str, dtype: str, progress: Progress) -> Path:
-    from ffn_fusion.export.gguf_writer import plan_gguf, write_gguf
-
-    given = Path(place).expanduser()
-    if given.is_file() and is_gguf(given):
-        return given.absolute()
-    checkpoint = open_model(place)
-    plan = plan_gguf(checkpoint, dtype=_DTYPES.get(dtype, dtype))
-    target = default_cache() / "bench" / f"{_key(checkpoint, plan.dtype)}.gguf"
-    return target if target.is_file() else write_gguf(plan, target, progress)
-
-
-def _key(checkpoint: Checkpoint, dtype: str) -> str:
-    """Another name as soon as a file of the checkpoint changes."""
-    files = sorted(path for path in checkpoint.folder.resolve().iterdir() if path.is_file())
-    state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    identity = hashlib.sha256(repr((str(checkpoint.folder.resolve()), state)).encode()).hexdigest()
-    return f"{checkpoint.folder.name}-{dtype}-{identity[:16]}"
-
-
-def gguf_traffic(file: Path) -> Traffic:
-    """What llama.cpp can't do without: the tensors as they're stored, the KV cache in float16.
-
-    Raises:
-        CheckpointError: the header doesn't say what the model is made of.
-    """
-    gguf = read_gguf(file)
-    spec = gguf_spec(gguf)
-    every = {name: tensor.nbytes for name, tensor in gguf.tensors.items()}
-    embedding = 0 if spec.tied else every["token_embd.weight"]
-    return Traffic(spec, sum(every.values()) - embedding, _KV_SIZE)
-
-
-def gguf_spec(gguf: GgufFile) -> ModelSpec:
-    """The model in a GGUF file, which may be quantised and have blocks that differ: its sizes, of its weights nothing.
-
-    Raises:
-        CheckpointError: the header doesn't say them.
-    """
-    try:
-        return _spec(gguf, str(gguf.metadata["general.architecture"]))
-    except (KeyError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{gguf.path}: its header doesn't say {error}", "get the file again") from error
-
-
-def _spec(gguf: GgufFile, architecture: str) -> ModelSpec:
-    def read(key: str, default: Any = None) -> Any:
-        value = gguf.metadata.get(f"{architecture}.{key}", default)
-        if value is None:
-            raise KeyError(key)
-        return value
-
-    count = int(read("block_count"))
-
-    def each(key: str) -> list[int]:
-        value = read(key)
-        return [int(v) for v in value] if hasattr(value, "__len__") else [int(value)] * count
-
-    heads, kv_heads, widths = (
-        each(k) for k in ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
-    )
-    hidden, most = int(read("embedding_length")), max(heads)
-    return ModelSpec(
-        family=architecture,
-        hidden_size=hidden,
-        heads=most,
-        head_dim=int(read("attention.key_length", hidden // most)),
-        vocab_size=gguf.tensors["token_embd.weight"].shape[0],
-        blocks=tuple(_block(*sizes) for sizes in zip(heads, kv_heads, widths, strict=True)),
-        tied="output.weight" not in gguf.tensors,
-        attention_bias=False,
-        mlp_bias=False,
-        activation="silu",
-        norm_eps=1e-5,
-        config={"max_position_embeddings": int(read("context_length"))},
-    )
-
-
-def _block(heads: int, kv_heads: int, width: int) -> BlockSpec:
-    attention = AttentionSpec("attention" if kv_heads else "linear", kv_heads) if heads else None
-    return BlockSpec(attention, FfnSpec("gated", width) if width else None)

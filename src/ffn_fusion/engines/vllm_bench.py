@@ -11,18 +11,30 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
-from ffn_fusion.engines.vllm import environment
-from ffn_fusion.errors import CheckError
-from ffn_fusion.latency.interleave import Run, Setting
+import torch
+
+from ffn_fusion.blockwise.memory import free_memory
+from ffn_fusion.checkpoint.source import open_model
+from ffn_fusion.engines.bench_settings import BenchSettings, check_loads, dtype_of
+from ffn_fusion.engines.interleaved import interleaved
+from ffn_fusion.engines.vllm import environment, find_python
+from ffn_fusion.errors import CheckError, UsageError
+from ffn_fusion.latency.interleave import Progress, Run, Setting
 from ffn_fusion.latency.machine import core_numbers
+from ffn_fusion.latency.measure import settings_of
+from ffn_fusion.latency.timing import Latency
+from ffn_fusion.latency.traffic import Traffic
 
 PROBE = Path(__file__).parent / "probes" / "vllm_bench_probe.py"
+_BESIDE = 3 << 29  # what a process of vLLM takes beside weights and KV cache
+_GPU_SHARE = 0.9
 _HINT = "ffn-fusion check OUT --engine vllm says what it can't run"
 _NEEDS_US = "install ffn-fusion into vLLM's environment too: pip install ffn-fusion"
 
@@ -39,6 +51,55 @@ class Engine:
     python: Path
     options: dict[str, Any]
     variables: dict[str, str]
+
+
+def bench_vllm(models: Mapping[str, str], asked: BenchSettings, progress: Progress) -> Latency:
+    """Times of models, name -> where it is; see ``bench.bench_in``."""
+    dtype_of(asked.dtype)
+    python = find_python(asked.program)
+    checkpoints = {name: open_model(place) for name, place in models.items()}
+    for name, checkpoint in checkpoints.items():
+        check_loads(name, checkpoint, "vllm")
+        if checkpoint.spec.heads % asked.tensor_parallel:
+            heads, world = checkpoint.spec.heads, asked.tensor_parallel
+            raise UsageError(
+                f"{name} has {heads} heads, which {world} processes can't share evenly",
+                "take a --tensor-parallel that divides them",
+            )
+    size = torch.finfo(dtype_of(asked.dtype)).bits / 8
+    traffic = {name: Traffic.of(checkpoint.spec, size) for name, checkpoint in checkpoints.items()}
+    settings = settings_of(asked.batches, asked.contexts, asked.new_tokens)
+    kv_bytes = max(
+        model.step(s.batch, s.context + s.new_tokens).kv_bytes for model in traffic.values() for s in settings
+    )
+    threads = asked.threads or max(1, torch.get_num_threads() // asked.tensor_parallel)
+    keep = _fit(traffic.values(), kv_bytes, asked)
+    share = _GPU_SHARE / (len(models) if keep else 1)
+    engine = Engine(
+        python,
+        options_for(settings, asked.dtype, asked.device, asked.tensor_parallel, share),
+        variables_for(kv_bytes, threads, asked.tensor_parallel, asked.device),
+    )
+    vocabulary = min(checkpoint.spec.vocab_size for checkpoint in checkpoints.values())
+    runners = {
+        name: VllmRunner(checkpoint.folder.absolute(), engine, vocabulary, keep=keep, seed=asked.seed)
+        for name, checkpoint in checkpoints.items()
+    }
+    try:
+        found = interleaved("vllm", runners, traffic, asked, threads, asked.dtype, progress)
+        version = next(iter(runners.values())).version
+        return found.model_copy(update={"engine": f"vllm {version} on {asked.device}".replace("  ", " ")})
+    finally:
+        for runner in runners.values():
+            runner.close()
+
+
+def _fit(models: Iterable[Traffic], kv_bytes: float, asked: BenchSettings) -> bool:
+    """Whether vLLM can hold all models at once: in this machine's memory, or on each GPU its share of them."""
+    on_cpu = asked.device == "cpu"
+    processes, divisor = (asked.tensor_parallel, 1) if on_cpu else (1, asked.tensor_parallel)
+    held = sum((model.weight_bytes + kv_bytes) / divisor + processes * _BESIDE for model in models)
+    return held < free_memory(torch.device(asked.device))
 
 
 class VllmRunner:

@@ -47,6 +47,7 @@ def time_sub_blocks(
     """Time every distinct shape of these models, and their heads, in prefill and decode.
 
     Args:
+        specs: models; for a library of sub-blocks, one whose blocks are all of them (``replace(spec, blocks=...)``).
         contexts: tokens of a prefill, and those that a decode step finds in the KV cache.
         rounds: timed rounds, after one that isn't counted.
         cuda_graph: record each run once and launch it as a whole; None does on a GPU.
@@ -82,8 +83,10 @@ def time_sub_blocks(
 def _rounds(stacks: Sequence[_Stack], phase: Phase, setting: Setting, rounds: int, graph: bool) -> list[list[float]]:
     """Seconds of a sub-block in every round, for each shape."""
     used = [stack.copies(phase, setting) for stack in stacks]
-    runs = [stack.run_of(phase, setting, copies) for stack, copies in zip(stacks, used, strict=True)]
-    runs = [_recorded(run) for run in runs] if graph else runs
+    runs: list[Callable[[], None]] = [
+        stack.run_of(phase, setting, copies) for stack, copies in zip(stacks, used, strict=True)
+    ]
+    runs = [_Recorded.of(run) for run in runs] if graph else runs
     device = stacks[0].device
     passes = []
     for run in runs:
@@ -97,19 +100,28 @@ def _rounds(stacks: Sequence[_Stack], phase: Phase, setting: Setting, rounds: in
     return found
 
 
-def _recorded(run: Callable[[], None]) -> Callable[[], None]:
-    """The same as a CUDA graph."""
-    side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # libraries set themselves up outside the recording
-        for _ in range(3):
+@dataclass(frozen=True)
+class _Recorded:
+    """A run as a CUDA graph. It reads what ``run`` holds, which therefore stays."""
+
+    graph: Any
+    run: Callable[[], None]
+
+    @classmethod
+    def of(cls, run: Callable[[], None]) -> _Recorded:
+        side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries set themselves up outside the recording
+            for _ in range(3):
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    replay: Callable[[], None] = graph.replay
-    return replay
+        return cls(graph, run)
+
+    def __call__(self) -> None:
+        self.graph.replay()
 
 
 @dataclass(frozen=True)
