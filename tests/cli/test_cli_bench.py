@@ -84,3 +84,23 @@ def test_the_same_model_twice(ffn_fusion: Run, parent: Path) -> None:
     code, _, err = ffn_fusion("bench", parent, parent)
     assert code == 2
     assert "given twice" in err
+
+
+@pytest.mark.parametrize(
+    ("engine", "says"),
+    [
+        ("llama.cpp", "llama.cpp is timed by its llama-bench, which isn't on the PATH"),
+        ("vllm", "no vLLM is installed for"),
+    ],
+)
+def test_an_engine_that_is_not_installed(
+    ffn_fusion: Run, parent: Path, monkeypatch: pytest.MonkeyPatch, engine: str, says: str
+) -> None:
+    for name in ("LLAMA_BENCH", "FFN_FUSION_VLLM_PYTHON"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("ffn_fusion.engines.vllm.find_spec", lambda name: None)
+    code, out, err = ffn_fusion("bench", parent, "--engine", engine)
+    assert (code, out) == (9, "")
+    assert says in err
+    assert "tools/engines/" in err
