@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from ffn_fusion.latency.measure import machine
+from ffn_fusion.latency.machine import machine
 
 
 def finish(

@@ -67,12 +67,15 @@ def write_random_llama(folder: Path, config: Mapping[str, object], *, shard_byte
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Every byte is a token: 256 of them and an end of text, so the model needs a vocabulary of 257."""
+    """Every byte is a token, beside one of two bytes (GGUF holds no tokenizer without merges) and an end of text: the
+    model needs a vocabulary of 258.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    vocabulary = {c: i for i, c in enumerate([*alphabet, "th"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("t", "h")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)

@@ -43,12 +43,15 @@ if TYPE_CHECKING:
     from ffn_fusion.distillation.tracking import Tracking
     from ffn_fusion.distillation.write import write_distilled
     from ffn_fusion.distillation.write_cache import write_cache
+    from ffn_fusion.engines.bench import BenchSettings, bench_in
     from ffn_fusion.errors import FfnFusionError
     from ffn_fusion.evaluation.evaluate import evaluate
     from ffn_fusion.evaluation.quality import Quality
     from ffn_fusion.export.forms import export_model, plan_export
     from ffn_fusion.latency.load import load_model, realise
     from ffn_fusion.latency.measure import bench
+    from ffn_fusion.latency.sub_block_costs import SubBlocks
+    from ffn_fusion.latency.sub_blocks import time_sub_blocks
     from ffn_fusion.latency.timing import Latency
     from ffn_fusion.pipeline.recipe import Recipe
     from ffn_fusion.pipeline.result import Result
@@ -82,12 +85,15 @@ _HOMES = {
     "distillation.tracking": ("Tracking",),
     "distillation.write": ("write_distilled",),
     "distillation.write_cache": ("write_cache",),
+    "engines.bench": ("BenchSettings", "bench_in"),
     "errors": ("FfnFusionError",),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.quality": ("Quality",),
     "export.forms": ("export_model", "plan_export"),
     "latency.load": ("load_model", "realise"),
     "latency.measure": ("bench",),
+    "latency.sub_block_costs": ("SubBlocks",),
+    "latency.sub_blocks": ("time_sub_blocks",),
     "latency.timing": ("Latency",),
     "pipeline.recipe": ("Recipe",),
     "pipeline.result": ("Result",),
@@ -114,7 +120,7 @@ __all__ = [  # noqa: RUF022  (in the order of a run)
     "distill_child", "DistillSettings", "Objective", "Tracking", "write_distilled", "write_cache", "CacheSettings",
     "check_trainable", "write_trained",
     "evaluate", "Quality",
-    "bench", "Latency", "load_model", "realise",
+    "bench", "Latency", "load_model", "realise", "bench_in", "BenchSettings", "time_sub_blocks", "SubBlocks",
     "write_report", "ReportData",
     "run", "Recipe", "Result",
     "FfnFusionError",

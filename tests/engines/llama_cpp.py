@@ -15,6 +15,7 @@ from ffn_fusion.engines.llama_cpp import answers, served
 VARIABLE = "FFN_FUSION_LLAMA_CPP"
 ENGINE = Path(os.environ.get(VARIABLE) or Path(__file__).parents[2] / ".engines" / "llama.cpp")
 SERVER = ENGINE / "build" / "bin" / "llama-server"
+BENCH = ENGINE / "build" / "bin" / "llama-bench"
 QUANTIZE = ENGINE / "build" / "bin" / "llama-quantize"
 CONVERTER = ENGINE / "src" / "convert_hf_to_gguf.py"
 VOCABULARIES = ENGINE / "src" / "models"

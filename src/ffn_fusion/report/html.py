@@ -111,6 +111,7 @@ def _context(report: ReportData) -> dict[str, Any]:
         "engines": engine_tables.engines_grid(report.engines) if report.engines else None,
         "latency_place": tables.latency_place(latency) if latency else "",
         "latencies": tables.latency_grid(latency) if latency else None,
+        "works": tables.work_grid(latency) if latency else None,
         "repairs": repair_tables.repairs_grid(report.repairs) if report.repairs else None,
         "stages": distillation_tables.stages_grid(report.distillation) if report.distillation else None,
         "measured_on": evidence_tables.measured_on(report.evidence) if report.evidence else "",

@@ -175,7 +175,7 @@ def _measured(quality: Quality | None, latency: Latency | None) -> list[str]:
         place = latency_place(latency)
         parts += [
             "## Latency\n",
-            f"{_plain(place)}. Decode: time of one step.\n",
+            f"{_plain(place)}. Prefill: time to the first token; decode: time of one step, for each token behind it.\n",
             _markdown(latency_grid(latency)),
         ]
     return parts

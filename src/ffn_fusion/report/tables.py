@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -177,23 +177,45 @@ def _loss_increase(score: Score, parent: Score | None) -> str:
 
 
 def latency_grid(latency: Latency) -> Grid:
-    """Every setting and model: median and spread of single runs, and how many times as fast as the others."""
+    """Every setting and model: median and spread of single runs, and how many times as fast as the others.
+
+    A prefill's time is the time to the first token, a decode step's that of each token behind it.
+    """
     others = [model for model in latency.models if any(model in timing.speedup for timing in latency.timings)]
-    one_context = len({timing.context for timing in latency.timings}) == 1
-    settings = sorted({_setting(timing) for timing in latency.timings}, key=lambda s: (s[0] != "prefill", *s[1:]))
+    limited = any(timing.limit_share is not None for timing in latency.timings)
     rows: list[tuple[str, ...]] = []
     sections = set()
-    for setting in settings:
-        timings = [timing for timing in latency.timings if _setting(timing) == setting]
-        timings.sort(key=lambda timing: latency.models.index(timing.model) if timing.model in latency.models else 99)
+    for name, timings in _by_setting(latency):
         sections |= {len(rows)} if rows else set()
         for place, timing in enumerate(timings):
-            name = "" if place else f"{timing.phase}, batch {timing.batch}"
-            name += "" if place or one_context else f", context {timing.context:,}"
-            rows.append((name, *_latency_row(timing, others)))
+            rows.append(("" if place else name, *_latency_row(timing, others, limited)))
     against = tuple(f"speed over {printable(other)}" for other in others)
-    columns = ("setting", "model", "median", "p10–p90", "tokens/s", *against)  # noqa: RUF001
+    limit = ("of the limit",) if limited else ()
+    columns = ("setting", "model", "median", "p10–p90", "tokens/s", *limit, *against)  # noqa: RUF001
     return Grid(columns, tuple(rows), words=2, sections=frozenset(sections))
+
+
+def work_grid(latency: Latency) -> Grid | None:
+    """What each run has to read and compute, and the memory it takes at most; None where that wasn't counted."""
+    rows: list[tuple[str, ...]] = []
+    sections = set()
+    for name, timings in _by_setting(latency):
+        counted = [timing for timing in timings if timing.work]
+        sections |= {len(rows)} if rows and counted else set()
+        rows += [("" if place else name, *_work_row(timing)) for place, timing in enumerate(counted)]
+    columns = ("setting", "model", "weights", "KV cache", "moved a token", "FLOPs", "peak memory")
+    return Grid(columns, tuple(rows), words=2, sections=frozenset(sections)) if rows else None
+
+
+def _by_setting(latency: Latency) -> Iterator[tuple[str, list[Timing]]]:
+    """Each setting in words, with its timings in the order of the models."""
+    one_context = len({timing.context for timing in latency.timings}) == 1
+    for setting in sorted({_setting(timing) for timing in latency.timings}, key=lambda s: (s[0] != "prefill", *s[1:])):
+        timings = [timing for timing in latency.timings if _setting(timing) == setting]
+        timings.sort(key=lambda timing: latency.models.index(timing.model) if timing.model in latency.models else 99)
+        phase, batch, context, _ = setting
+        name = f"{phase}, batch {batch}" + ("" if one_context else f", context {context:,}")
+        yield name, timings
 
 
 def _setting(timing: Timing) -> tuple[str, int, int, int]:
@@ -202,22 +224,54 @@ def _setting(timing: Timing) -> tuple[str, int, int, int]:
 
 def latency_place(latency: Latency) -> str:
     """Where and on what it was measured: timings mean nothing without it."""
-    parts = [f"{latency.engine} on {latency.machine}", f"{latency.threads} threads", latency.dtype]
+    parts = [
+        f"{latency.engine} on {latency.machine}",
+        f"{latency.threads} thread{'s' * (latency.threads != 1)}",
+        latency.dtype,
+    ]
+    parts += [f"{latency.tensor_parallel} processes a model"] if latency.tensor_parallel > 1 else []
     contexts = {timing.context for timing in latency.timings}
     rounds = {timing.rounds for timing in latency.timings}
     parts += [f"context {context:,} tokens" for context in contexts if len(contexts) == 1]
     parts += [f"{number} rounds" for number in rounds if len(rounds) == 1]
+    if limits := latency.roofline:
+        parts.append(f"limits {rate(limits.bytes_per_second, 'B')} read and {rate(limits.flops_per_second, 'FLOP')}")
     return printable(", ".join(parts))
 
 
-def _latency_row(timing: Timing, others: list[str]) -> tuple[str, ...]:
-    decode = timing.phase == "decode"
-    steps = max(timing.new_tokens, 1) if decode else 1
-    low, mid, high = (value / steps for value in (timing.p10_s, timing.median_s, timing.p90_s))
+def rate(value: float, unit: str) -> str:
+    """``6739803357`` bytes -> ``6.7 GB/s``."""
+    return _scaled(value, 1000, tuple(prefix + unit for prefix in ("", "k", "M", "G", "T", "P")), " ") + "/s"
+
+
+def _latency_row(timing: Timing, others: list[str], limited: bool) -> tuple[str, ...]:
+    low, mid, high = (value / timing.steps for value in (timing.p10_s, timing.median_s, timing.p90_s))
+    limit = share_of_limit(timing.limit_share, timing.limited_by)
     return (
         printable(timing.model),
         seconds(mid),
         seconds(low, high),
         f"{timing.tokens_per_second:,.1f}" if timing.tokens_per_second < 1000 else f"{timing.tokens_per_second:,.0f}",
+        *((limit,) if limited else ()),
         *(ratio(timing.speedup[o]) if o in timing.speedup and o != timing.model else NOTHING for o in others),
+    )
+
+
+_BOUNDS = {"bandwidth": "B/s", "compute": "FLOP/s"}
+
+
+def share_of_limit(share: float | None, bound: str | None) -> str:
+    """``34 % B/s``: how near to the limit that holds it up."""
+    return NOTHING if share is None or bound is None else f"{100 * share:.0f} % {_BOUNDS[bound]}"
+
+
+def _work_row(timing: Timing) -> tuple[str, ...]:
+    assert timing.work is not None
+    return (
+        printable(timing.model),
+        byte_count(timing.work.weight_bytes),
+        byte_count(timing.work.kv_bytes),
+        byte_count(timing.moved_per_token or 0),
+        count(timing.work.flops),
+        NOTHING if timing.memory_bytes is None else byte_count(timing.memory_bytes),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from math import prod
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from ffn_fusion.families.layout import attention_tensors, ffn_tensors, model_ten
 from ffn_fusion.families.spec import BlockSpec, ModelSpec
 from ffn_fusion.report.diagram import block_diagram
 from ffn_fusion.report.evidence_tables import ONE_OF, importance_grid, reverse_order_grid
+from ffn_fusion.report.sub_block_table import sub_block_grid, sub_block_place
 from ffn_fusion.report.tables import (
     NOTHING,
     Grid,
@@ -27,11 +28,13 @@ from ffn_fusion.report.tables import (
     plan_grid,
     printable,
     quality_grid,
+    work_grid,
 )
 
 if TYPE_CHECKING:  # numpy and torch stay out
     from ffn_fusion.analysis.evidence import Evidence, Part
     from ffn_fusion.evaluation.quality import Quality
+    from ffn_fusion.latency.sub_block_costs import SubBlocks
     from ffn_fusion.latency.timing import Latency
 
 __all__ = [
@@ -42,8 +45,11 @@ __all__ = [
     "plan_table",
     "quality_table",
     "reverse_order_table",
+    "sub_block_table",
+    "work_table",
 ]
 
+_FELT = "prefill: time to the first token; decode: time of one step, which is that of each token behind it"
 _MODEL_STYLES = {"pruned": "yellow", "fused": "bold blue", "distilled": "bold green"}
 
 
@@ -67,12 +73,34 @@ def quality_table(quality: Quality) -> Table:
 
 def latency_table(latency: Latency) -> Table:
     """Every setting and model. The caption names the machine: timings mean nothing without it."""
-    grid = latency_grid(latency)
+    table = _by_setting(latency_grid(latency))
+    table.caption = Text(f"{latency_place(latency)}; {_FELT}")
+    return table
+
+
+def work_table(latency: Latency) -> Table | None:
+    """What each run has to move and to compute; None where that wasn't counted."""
+    grid = work_grid(latency)
+    if grid is None:
+        return None
+    table = _by_setting(grid)
+    table.caption = Text("bytes and FLOPs of a prefill, or of a decode step: weights once, KV cache read and written")
+    return table
+
+
+def sub_block_table(found: SubBlocks, models: Mapping[str, ModelSpec]) -> Table:
+    """Every setting and shape, and what they add up to in each model."""
+    table = _by_setting(sub_block_grid(found, models))
+    table.caption = Text(sub_block_place(found) + "; norm and residual sum included; a head looks at the last token")
+    return table
+
+
+def _by_setting(grid: Grid) -> Table:
+    """The first column, which names the setting, as headings."""
     table = _empty(grid.columns[1:], words=1)
     starts = sorted({0, *grid.sections})
     for start, end in zip(starts, [*starts[1:], len(grid.rows)], strict=True):
         _headed(table, grid.rows[start][0], [row[1:] for row in grid.rows[start:end]])
-    table.caption = Text(latency_place(latency) + "; decode: time of one step")
     return table
 
 

@@ -1,0 +1,102 @@
+"""Times of models in any engine that is run from here: each loaded once, then all of them in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal, get_args
+
+import torch
+
+from ffn_fusion.checkpoint.source import open_model, summarise
+from ffn_fusion.engines.bench_settings import BenchSettings, check_asked, check_context, dtype_of, threads_set
+from ffn_fusion.engines.llama_cpp_bench import bench_llama_cpp
+from ffn_fusion.engines.vllm_bench import bench_vllm
+from ffn_fusion.errors import UsageError
+from ffn_fusion.families import ModelSpec
+from ffn_fusion.latency.interleave import Progress
+from ffn_fusion.latency.load import load_model
+from ffn_fusion.latency.measure import bench, settings_of
+from ffn_fusion.latency.sub_block_costs import SubBlocks
+from ffn_fusion.latency.sub_blocks import time_sub_blocks
+from ffn_fusion.latency.timing import Latency
+
+BenchEngine = Literal["transformers", "vllm", "llama.cpp"]
+
+__all__ = ["BenchEngine", "BenchSettings", "bench_in", "sub_blocks_of"]
+
+
+def bench_in(
+    engine: str,
+    models: Mapping[str, str],
+    asked: BenchSettings,
+    progress: Progress = lambda what, done, total: None,
+) -> Latency:
+    """Time models, name -> where it is, in ``engine``.
+
+    Raises:
+        UsageError: no such engine, or it can't do what was asked. MissingExtraError: it isn't installed.
+        CheckError: it can't load a model. Whatever opening a model raises.
+    """
+    if engine not in get_args(BenchEngine):
+        raise UsageError(f"models can't be timed in {engine}", f"can be: {', '.join(get_args(BenchEngine))}")
+    check_asked(asked)
+    return _ENGINES[engine](models, asked, progress)
+
+
+def sub_blocks_of(
+    models: Mapping[str, str], asked: BenchSettings, cuda_graph: bool | None, progress: Progress
+) -> tuple[SubBlocks, dict[str, ModelSpec]]:
+    """Time the sub-blocks of models, name -> where it is, as transformers computes them; and what the models are.
+
+    Raises: as ``bench_in``.
+    """
+    check_asked(asked)
+    dtype = dtype_of(asked.dtype)
+    if cuda_graph and torch.device(asked.device).type != "cuda":
+        raise UsageError("--cuda-graph on a CPU", "give --device cuda, or leave it out")
+    if asked.tensor_parallel > 1:
+        raise UsageError("sub-blocks are timed in one process", "leave --tensor-parallel out")
+    specs = {name: summarise(place).spec for name, place in models.items()}
+    for name, spec in specs.items():
+        check_context(name, spec, settings_of(asked.batches, asked.contexts, 0))
+    with threads_set(asked.threads):
+        found = time_sub_blocks(
+            list(specs.values()),
+            batches=asked.batches,
+            contexts=asked.contexts,
+            rounds=asked.rounds,
+            dtype=dtype,
+            device=asked.device,
+            cuda_graph=cuda_graph,
+            progress=progress,
+        )
+    return found, specs
+
+
+def _in_transformers(models: Mapping[str, str], asked: BenchSettings, progress: Progress) -> Latency:
+    if asked.tensor_parallel > 1:
+        raise UsageError(
+            "transformers is timed in one process", "take --engine vllm for --tensor-parallel, or leave it out"
+        )
+    dtype = dtype_of(asked.dtype)
+    checkpoints = {name: open_model(place) for name, place in models.items()}
+    settings = settings_of(asked.batches, asked.contexts, asked.new_tokens)
+    for name, checkpoint in checkpoints.items():
+        check_context(name, checkpoint.spec, settings)
+    with threads_set(asked.threads):
+        return bench(
+            {name: load_model(checkpoint.folder, dtype, asked.device) for name, checkpoint in checkpoints.items()},
+            batches=asked.batches,
+            context=asked.contexts,
+            new_tokens=asked.new_tokens,
+            rounds=asked.rounds,
+            seed=asked.seed,
+            progress=progress,
+        )
+
+
+_ENGINES: Mapping[str, Callable[[Mapping[str, str], BenchSettings, Progress], Latency]] = {
+    "transformers": _in_transformers,
+    "vllm": bench_vllm,
+    "llama.cpp": bench_llama_cpp,
+}

@@ -1,0 +1,108 @@
+"""What a person asks of a benchmark, and what can be said against it before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ffn_fusion.checkpoint.reader import Checkpoint
+from ffn_fusion.errors import CheckError, UsageError
+from ffn_fusion.families import ModelSpec
+from ffn_fusion.latency.interleave import Setting
+from ffn_fusion.latency.machine import cores
+from ffn_fusion.portability.check import check
+from ffn_fusion.portability.rule import Engine
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What to time, and how.
+
+    Args:
+        rounds: timed rounds, after one that isn't counted.
+        dtype: of weights and KV cache: one of ``DTYPES``; in llama.cpp any that GGUF knows, of weights.
+        threads: of each process; None leaves it to the engine.
+        tensor_parallel: processes that share a model.
+        program: where the engine is; None looks where it's usually found.
+    """
+
+    batches: Sequence[int] = (1, 8)
+    contexts: Sequence[int] = (128,)
+    new_tokens: int = 16
+    rounds: int = 5
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int | None = None
+    tensor_parallel: int = 1
+    seed: int = 0
+    program: Path | None = None
+
+
+def check_asked(asked: BenchSettings) -> None:
+    """Raises: UsageError: what no engine can do."""
+    if asked.threads and asked.device == "cpu" and asked.threads * asked.tensor_parallel > cores():
+        raise UsageError(
+            f"{asked.threads} threads for each of {asked.tensor_parallel} processes, and {cores()} cores"
+            if asked.tensor_parallel > 1
+            else f"{asked.threads} threads, and {cores()} cores",
+            "take no more --threads than there are cores",
+        )
+    check_device(asked.device)
+
+
+def check_device(device: str) -> None:
+    """Raises: UsageError: PyTorch doesn't see such a device."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UsageError(f"{device!r} is no device", "take cpu, cuda or cuda:1") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda, and PyTorch sees no GPU", "take --device cpu, or install PyTorch for your GPU")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Raises: UsageError: no such dtype."""
+    if name not in DTYPES:
+        raise UsageError(f"--dtype {name} isn't known", f"take {', '.join(DTYPES)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def check_context(name: str, spec: ModelSpec, settings: Sequence[Setting]) -> None:
+    """Raises: UsageError: the model isn't made for so many tokens."""
+    longest = max(setting.context + setting.new_tokens + 1 for setting in settings)
+    most = spec.config.get("max_position_embeddings")
+    if isinstance(most, int) and longest > most:
+        raise UsageError(
+            f"{name} reads {most:,} tokens, and context and new tokens come to {longest:,}",
+            "take a smaller --context or fewer --new-tokens",
+        )
+
+
+def check_loads(name: str, checkpoint: Checkpoint, engine: Engine) -> None:
+    """Raises: CheckError: the portability rules say that the engine can't load it."""
+    if checkpoint.spec.family != "nemotron-nas":
+        return
+    (found,) = check(checkpoint, [engine])
+    if found.problems:
+        problem = found.problems[0]
+        where = "" if problem.block is None else f"block {problem.block}: "
+        hint = "ffn-fusion check --fix writes it as it loads it" if found.verdict == "loads after --fix" else ""
+        raise CheckError(f"{engine} can't run {name}: {where}it {problem.reason}", hint or "choose another engine")
+
+
+@contextmanager
+def threads_set(threads: int | None) -> Iterator[None]:
+    """PyTorch with so many threads, and as before behind it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,111 @@
+"""GGUF files to time: a model's export, kept in the cache, or a file as it is; and what such a file says of itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ffn_fusion.checkpoint.gguf_file import GgufFile, is_gguf, read_gguf
+from ffn_fusion.checkpoint.reader import Checkpoint
+from ffn_fusion.checkpoint.source import default_cache, open_model
+from ffn_fusion.errors import CheckpointError
+from ffn_fusion.families import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
+from ffn_fusion.latency.interleave import Progress
+from ffn_fusion.latency.traffic import Traffic
+
+_DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+_KV_SIZE = 2.0  # llama.cpp keeps keys and values in float16
+
+
+def gguf_files(models: Mapping[str, str], dtype: str, progress: Progress) -> dict[str, Path]:
+    """A GGUF file of every model: the file itself, or its export, which is kept in the cache.
+
+    Raises:
+        CheckError: llama.cpp can't run it. Whatever opening and exporting raise.
+    """
+    return {name: _gguf_file(place, dtype, progress) for name, place in models.items()}
+
+
+def _gguf_file(place: str, dtype: str, progress: Progress) -> Path:
+    from ffn_fusion.export.gguf_writer import plan_gguf, write_gguf
+
+    given = Path(place).expanduser()
+    if given.is_file() and is_gguf(given):
+        return given.absolute()
+    checkpoint = open_model(place)
+    plan = plan_gguf(checkpoint, dtype=_DTYPES.get(dtype, dtype))
+    target = default_cache() / "bench" / f"{_key(checkpoint, plan.dtype)}.gguf"
+    return target if target.is_file() else write_gguf(plan, target, progress)
+
+
+def _key(checkpoint: Checkpoint, dtype: str) -> str:
+    """Another name as soon as a file of the checkpoint changes."""
+    files = sorted(path for path in checkpoint.folder.resolve().iterdir() if path.is_file())
+    state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    identity = hashlib.sha256(repr((str(checkpoint.folder.resolve()), state)).encode()).hexdigest()
+    return f"{checkpoint.folder.name}-{dtype}-{identity[:16]}"
+
+
+def gguf_traffic(file: Path) -> Traffic:
+    """What llama.cpp can't do without: the tensors as they're stored, the KV cache in float16.
+
+    Raises:
+        CheckpointError: the header doesn't say what the model is made of.
+    """
+    gguf = read_gguf(file)
+    spec = gguf_spec(gguf)
+    every = {name: tensor.nbytes for name, tensor in gguf.tensors.items()}
+    embedding = 0 if spec.tied else every["token_embd.weight"]
+    return Traffic(spec, sum(every.values()) - embedding, _KV_SIZE)
+
+
+def gguf_spec(gguf: GgufFile) -> ModelSpec:
+    """The model in a GGUF file, which may be quantised and have blocks that differ: its sizes, of its weights nothing.
+
+    Raises:
+        CheckpointError: the header doesn't say them.
+    """
+    try:
+        return _spec(gguf, str(gguf.metadata["general.architecture"]))
+    except (KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{gguf.path}: its header doesn't say {error}", "get the file again") from error
+
+
+def _spec(gguf: GgufFile, architecture: str) -> ModelSpec:
+    def read(key: str, default: Any = None) -> Any:
+        value = gguf.metadata.get(f"{architecture}.{key}", default)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    count = int(read("block_count"))
+
+    def each(key: str) -> list[int]:
+        value = read(key)
+        return [int(v) for v in value] if hasattr(value, "__len__") else [int(value)] * count
+
+    heads, kv_heads, widths = (
+        each(k) for k in ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+    )
+    hidden, most = int(read("embedding_length")), max(heads)
+    return ModelSpec(
+        family=architecture,
+        hidden_size=hidden,
+        heads=most,
+        head_dim=int(read("attention.key_length", hidden // most)),
+        vocab_size=gguf.tensors["token_embd.weight"].shape[0],
+        blocks=tuple(_block(*sizes) for sizes in zip(heads, kv_heads, widths, strict=True)),
+        tied="output.weight" not in gguf.tensors,
+        attention_bias=False,
+        mlp_bias=False,
+        activation="silu",
+        norm_eps=1e-5,
+        config={"max_position_embeddings": int(read("context_length"))},
+    )
+
+
+def _block(heads: int, kv_heads: int, width: int) -> BlockSpec:
+    attention = AttentionSpec("attention" if kv_heads else "linear", kv_heads) if heads else None
+    return BlockSpec(attention, FfnSpec("gated", width) if width else None)

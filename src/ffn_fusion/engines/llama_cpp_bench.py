@@ -1,0 +1,166 @@
+"""llama.cpp timed by its own programs: llama-bench for one sequence, llama-batched-bench for several at once.
+
+Each call of a program is one round: it loads the file, warms up and measures once, so that models take turns.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+
+import torch
+
+from ffn_fusion.engines.bench_settings import BenchSettings
+from ffn_fusion.engines.gguf_files import gguf_files, gguf_traffic
+from ffn_fusion.engines.interleaved import interleaved
+from ffn_fusion.errors import CheckError, MissingExtraError, UsageError
+from ffn_fusion.latency.interleave import Progress, Run, Setting
+from ffn_fusion.latency.timing import Latency
+from ffn_fusion.programs import named_program, program_on_path
+
+PROGRAM, BATCHED = "llama-bench", "llama-batched-bench"
+VARIABLE = "LLAMA_BENCH"
+
+_HINT = "ffn-fusion check OUT --engine llama.cpp says what it can't run"
+_STEP = 0.01
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Programs:
+    """llama-bench, and where its sister should be."""
+
+    bench: Path
+
+    @property
+    def batched(self) -> Path:
+        """Raises: MissingExtraError: it isn't there."""
+        beside = self.bench.with_name(BATCHED)
+        found = beside if beside.is_file() else program_on_path(BATCHED)
+        if found is None:
+            raise MissingExtraError(
+                f"batches are timed by llama.cpp's {BATCHED}, which isn't beside {self.bench}",
+                "build that target of llama.cpp too (tools/engines/llama_cpp.sh does), or time --batch 1 alone",
+            )
+        return found
+
+
+def find_programs(given: Path | None) -> Programs:
+    """llama-bench: the one that is given, else $LLAMA_BENCH, else the one on the PATH.
+
+    Raises:
+        UsageError: the one given isn't a program. MissingExtraError: there is none.
+    """
+    found = named_program(f"llama.cpp's {PROGRAM}", given, "--engine-program", VARIABLE) or program_on_path(PROGRAM)
+    if found is None:
+        raise MissingExtraError(
+            f"llama.cpp is timed by its {PROGRAM}, which isn't on the PATH",
+            f"install llama.cpp (tools/engines/llama_cpp.sh builds it) and give --engine-program PATH or ${VARIABLE}",
+        )
+    return Programs(found)
+
+
+def bench_llama_cpp(models: Mapping[str, str], asked: BenchSettings, progress: Progress) -> Latency:
+    """Times of models, name -> where it is; see ``bench.bench_in``."""
+    if asked.tensor_parallel > 1:
+        raise UsageError("llama.cpp is timed in one process", "take --engine vllm for --tensor-parallel")
+    programs = find_programs(asked.program)
+    if max(asked.batches) > 1:
+        assert programs.batched
+    files = gguf_files(models, asked.dtype, progress)
+    traffic = {name: gguf_traffic(file) for name, file in files.items()}
+    threads = asked.threads or torch.get_num_threads()
+    runners = {name: LlamaCppRunner(file, programs, threads, asked.device) for name, file in files.items()}
+    given = {name for name, file in files.items() if str(file) == str(Path(models[name]).expanduser().absolute())}
+    dtypes = [] if given == set(models) else [asked.dtype]
+    dtype = " and ".join([*dtypes, *(["GGUF files as they are"] if given else [])])
+    return interleaved("llama.cpp", runners, traffic, asked, threads, dtype, progress)
+
+
+class LlamaCppRunner:
+    """See ``interleave.Runner``: a GGUF file."""
+
+    def __init__(self, file: Path, programs: Programs, threads: int, device: str) -> None:
+        self._file = file
+        self._programs = programs
+        where = ("-dev", "none") if device == "cpu" else ()
+        self._words = ("-m", str(file), "-t", str(threads), *where)
+        self._on_cpu = device == "cpu"
+
+    def warm_up(self, setting: Setting) -> int | None:
+        """The file's pages that were read count as memory."""
+        peak = max(self._timed(setting)[1])
+        return peak or None if self._on_cpu else None
+
+    def run(self, setting: Setting) -> Run:
+        return self._timed(setting)[0]
+
+    def _timed(self, setting: Setting) -> tuple[Run, list[int]]:
+        if setting.batch > 1:
+            return self._batched(setting)
+        once = ("-r", "1", "-o", "json")
+        context, new = str(setting.context), str(setting.new_tokens)
+        prefill, first = self._call(self._programs.bench, (*once, "-p", context, "-n", "0"))
+        decode, second = self._call(self._programs.bench, (*once, "-p", "0", "-n", new, "-d", context))
+        return Run(*(json.loads(out)[0]["samples_ns"][0] / 1e9 for out in (prefill, decode))), [first, second]
+
+    def _batched(self, setting: Setting) -> tuple[Run, list[int]]:
+        room = setting.batch * (setting.context + setting.new_tokens + 1)
+        sizes = {"-npp": setting.context, "-ntg": setting.new_tokens, "-npl": setting.batch, "-c": room}
+        words = [str(word) for pair in sizes.items() for word in pair]
+        out, peak = self._call(self._programs.batched, (*words, "--output-format", "jsonl"))
+        (found,) = (json.loads(line) for line in out.splitlines() if line.startswith("{"))
+        return Run(found["t_pp"], found["t_tg"]), [peak]
+
+    def _call(self, program: Path, words: tuple[str, ...]) -> tuple[str, int]:
+        """What a program says, and the peak of its memory. Its last words are lost now and then: it ends before the
+        thread that writes them has.
+
+        Raises:
+            CheckError: it failed.
+        """
+        for _ in range(_ATTEMPTS):
+            said, peak = self._once(program, words)
+            if "{" in said:
+                return said, peak
+        raise CheckError(f"llama.cpp's {program.name} said nothing of {self._file.name}", "try another llama.cpp")
+
+    def _once(self, program: Path, words: tuple[str, ...]) -> tuple[str, int]:
+        with TemporaryFile("w+") as out, TemporaryFile("w+") as log:
+            running = subprocess.Popen([str(program), *self._words, *words], stdout=out, stderr=log)
+            try:
+                peak = _watched(running)
+            finally:
+                running.kill()
+                running.wait()
+            out.seek(0)
+            log.seek(0)
+            said = out.read()
+            if running.returncode:
+                raise CheckError(f"llama.cpp can't run {self._file.name}: {_last_word(log.read())}", _HINT)
+        return said, peak
+
+
+def _watched(running: subprocess.Popen[bytes]) -> int:
+    """Wait for the end; the largest resident set meanwhile, 0 where the system doesn't tell."""
+    status, peak = Path(f"/proc/{running.pid}/status"), 0
+    while running.poll() is None:
+        try:
+            found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+        except OSError:
+            found = None
+        peak = max(peak, int(found[1]) << 10) if found else peak
+        time.sleep(_STEP)
+    return peak
+
+
+def _last_word(log: str) -> str:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower() or "fail" in line.lower()]
+    return (errors or lines or ["it said nothing"])[0 if errors else -1]

@@ -1,0 +1,249 @@
+"""vLLM timed: a worker for every model in vLLM's own Python, all loaded at once where memory allows, asked in turn.
+
+vLLM's own ``vllm bench latency`` starts the engine anew for each measurement, which takes longer than measuring, and
+tells no time to the first token; the workers do what it does (random prompts, tokens until the end, greedy) and look at
+the clock when the first tokens are there. A worker is stopped while others are asked: idle processes of vLLM spin.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import Any
+
+import torch
+
+from ffn_fusion.blockwise.memory import free_memory
+from ffn_fusion.checkpoint.source import open_model
+from ffn_fusion.engines.bench_settings import BenchSettings, check_loads, dtype_of
+from ffn_fusion.engines.interleaved import interleaved
+from ffn_fusion.engines.vllm import environment, find_python
+from ffn_fusion.errors import CheckError, UsageError
+from ffn_fusion.latency.interleave import Progress, Run, Setting
+from ffn_fusion.latency.machine import core_numbers
+from ffn_fusion.latency.measure import settings_of
+from ffn_fusion.latency.timing import Latency
+from ffn_fusion.latency.traffic import Traffic
+
+PROBE = Path(__file__).parent / "probes" / "vllm_bench_probe.py"
+_BESIDE = 3 << 29  # what a process of vLLM takes beside weights and KV cache
+_GPU_SHARE = 0.9
+_HINT = "ffn-fusion check OUT --engine vllm says what it can't run"
+_NEEDS_US = "install ffn-fusion into vLLM's environment too: pip install ffn-fusion"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How vLLM is started.
+
+    Args:
+        options: vllm.LLM's, but for the model.
+        variables: environment variables.
+    """
+
+    python: Path
+    options: dict[str, Any]
+    variables: dict[str, str]
+
+
+def bench_vllm(models: Mapping[str, str], asked: BenchSettings, progress: Progress) -> Latency:
+    """Times of models, name -> where it is; see ``bench.bench_in``."""
+    dtype_of(asked.dtype)
+    python = find_python(asked.program)
+    checkpoints = {name: open_model(place) for name, place in models.items()}
+    for name, checkpoint in checkpoints.items():
+        check_loads(name, checkpoint, "vllm")
+        if checkpoint.spec.heads % asked.tensor_parallel:
+            heads, world = checkpoint.spec.heads, asked.tensor_parallel
+            raise UsageError(
+                f"{name} has {heads} heads, which {world} processes can't share evenly",
+                "take a --tensor-parallel that divides them",
+            )
+    size = torch.finfo(dtype_of(asked.dtype)).bits / 8
+    traffic = {name: Traffic.of(checkpoint.spec, size) for name, checkpoint in checkpoints.items()}
+    settings = settings_of(asked.batches, asked.contexts, asked.new_tokens)
+    kv_bytes = max(
+        model.step(s.batch, s.context + s.new_tokens).kv_bytes for model in traffic.values() for s in settings
+    )
+    threads = asked.threads or max(1, torch.get_num_threads() // asked.tensor_parallel)
+    keep = _fit(traffic.values(), kv_bytes, asked)
+    share = _GPU_SHARE / (len(models) if keep else 1)
+    engine = Engine(
+        python,
+        options_for(settings, asked.dtype, asked.device, asked.tensor_parallel, share),
+        variables_for(kv_bytes, threads, asked.tensor_parallel, asked.device),
+    )
+    vocabulary = min(checkpoint.spec.vocab_size for checkpoint in checkpoints.values())
+    runners = {
+        name: VllmRunner(checkpoint.folder.absolute(), engine, vocabulary, keep=keep, seed=asked.seed)
+        for name, checkpoint in checkpoints.items()
+    }
+    try:
+        found = interleaved("vllm", runners, traffic, asked, threads, asked.dtype, progress)
+        version = next(iter(runners.values())).version
+        return found.model_copy(update={"engine": f"vllm {version} on {asked.device}".replace("  ", " ")})
+    finally:
+        for runner in runners.values():
+            runner.close()
+
+
+def _fit(models: Iterable[Traffic], kv_bytes: float, asked: BenchSettings) -> bool:
+    """Whether vLLM can hold all models at once: in this machine's memory, or on each GPU its share of them."""
+    on_cpu = asked.device == "cpu"
+    processes, divisor = (asked.tensor_parallel, 1) if on_cpu else (1, asked.tensor_parallel)
+    held = sum((model.weight_bytes + kv_bytes) / divisor + processes * _BESIDE for model in models)
+    return held < free_memory(torch.device(asked.device))
+
+
+class VllmRunner:
+    """See ``interleave.Runner``: a checkpoint folder in a worker of its own.
+
+    Args:
+        keep: let the worker live while other models run, else it's started anew for every run.
+    """
+
+    def __init__(self, folder: Path, engine: Engine, vocabulary: int, *, keep: bool, seed: int = 0) -> None:
+        self._folder = folder
+        self._engine = engine
+        self._vocabulary = vocabulary
+        self._keep = keep
+        self._seed = seed
+        self._worker: _Worker | None = None
+
+    def warm_up(self, setting: Setting) -> int | None:
+        memory: int | None = self._ask(setting)["memory"]
+        return memory
+
+    def run(self, setting: Setting) -> Run:
+        if not self._keep:
+            self._ask(setting, last=False)
+        found = self._ask(setting)
+        return Run(found["prefill_s"], found["decode_s"])
+
+    @property
+    def version(self) -> str:
+        """vLLM's, once the model has been loaded."""
+        return self._worker.version if self._worker else ""
+
+    def close(self) -> None:
+        if self._worker:
+            self._worker.close()
+            self._worker = None
+
+    def _ask(self, setting: Setting, *, last: bool = True) -> dict[str, Any]:
+        if self._worker is None:
+            self._worker = _Worker(self._folder, self._engine)
+        sizes = {"batch": setting.batch, "context": setting.context, "new_tokens": setting.new_tokens}
+        found = self._worker.ask({**sizes, "vocabulary": self._vocabulary, "seed": self._seed})
+        if last and not self._keep:
+            self.close()
+        return found
+
+
+class _Worker:
+    """The probe with a model loaded, and every process it started: a process group of its own.
+
+    Raises:
+        CheckError: vLLM doesn't come up, or can't load the model.
+    """
+
+    def __init__(self, folder: Path, engine: Engine) -> None:
+        self._log = TemporaryFile("w+")  # noqa: SIM115 (closed with the worker)
+        self._place = TemporaryDirectory(prefix="ffn-fusion-")
+        options = Path(self._place.name) / "options.json"
+        options.write_text(json.dumps({**engine.options, "model": str(folder)}))
+        self._process = subprocess.Popen(
+            [str(engine.python), str(PROBE), str(options)],
+            env=environment(**engine.variables),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            process_group=0,  # of this session: should this process die, the system wakes and ends stopped workers
+        )
+        self.version = ""
+        try:
+            self.version = str(self._answer()["version"])
+        except BaseException:
+            self.close()
+            raise
+        self._signal(signal.SIGSTOP)
+
+    def ask(self, asked: dict[str, Any]) -> dict[str, Any]:
+        self._signal(signal.SIGCONT)
+        assert self._process.stdin
+        with suppress(BrokenPipeError):  # it's gone: the answer says so
+            self._process.stdin.write(json.dumps(asked) + "\n")
+            self._process.stdin.flush()
+        found = self._answer()
+        self._signal(signal.SIGSTOP)
+        return found
+
+    def close(self) -> None:
+        self._signal(signal.SIGKILL)
+        self._process.communicate()
+        self._log.close()
+        self._place.cleanup()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        found: dict[str, Any] = json.loads(line) if line else {"error": f"it ended: {self._last_word()}"}
+        if "error" in found:
+            hint = _NEEDS_US if "trust_remote_code" in found["error"] else _HINT
+            raise CheckError(f"vllm can't run it: {found['error']}", hint)
+        return found
+
+    def _signal(self, which: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, which)
+
+    def _last_word(self) -> str:
+        self._log.seek(0)
+        return next((line.strip() for line in reversed(self._log.read().splitlines()) if line.strip()), "no word")
+
+
+def options_for(
+    settings: list[Setting], dtype: str, device: str, tensor_parallel: int, gpu_share: float
+) -> dict[str, Any]:
+    """vllm.LLM's arguments: room for what will be asked and no more, a prefill in one step, nothing cached between
+    requests. On a CPU the model isn't compiled first, which takes minutes.
+    """
+    options = {
+        "device": "cpu" if device == "cpu" else "cuda",  # for the probe
+        "dtype": dtype,
+        "trust_remote_code": False,
+        "skip_tokenizer_init": True,
+        "enable_prefix_caching": False,
+        "enforce_eager": device == "cpu",
+        "max_model_len": max(s.context + s.new_tokens + 1 for s in settings),
+        "max_num_seqs": max(s.batch for s in settings),
+        "max_num_batched_tokens": max(2048, *(s.batch * s.context for s in settings)),
+        "tensor_parallel_size": tensor_parallel,
+        "disable_log_stats": True,
+    }
+    return options | ({} if device == "cpu" else {"gpu_memory_utilization": gpu_share})
+
+
+def variables_for(kv_bytes: float, threads: int, tensor_parallel: int, device: str) -> dict[str, str]:
+    """Environment variables: on a CPU the room for the KV cache in GiB, and which cores each process takes."""
+    found = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # requests are answered in the worker itself, step by step
+    if device != "cpu":
+        return found
+    bind = "nobind"
+    if tensor_parallel > 1:
+        cores = core_numbers()
+        shares = (cores[k * threads : (k + 1) * threads] for k in range(tensor_parallel))
+        bind = "|".join(",".join(map(str, share)) for share in shares)
+    return found | {
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, -(-int(1.25 * kv_bytes) // (1 << 30)))),
+        "VLLM_CPU_OMP_THREADS_BIND": bind,
+        "OMP_NUM_THREADS": str(threads),
+    }

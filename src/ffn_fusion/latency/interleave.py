@@ -1,0 +1,70 @@
+"""Several models in turn: every round runs all of them, whatever engine they're in.
+
+Neighbouring runs share whatever else the machine does at that moment, so ratios are taken inside a round and their
+median is reported; the order turns from round to round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+Progress = Callable[[str, int, int], None]
+Name = TypeVar("Name")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """``batch`` prompts of ``context`` tokens, each followed by ``new_tokens`` beyond the first one."""
+
+    batch: int
+    context: int
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """Seconds of a prefill, which ends with the first token, and of all decode steps behind it."""
+
+    prefill_s: float
+    decode_s: float
+
+
+class Runner(Protocol):
+    """A model that is loaded in its engine."""
+
+    def warm_up(self, setting: Setting) -> int | None:
+        """A run that isn't counted; the peak of memory in bytes, None where it can't be told."""
+
+    def run(self, setting: Setting) -> Run:
+        """A run that is counted."""
+
+
+@dataclass
+class Runs:
+    """What was run: by (model, setting) all rounds in order, and the peaks of memory."""
+
+    rounds: dict[tuple[str, Setting], list[Run]] = field(default_factory=dict)
+    memory: dict[tuple[str, Setting], int | None] = field(default_factory=dict)
+
+
+def interleave(runners: Mapping[str, Runner], settings: Sequence[Setting], rounds: int, progress: Progress) -> Runs:
+    """Run every model in every setting: once to warm up, then ``rounds`` times."""
+    found = Runs()
+    total = len(settings) * (rounds + 1)
+    for place, setting in enumerate(settings):
+        for name, runner in runners.items():
+            found.memory[name, setting] = runner.warm_up(setting)
+        progress("timing", place * (rounds + 1) + 1, total)
+        for turn in range(1, rounds + 1):
+            for name in turned(list(runners), turn):
+                found.rounds.setdefault((name, setting), []).append(runners[name].run(setting))
+            progress("timing", place * (rounds + 1) + turn + 1, total)
+    return found
+
+
+def turned(names: Sequence[Name], turn: int) -> list[Name]:
+    """The same in turn, another one first every time."""
+    start = turn % len(names)
+    return [*names[start:], *names[:start]]

@@ -1,0 +1,103 @@
+"""What each kind of sub-block costs: plain data, JSON, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from ffn_fusion.families import ModelSpec
+from ffn_fusion.families.spec import AttentionSpec, FfnSpec
+from ffn_fusion.latency.timing import Bound, Phase, Roofline, Work
+
+Part = Literal["attention", "linear attention", "ffn", "linear ffn", "head"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Shape(_Frozen):
+    """A sub-block with its norm, as far as its time goes; or the head, with the final norm.
+
+    Args:
+        size: KV heads of an attention, width of an FFN, vocabulary of a head; 0 for a linear layer.
+        heads: of an attention, 0 elsewhere. head_dim: as well.
+    """
+
+    part: Part
+    hidden_size: int
+    size: int
+    heads: int = 0
+    head_dim: int = 0
+
+    @property
+    def words(self) -> str:
+        size = {"attention": f"{self.heads} heads, {self.size} KV heads", "ffn": f"{self.size:,} wide"}
+        size["head"] = f"{self.size:,} tokens"
+        return f"{self.part.replace('ffn', 'FFN')}{', ' if self.size else ''}{size.get(self.part, '')}"
+
+
+class SubBlockTiming(_Frozen):
+    """Seconds of one sub-block in one setting: the mean over ``copies`` of it that ran one after another."""
+
+    shape: Shape
+    phase: Phase
+    batch: int
+    context: int
+    copies: int
+    rounds: int
+    median_s: float
+    p10_s: float
+    p90_s: float
+    work: Work
+    limit_share: float
+    limited_by: Bound
+
+
+class SubBlocks(_Frozen):
+    """All timings of one interleaved run; ``cuda_graph``: launched as a recorded graph, without the host's overhead."""
+
+    engine: str
+    machine: str
+    threads: int
+    dtype: str
+    cuda_graph: bool
+    roofline: Roofline
+    timings: tuple[SubBlockTiming, ...]
+
+    def get(self, shape: Shape, phase: Phase, batch: int, context: int) -> SubBlockTiming:
+        wanted = (shape, phase, batch, context)
+        return next(t for t in self.timings if (t.shape, t.phase, t.batch, t.context) == wanted)
+
+    def seconds(self, spec: ModelSpec, phase: Phase, batch: int, context: int) -> float:
+        """The sum over a model whose shapes are all here, head included: of a prefill, or of one decode step."""
+        return sum(self.get(shape, phase, batch, context).median_s for shape in shapes_of(spec))
+
+
+def shapes_of(spec: ModelSpec) -> Iterator[Shape]:
+    """The shape of every sub-block of a model in order, and its head's."""
+    for block in spec.blocks:
+        for part in (block.attention, block.ffn):
+            if part:
+                yield _shape(spec, part)
+    yield Shape(part="head", hidden_size=spec.hidden_size, size=spec.vocab_size)
+
+
+def distinct_shapes(specs: Sequence[ModelSpec]) -> list[tuple[Shape, ModelSpec]]:
+    """Each shape once, with a model that has it."""
+    found: dict[Shape, ModelSpec] = {}
+    for spec in specs:
+        for shape in shapes_of(spec):
+            found.setdefault(shape, spec)
+    return sorted(found.items(), key=lambda entry: (entry[0].part, entry[0].hidden_size, entry[0].size))
+
+
+def _shape(spec: ModelSpec, part: AttentionSpec | FfnSpec) -> Shape:
+    D = spec.hidden_size
+    if isinstance(part, FfnSpec):
+        return Shape(part="ffn" if part.kind == "gated" else "linear ffn", hidden_size=D, size=part.width)
+    if part.kind == "linear":
+        return Shape(part="linear attention", hidden_size=D, size=0)
+    return Shape(part="attention", hidden_size=D, size=part.kv_heads, heads=spec.heads, head_dim=spec.head_dim)

@@ -1,0 +1,280 @@
+"""Time one attention and one FFN of each shape that models have, as our modelling code computes them: Puzzle's costs.
+
+A sub-block is run with its norm and the residual sum. Many copies of it run one after another, so many that no cache
+holds their weights, as in a model, where other layers have run meanwhile. All shapes run in turn in every round.
+Weights and states are random: what they hold makes no difference to the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ffn_fusion.blockwise.memory import free_memory
+from ffn_fusion.families import ModelSpec
+from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec
+from ffn_fusion.latency.interleave import Progress, Setting, turned
+from ffn_fusion.latency.machine import machine
+from ffn_fusion.latency.roofline import better, cache_bytes, measure_roofline, seconds
+from ffn_fusion.latency.sub_block_costs import Shape, SubBlocks, SubBlockTiming, distinct_shapes
+from ffn_fusion.latency.timing import Phase, Roofline, Work
+from ffn_fusion.surgery.child_config import child_config
+
+_BEYOND_CACHE = 4  # times its size
+_LONG_ENOUGH = 0.005  # seconds of a timed run
+_MOST_COPIES = 512
+
+
+@torch.inference_mode()
+def time_sub_blocks(
+    specs: Sequence[ModelSpec],
+    *,
+    batches: Sequence[int] = (1, 8),
+    contexts: Sequence[int] = (128,),
+    rounds: int = 5,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    cuda_graph: bool | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> SubBlocks:
+    """Time every distinct shape of these models, and their heads, in prefill and decode.
+
+    Args:
+        specs: models; for a library of sub-blocks, one whose blocks are all of them (``replace(spec, blocks=...)``).
+        contexts: tokens of a prefill, and those that a decode step finds in the KV cache.
+        rounds: timed rounds, after one that isn't counted.
+        cuda_graph: record each run once and launch it as a whole; None does on a GPU.
+    """
+    where = torch.device(device)
+    graph = where.type == "cuda" if cuda_graph is None else cuda_graph and where.type == "cuda"
+    before = measure_roofline(where, dtype)
+    shapes = distinct_shapes(specs)
+    room = min(_BEYOND_CACHE * cache_bytes(where), free_memory(where) // (4 * len(shapes)))
+    stacks = [_Stack.make(shape, spec, dtype, where, room) for shape, spec in shapes]
+    settings = [Setting(batch, context, 1) for context in dict.fromkeys(contexts) for batch in dict.fromkeys(batches)]
+    times: dict[tuple[int, Phase, Setting], list[float]] = {}
+    phases: tuple[Phase, ...] = ("prefill", "decode")
+    for done, (setting, phase) in enumerate((s, p) for s in settings for p in phases):
+        progress("sub-blocks", done, len(settings) * len(phases))
+        for place, found in enumerate(_rounds(stacks, phase, setting, rounds, graph)):
+            times[place, phase, setting] = found
+    progress("sub-blocks", len(settings) * len(phases), len(settings) * len(phases))
+    roofline = better(before, measure_roofline(where, dtype))
+    return SubBlocks(
+        engine=f"transformers {version('transformers')} on {where.type}",
+        machine=machine(where),
+        threads=torch.get_num_threads(),
+        dtype=str(dtype).removeprefix("torch."),
+        cuda_graph=graph,
+        roofline=roofline,
+        timings=tuple(
+            _timing(stacks[k], phase, setting, took, roofline) for (k, phase, setting), took in times.items()
+        ),
+    )
+
+
+def _rounds(stacks: Sequence[_Stack], phase: Phase, setting: Setting, rounds: int, graph: bool) -> list[list[float]]:
+    """Seconds of a sub-block in every round, for each shape."""
+    used = [stack.copies(phase, setting) for stack in stacks]
+    runs: list[Callable[[], None]] = [
+        stack.run_of(phase, setting, copies) for stack, copies in zip(stacks, used, strict=True)
+    ]
+    runs = [_Recorded.of(run) for run in runs] if graph else runs
+    device = stacks[0].device
+    passes = []
+    for run in runs:
+        run()
+        passes.append(max(1, ceil(_LONG_ENOUGH / max(1e-9, seconds(run, device)))))
+    found: list[list[float]] = [[] for _ in stacks]
+    for turn in range(rounds):
+        for k in turned(range(len(stacks)), turn):
+            took = seconds(lambda k=k: [runs[k]() for _ in range(passes[k])], device)  # type: ignore[misc]
+            found[k].append(took / passes[k] / used[k])
+    return found
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A run as a CUDA graph. It reads what ``run`` holds, which therefore stays."""
+
+    graph: Any
+    run: Callable[[], None]
+
+    @classmethod
+    def of(cls, run: Callable[[], None]) -> _Recorded:
+        side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries set themselves up outside the recording
+            for _ in range(3):
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        return cls(graph, run)
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Copies of one sub-block, each a decoder layer that has nothing else."""
+
+    shape: Shape
+    config: Any
+    layers: tuple[nn.Module, ...]
+    dtype: torch.dtype
+    device: torch.device
+    room: int
+
+    @classmethod
+    def make(cls, shape: Shape, spec: ModelSpec, dtype: torch.dtype, device: torch.device, room: int) -> _Stack:
+        """As many copies as fill ``room`` bytes."""
+        config = _config(shape, spec)
+        with torch.device("meta"):
+            empty = _layer(shape, config).to(dtype)
+        nbytes = sum(parameter.nbytes for parameter in empty.parameters())
+        copies = min(_MOST_COPIES, max(1, ceil(room / nbytes)))
+        layers: list[nn.Module] = []
+        for _ in range(copies):
+            with torch.device("meta"):
+                layer = _layer(shape, config).to(dtype)
+            layer = layer.to_empty(device=device).eval()
+            _fill(layer, layers[0] if layers else None)
+            layers.append(layer)
+        return cls(shape, config, tuple(layers), dtype, device, room)
+
+    def copies(self, phase: Phase, setting: Setting) -> int:
+        """How many are run: with a KV cache each, fewer fill the room."""
+        work = self.work(phase, setting)
+        return min(len(self.layers), max(1, ceil(self.room / work.moved_bytes)))
+
+    def run_of(self, phase: Phase, setting: Setting, copies: int) -> Callable[[], None]:
+        """What is timed: copies, one after another. A head looks at the last token alone, as in ``generate``."""
+        tokens = setting.context if phase == "prefill" and self.shape.part != "head" else 1
+        sizes = (setting.batch, tokens, self.shape.hidden_size)
+        x_BTD = torch.randn(sizes, device=self.device).to(self.dtype)
+        words: list[dict[str, Any]] = [{}] * copies
+        if self.shape.part == "attention":
+            words = self._words(x_BTD, setting.context + (phase == "decode"), copies)
+        return lambda: _one_after_another(self.layers[:copies], x_BTD, words)
+
+    def _words(self, x_BTD: Tensor, length: int, copies: int) -> list[dict[str, Any]]:
+        """Keyword arguments of each attention: rotary angles, and a KV cache of its own."""
+        from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+        B, T, _ = x_BTD.shape
+        places_1T = torch.arange(length - T, length, device=self.device)[None]
+        angles = LlamaRotaryEmbedding(config=self.config).to(self.device)(x_BTD, places_1T)
+        sizes = (B, self.shape.size, length, self.shape.head_dim)
+
+        def cache() -> _FixedCache:
+            return _FixedCache(*(torch.randn(sizes, device=self.device).to(self.dtype) for _ in range(2)))
+
+        same = {"position_embeddings": angles, "attention_mask": None}
+        return [{**same, "past_key_values": cache()} for _ in range(copies)]
+
+    def work(self, phase: Phase, setting: Setting) -> Work:
+        """Of one sub-block, as ``Traffic`` counts it."""
+        B, T = setting.batch, setting.context if phase == "prefill" and self.shape.part != "head" else 1
+        parameters = sum(parameter.numel() for parameter in self.layers[0].parameters())
+        size = torch.finfo(self.dtype).bits / 8
+        flops = 2.0 * B * T * parameters
+        kv_bytes = 0.0
+        if self.shape.part == "attention":
+            pairs = T * (T + 1) / 2 if phase == "prefill" else setting.context + 1
+            held = setting.context + (0 if phase == "prefill" else 2)  # a step writes one and reads it too
+            flops += 4.0 * B * pairs * self.shape.heads * self.shape.head_dim
+            kv_bytes = 2.0 * B * held * self.shape.size * self.shape.head_dim * size
+        return Work(weight_bytes=parameters * size, kv_bytes=kv_bytes, flops=flops)
+
+
+class _FixedCache:
+    """Keys and values [B, K, T, d] of one layer; new ones take the last places, so every run finds the same length."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *more: Any) -> tuple[Tensor, Tensor]:
+        start = self.keys.shape[2] - keys.shape[2]
+        self.keys[:, :, start:] = keys
+        self.values[:, :, start:] = values
+        return self.keys, self.values
+
+
+class _Head(nn.Module):
+    """The final norm and the head."""
+
+    def __init__(self, config: Any) -> None:
+        from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+        super().__init__()
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        logits: Tensor = self.lm_head(self.norm(hidden_states))
+        return logits
+
+
+def _config(shape: Shape, spec: ModelSpec) -> Any:
+    """A model of one block, which is this sub-block."""
+    from ffn_fusion.modeling.configuration_decilm import DeciLMConfig
+
+    block = BlockSpec(None, None)
+    if "attention" in shape.part:
+        block = BlockSpec(AttentionSpec("attention" if shape.size else "linear", shape.size), None)
+    elif "ffn" in shape.part:
+        block = BlockSpec(None, FfnSpec("gated" if shape.size else "linear", shape.size))
+    config = DeciLMConfig(**child_config(replace(spec, family="nemotron-nas", blocks=(block,)), 1))
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def _layer(shape: Shape, config: Any) -> nn.Module:
+    from ffn_fusion.modeling.modeling_decilm import DeciLMDecoderLayer
+
+    return _Head(config) if shape.part == "head" else DeciLMDecoderLayer(config, 0, 0)
+
+
+def _fill(layer: nn.Module, like: nn.Module | None) -> None:
+    """Small random weights, or the same as those of another copy."""
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(False)
+        if like is None:
+            parameter.normal_(std=0.02)
+        else:
+            parameter.copy_(like.get_parameter(name))
+
+
+def _one_after_another(layers: Sequence[nn.Module], x_BTD: Tensor, words: Sequence[dict[str, Any]]) -> None:
+    for layer, keywords in zip(layers, words, strict=True):
+        layer(x_BTD, **keywords)
+
+
+def _timing(stack: _Stack, phase: Phase, setting: Setting, found: list[float], roofline: Roofline) -> SubBlockTiming:
+    p10, median, p90 = (float(value) for value in np.percentile(found, [10, 50, 90]))
+    work = stack.work(phase, setting)
+    least, bound = roofline.least(work)
+    return SubBlockTiming(
+        shape=stack.shape,
+        phase=phase,
+        batch=setting.batch,
+        context=setting.context,
+        copies=stack.copies(phase, setting),
+        rounds=len(found),
+        median_s=median,
+        p10_s=p10,
+        p90_s=p90,
+        work=work,
+        limit_share=least / median,
+        limited_by=bound,
+    )

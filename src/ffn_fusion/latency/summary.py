@@ -1,0 +1,97 @@
+"""From single runs to figures: medians and spread, ratios inside a round, shares of the machine's limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ffn_fusion.latency.interleave import Run, Runs, Setting
+from ffn_fusion.latency.timing import Latency, Phase, Roofline, Timing, Work
+from ffn_fusion.latency.traffic import Traffic
+
+_PHASES: tuple[Phase, ...] = ("prefill", "decode")
+
+
+def timings_of(runs: Runs, traffic: Mapping[str, Traffic], roofline: Roofline | None) -> tuple[Timing, ...]:
+    """A timing for every model, setting and phase.
+
+    Args:
+        traffic: what each model can't do without; models that have none get no share of the limits.
+    """
+    return tuple(
+        _timing(name, phase, setting, runs, traffic.get(name), roofline)
+        for name, setting in runs.memory
+        for phase in _PHASES
+    )
+
+
+def _timing(
+    name: str, phase: Phase, setting: Setting, runs: Runs, traffic: Traffic | None, roofline: Roofline | None
+) -> Timing:
+    mine = _seconds(runs.rounds[name, setting], phase)
+    others = {o: _seconds(rounds, phase) for (o, s), rounds in runs.rounds.items() if s == setting and o != name}
+    p10, median, p90 = (float(value) for value in np.percentile(mine, [10, 50, 90]))
+    steps = setting.new_tokens if phase == "decode" else 1
+    work = work_of(traffic, phase, setting) if traffic else None
+    least, bound = roofline.least(work) if roofline and work else (None, None)
+    return Timing(
+        model=name,
+        phase=phase,
+        batch=setting.batch,
+        context=setting.context,
+        new_tokens=setting.new_tokens,
+        rounds=len(mine),
+        median_s=median,
+        p10_s=p10,
+        p90_s=p90,
+        tokens_per_second=setting.batch * (setting.context if phase == "prefill" else steps) / median,
+        speedup={other: float(np.median(theirs / mine)) for other, theirs in others.items()},
+        work=work,
+        limit_share=least * steps / median if least is not None else None,
+        limited_by=bound,
+        memory_bytes=runs.memory.get((name, setting)),
+    )
+
+
+def work_of(traffic: Traffic, phase: Phase, setting: Setting) -> Work:
+    """Of the prefill, or of a decode step at the mean length."""
+    if phase == "prefill":
+        return traffic.prefill(setting.batch, setting.context)
+    return traffic.step(setting.batch, setting.context + (setting.new_tokens + 1) / 2)
+
+
+def _seconds(rounds: list[Run], phase: Phase) -> Any:
+    return np.asarray([run.prefill_s if phase == "prefill" else run.decode_s for run in rounds])
+
+
+def figures(latency: Latency) -> list[dict[str, Any]]:
+    """What a user feels, an entry for each model and setting: seconds, tokens a second, bytes, shares of the limits."""
+    found = []
+    for model in latency.models:
+        for batch, context in latency.settings:
+            first, each = (latency.get(model, phase, batch, context) for phase in _PHASES)
+            found.append(
+                {
+                    "model": model,
+                    "batch": batch,
+                    "context": context,
+                    "new_tokens": each.new_tokens,
+                    "time_to_first_token_s": _spread(first),
+                    "time_per_output_token_s": _spread(each),
+                    "tokens_per_second": each.tokens_per_second,
+                    "prompt_tokens_per_second": first.tokens_per_second,
+                    "peak_memory_bytes": each.memory_bytes,
+                    "bytes_per_token": each.moved_per_token,
+                    "share_of_limit": {"prefill": first.limit_share, "decode": each.limit_share},
+                    "limited_by": {"prefill": first.limited_by, "decode": each.limited_by},
+                    "speedup": {"prefill": first.speedup, "decode": each.speedup},
+                }
+            )
+    return found
+
+
+def _spread(timing: Timing) -> dict[str, float]:
+    values = {"median": timing.median_s, "p10": timing.p10_s, "p90": timing.p90_s}
+    return {name: value / timing.steps for name, value in values.items()}
