@@ -43,7 +43,8 @@ def test_tables_and_svg(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
     assert "time per output token" in svg
 
 
-def test_sub_blocks(ffn_fusion: Run, parent: Path) -> None:
+def test_sub_blocks(ffn_fusion: Run, parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ffn_fusion.latency.sub_blocks.cache_bytes", lambda device: 1 << 16)  # few copies
     words = ("bench", parent, "--sub-blocks", "--batch", 1, "--context", 4, "--rounds", 1)
     code, out, err = ffn_fusion(*words)
     assert code == 0, err

@@ -38,7 +38,7 @@ def _draw(figure: Any, latency: Latency) -> None:
     for axes, (phase, title) in zip(figure.subplots(1, 2), _PANELS, strict=True):
         _panel(axes, latency, phase, colours)
         axes.set_title(title)
-    handles: list[Any] = [Patch(color=colours[m], label=printable(m)[:_LONGEST_NAME]) for m in latency.models]
+    handles: list[Any] = [Patch(color=colours[m], label=_short(printable(m))) for m in latency.models]
     if latency.roofline:
         handles.append(Line2D([], [], color=palette.INK, lw=1.4, label="least by this machine's limits"))
     figure.legend(handles=handles, loc="outside upper left", ncols=min(4, len(handles)), handlelength=1.2)
@@ -68,6 +68,10 @@ def _panel(axes: Any, latency: Latency, phase: Phase, colours: dict[str, str]) -
 def _labels(latency: Latency) -> list[str]:
     one_context = len({context for _, context in latency.settings}) == 1
     return [f"batch {b}" if one_context else f"batch {b}\n{c:,} tokens" for b, c in latency.settings]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
 def _wrapped(text: str) -> str:
