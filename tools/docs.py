@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 VERBS = (
     "run", "optimize", "inspect", "analyze", "plan", "explain", "windows", "build", "fuse", "repair", "distill",
-    "export", "check", "verify", "eval", "score", "bench", "report",
+    "export", "check", "verify", "eval", "score", "bench", "predict", "report",
 )  # fmt: skip
 
 
