@@ -119,7 +119,8 @@ def elsewhere() -> dict[str, float]:
 
 def throughput() -> dict[str, float]:
     """Tokens a second of a device, with as many sequences as fit, on the best or the stated number of devices."""
-    row, figures = published()["throughput"], {}
+    row = published()["throughput"]
+    figures: dict[str, float] = {}
     machine = find_machine(row["machine"])
     for value in row["values"]:
         found = {n: _throughput(machine, value["model"], n, row) for n in ([1] if "devices" in value else (1, 2, 4, 8))}

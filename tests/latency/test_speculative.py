@@ -48,6 +48,16 @@ def test_checking_several_tokens_costs_little_more_than_one() -> None:
     assert one < five < 1.02 * one
 
 
+def test_a_draft_of_few_heads_runs_on_few_devices() -> None:
+    """16 heads on 8 devices as they are, 9 on one; every device that has it has it whole then."""
+    few = pattern_spec([(3, 1536)] * 4, hidden_size=576, heads=9, vocab_size=49152)
+    wide = Setting(devices=8)
+    assert [Draft(spec).setting(wide).devices for spec in (SMALL, few)] == [8, 1]
+    alone, model = (predict(H100, *of) for of in ((few, Setting()), (BIG, wide)))
+    found = predict_drafted(H100, BIG, wide, Draft(few, 2))
+    assert found.weight_bytes == model.weight_bytes + alone.weight_bytes
+
+
 @given(st.integers(1, 8), st.floats(0.01, 0.99))
 def test_implied_acceptance_is_the_inverse(length: int, acceptance: float) -> None:
     draft = Draft(SMALL, length, acceptance)

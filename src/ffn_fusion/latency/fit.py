@@ -136,6 +136,8 @@ def _least_squares(rows: Array, wanted: Array, limits: Sequence[tuple[float, flo
             x[loose] = np.linalg.lstsq(rows[:, loose], wanted - rows @ x, rcond=None)[0]
         inside = all(low * (1 - 1e-9) <= v <= high * (1 + 1e-9) for v, (low, high) in zip(x, limits, strict=True))
         error = float(np.sum((rows @ x - wanted) ** 2))
+        if inside and loose.all():
+            return x  # the first one tried, and none is better
         if inside and error < least:
             best, least = x, error
     return best

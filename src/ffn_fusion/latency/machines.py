@@ -81,7 +81,7 @@ class Machine(_Frozen):
 
     def peak(self, precision: str) -> float:
         """FLOP/s; of a precision that the machine can't compute in, those of the 16-bit numbers it's widened to."""
-        known: dict[str, float] = {**self.flops}
+        known: dict[str, float] = dict(self.flops.items())
         for name in (precision, "bf16", "fp32"):
             if name in known:
                 return known[name]
@@ -102,9 +102,8 @@ class Machine(_Frozen):
             )
 
     def source(self, constant: str) -> str:
-        """Where it comes from; what nobody stated is the default."""
-        how: Literal["fitted: ", ""] = "fitted: " if constant in self.fitted else ""
-        return how + self.sources.get(constant, "")
+        """Where a constant comes from; nothing where nobody said."""
+        return ("fitted: " if constant in self.fitted else "") + self.sources.get(constant, "")
 
 
 @cache

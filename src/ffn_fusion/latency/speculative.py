@@ -7,10 +7,11 @@ With k proposed and each accepted with probability p, independently, a round bri
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import gcd
 
 from ffn_fusion.errors import UsageError
 from ffn_fusion.families import ModelSpec
-from ffn_fusion.latency.hardware import Parts, Prediction, check_setting, decode_step, predict, step_seconds
+from ffn_fusion.latency.hardware import Parts, Prediction, decode_step, predict, step_seconds
 from ffn_fusion.latency.machines import Machine
 from ffn_fusion.latency.work import Setting, Step, kv_bytes, weight_bytes
 
@@ -19,12 +20,16 @@ from ffn_fusion.latency.work import Setting, Step, kv_bytes, weight_bytes
 class Draft:
     """``length`` tokens are proposed a round, each accepted with probability ``acceptance``.
 
-    The draft runs on the same devices and in the same precision as the model.
+    The draft runs in the model's precision, on as many of its devices as can share the draft's heads evenly.
     """
 
     spec: ModelSpec
     length: int = 4
     acceptance: float = 0.7
+
+    def setting(self, of_model: Setting) -> Setting:
+        """The draft's own."""
+        return replace(of_model, devices=gcd(self.spec.heads, of_model.devices))
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -42,18 +47,17 @@ def predict_drafted(machine: Machine, spec: ModelSpec, setting: Setting, draft: 
     """As :func:`ffn_fusion.latency.hardware.predict`, with a draft. ``decode`` is a round, ``token`` one of its tokens.
 
     Raises:
-        UsageError: as there, for either model.
+        UsageError: as there.
     """
-    plain = predict(machine, spec, setting)
-    check_setting(machine, draft.spec, setting)
+    plain, own = predict(machine, spec, setting), draft.setting(setting)
     decode = _round(machine, spec, setting, draft)
     return replace(
         plain,
-        prefill=plain.prefill + step_seconds(machine, draft.spec, setting, Step(tokens=setting.context)),
+        prefill=plain.prefill + step_seconds(machine, draft.spec, own, Step(tokens=setting.context)),
         decode=decode,
         token=decode.total / tokens_per_round(draft.length, draft.acceptance),
-        weight_bytes=plain.weight_bytes + weight_bytes(draft.spec, setting),
-        kv_bytes=plain.kv_bytes + kv_bytes(draft.spec, setting),
+        weight_bytes=plain.weight_bytes + weight_bytes(draft.spec, own),
+        kv_bytes=plain.kv_bytes + kv_bytes(draft.spec, own),
     )
 
 
@@ -72,5 +76,6 @@ def implied_acceptance(
 
 
 def _round(machine: Machine, spec: ModelSpec, setting: Setting, draft: Draft) -> Parts:
-    proposing = step_seconds(machine, draft.spec, setting, decode_step(setting)).times(draft.length)
+    own = draft.setting(setting)
+    proposing = step_seconds(machine, draft.spec, own, decode_step(own)).times(draft.length)
     return proposing + step_seconds(machine, spec, setting, decode_step(setting, draft.length + 1))
