@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
 from ffn_fusion.errors import UsageError
 from ffn_fusion.families.pattern import pattern_spec
-from ffn_fusion.latency.fit import CPU_CONSTANTS, Observation, errors, fit_machine, predicted
+from ffn_fusion.latency.fit import CPU_CONSTANTS, Observation, _least_squares, errors, fit_machine, predicted
 from ffn_fusion.latency.machines import Machine
 from ffn_fusion.latency.work import Setting
 
@@ -70,6 +71,22 @@ def test_bounds_hold() -> None:
     assert found.machine.attention_seconds == 0
     worse = errors(found.machine.model_copy(update={"memory_efficiency": 0.55}), seen(8))
     assert sum(e * e for e in worse) > sum(e * e for e in found.errors)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_point_within_the_limits_is_better(seed: int) -> None:
+    """Random problems, every fourth with two constants that can't be told apart."""
+    random_ = np.random.default_rng(seed)
+    rows, wanted = random_.normal(size=(7, 3)) * [1, 1e3, 1e-2], random_.normal(size=7)
+    if seed % 4 == 0:
+        rows[:, 2] = rows[:, 1]
+    limits = [(1.0, 3.0), (0.0, 1e-3), (0.0, 50.0)]
+    x = _least_squares(rows, wanted, limits)
+    assert all(low - 1e-9 <= v <= high + 1e-9 for v, (low, high) in zip(x, limits, strict=True))
+    points = random_.uniform(*zip(*limits, strict=True), size=(2000, 3))
+    nearby = np.clip(x + random_.normal(size=(2000, 3)) * [1e-3, 1e-6, 1e-1], *zip(*limits, strict=True))
+    errors_there = ((np.concatenate([points, nearby]) @ rows.T - wanted) ** 2).sum(1)
+    assert ((rows @ x - wanted) ** 2).sum() <= errors_there.min() + 1e-9
 
 
 def test_too_few_times() -> None:

@@ -89,10 +89,13 @@ def fit_machine(
 
 
 def _fitted(machine: Machine, seen: Sequence[Observation], free: Bounds, goal: Goal) -> Machine:
-    for _ in range(4):  # exact after the first while nothing changes sides of a maximum
+    for _ in range(6):  # exact after the first while nothing changes sides of a maximum
         rows, rest = _linear(machine, seen, free)
         solve = _least_squares if goal == "squares" else _least_largest
-        machine = _with(machine, free, solve(rows, 1 - rest, _limits(free)))
+        here, values = _values(machine, free), solve(rows, 1 - rest, _limits(free))
+        machine = _with(machine, free, values)
+        if np.allclose(here, values, rtol=1e-6, atol=0):
+            break
     return machine.model_copy(update={"fitted": tuple(free)})
 
 
@@ -127,26 +130,29 @@ def _limits(free: Bounds) -> list[tuple[float, float]]:
 
 
 def _least_squares(rows: Array, wanted: Array, limits: Sequence[tuple[float, float]]) -> Array:
-    """min |rows x - wanted|, x within limits: the best of the solutions with each constant free or on a limit."""
-    best, least = np.asarray([low for low, _ in limits]), np.inf
-    for held in product(*[(None, low, high) for low, high in limits]):
+    """min |rows x - wanted|, x within limits. The problem is convex: a solution with some constants held on a limit is
+    the one if the others lie within theirs and the error would grow wherever a held one left its own.
+    """
+    ways = product(*[(None, low, high) for low, high in limits])
+    for held in sorted(ways, key=lambda way: len(way) - way.count(None)):
         x = np.asarray([0.0 if value is None else value for value in held])
         loose = np.asarray([value is None for value in held])
         if loose.any():
             x[loose] = np.linalg.lstsq(rows[:, loose], wanted - rows @ x, rcond=None)[0]
-        inside = all(low * (1 - 1e-9) <= v <= high * (1 + 1e-9) for v, (low, high) in zip(x, limits, strict=True))
-        error = float(np.sum((rows @ x - wanted) ** 2))
-        if inside and loose.all():
-            return x  # the first one tried, and none is better
-        if inside and error < least:
-            best, least = x, error
-    return best
+        slope = rows.T @ (rows @ x - wanted)
+        least = 1e-9 * float(np.abs(rows.T @ wanted).max())
+        if all(
+            low * (1 - 1e-9) <= v <= high * (1 + 1e-9) if h is None else (g >= -least if h == low else g <= least)
+            for v, g, h, (low, high) in zip(x, slope, held, limits, strict=True)
+        ):
+            return x
+    raise AssertionError("a convex problem without a least point")
 
 
 def _least_largest(rows: Array, wanted: Array, limits: Sequence[tuple[float, float]]) -> Array:
     weights = np.full(len(wanted), 1 / len(wanted))
     best, least = _least_squares(rows, wanted, limits), np.inf
-    for _ in range(300):
+    for _ in range(200):
         root = np.sqrt(weights)
         x = _least_squares(rows * root[:, None], wanted * root, limits)
         off = np.abs(rows @ x - wanted)
