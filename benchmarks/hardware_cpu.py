@@ -1,8 +1,8 @@
 """The model of a machine on a CPU: random blueprints of SmolLM2, decoded in transformers, a third to fit on, the others
 predicted.
 
-The machine's bandwidth (a plain read) and FLOP/s (a matrix product) are measured in the same run; fitted are what the
-engine reaches of the bandwidth and its overheads of an attention, an FFN and a step, by batch-1 decodes alone. Every
+The machine's bandwidth (a plain read) and FLOP/s (a matrix product) are the best seen in the same run; fitted are what
+the engine reaches of the bandwidth and its overheads of an attention, an FFN and a step, by batch-1 decodes alone. A
 child is timed in turn with the parent, and its time is taken as the parent's median over all of the run times its own
 ratio to the parent, since a shared machine's speed drifts. Errors are predicted / measured - 1.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -45,8 +46,9 @@ def main() -> None:
         if options.quick:
             write_random_llama(Path(place) / "m", llama_config(**TINY), shard_bytes=1 << 30)
         parent = open_folder(Path(place) / "m") if options.quick else open_model(str(MODEL))
-        seen = _measured(parent, options)
-    figures = _figures(seen, _bare_machine(options), options)
+        limits = Limits(options.quick)
+        seen = _measured(parent, limits, options)
+    figures = _figures(seen, limits.machine(), options)
     goals = {} if options.quick else GOALS
     met = all(figures[name] <= goal for name, goal in goals.items())
     notes = {"threads": str(options.threads), "dtype": options.dtype, "rounds": str(options.rounds)}
@@ -93,7 +95,7 @@ def random_blueprint(parent: Checkpoint, chance: random.Random) -> Blueprint:
     return blueprint
 
 
-def _measured(parent: Checkpoint, options: argparse.Namespace) -> dict[int, list[Observation]]:
+def _measured(parent: Checkpoint, limits: Limits, options: argparse.Namespace) -> dict[int, list[Observation]]:
     """Batch size -> the parent and every child with its decode step, the parent's first."""
     chance, dtype = random.Random(options.seed), getattr(torch, options.dtype)
     identity = Blueprint.identity(parent.spec.parent(parent.name))
@@ -113,6 +115,9 @@ def _measured(parent: Checkpoint, options: argparse.Namespace) -> dict[int, list
         for batch in options.batch:
             base[batch].append(latency.get("parent", "decode", batch).median_s / options.new_tokens)
         ratios.append((child, {b: latency.get("child", "decode", b).speedup["parent"] for b in options.batch}))
+        limits.look()
+        said = ", ".join(f"{1e3 * base[b][-1]:.1f} ms / {ratio:.2f} at batch {b}" for b, ratio in ratios[-1][1].items())
+        print(f"{i + 1} of {options.fit + options.predict}: {said}", file=sys.stderr, flush=True)
     return {b: _observations(parent, b, median(base[b]), ratios, options) for b in options.batch}
 
 
@@ -132,14 +137,24 @@ def _observations(
     return [Observation("parent", parent.spec, setting, seconds), *children]
 
 
-def _bare_machine(options: argparse.Namespace) -> Machine:
-    """What this machine reads and multiplies, with no engine."""
-    numbers = torch.ones(1 << (20 if options.quick else 27))
-    square = torch.ones(256 if options.quick else 2048, 256 if options.quick else 2048)
-    flops = 2 * square.shape[0] ** 3 / _best(lambda: square @ square)
-    memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    bandwidth = numbers.nbytes / _best(lambda: numbers.sum())
-    return Machine(name="cpu", memory=memory, bandwidth=bandwidth, flops={"fp32": flops}, memory_efficiency=0.5)
+class Limits:
+    """The most that this machine read and multiplied a second, with no engine, in any of the looks at it."""
+
+    def __init__(self, quick: bool) -> None:
+        self._numbers = torch.ones(1 << (20 if quick else 26))
+        self._square = torch.ones(256 if quick else 1024, 256 if quick else 1024)
+        self.bandwidth = self.flops = 0.0
+
+    def look(self) -> None:
+        rows = self._square.shape[0]
+        self.bandwidth = max(self.bandwidth, self._numbers.nbytes / _best(lambda: self._numbers.sum()))
+        self.flops = max(self.flops, 2 * rows**3 / _best(lambda: self._square @ self._square))
+
+    def machine(self) -> Machine:
+        memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        return Machine(
+            name="cpu", memory=memory, bandwidth=self.bandwidth, flops={"fp32": self.flops}, memory_efficiency=0.5
+        )
 
 
 def _best(work: Callable[[], object]) -> float:
