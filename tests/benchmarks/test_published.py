@@ -89,6 +89,14 @@ def test_the_h200_is_an_h100_that_reads_faster() -> None:
     assert machine.memory_efficiency == pytest.approx(kept["matrix-vector TB/s"] * 1e12 / machine.bandwidth, rel=0.1)
 
 
+def test_the_cpu_is_the_one_that_was_kept() -> None:
+    kept = json.loads((ROOT / "docs" / "results" / "hardware_cpu.json").read_text(encoding="utf-8"))["figures"]
+    machine = find_machine("cpu")
+    assert machine.bandwidth == pytest.approx(kept["read GB/s"] * 1e9, rel=0.001)
+    for name in machine.fitted:
+        assert getattr(machine, name) == pytest.approx(kept[f"fitted: {name}"], rel=0.001)
+
+
 def _kept(name: str) -> dict[str, float]:
     path = ROOT / "docs" / "results" / "hardware_gpu.json"
     figures: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))[name]["figures"]
