@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 VERBS = (
     "run", "optimize", "inspect", "analyze", "plan", "explain", "windows", "build", "fuse", "repair", "distill",
-    "export", "check", "verify", "eval", "score", "bench", "report",
+    "export", "check", "verify", "eval", "score", "bench", "predict", "report",
 )  # fmt: skip
 
 
@@ -368,6 +368,79 @@ def benchmark_table(name: str) -> str:
             f"| {key} | {value:.4g} | {'≤ ' + format(result['goals'][key], 'g') if key in result['goals'] else ''} |"
         )
     return "\n".join(rows)
+
+
+def _grid(grid: Any) -> str:
+    rows = ["| " + " | ".join(grid.columns) + " |", "|" + "---|" * len(grid.columns)]
+    return "\n".join(rows + ["| " + " | ".join(row) + " |" for row in grid.rows])
+
+
+def machine_table() -> str:
+    """The machines that ``predict`` ships."""
+    from ffn_fusion.latency.machines import shipped_machines
+    from ffn_fusion.report.prediction_tables import machines_grid
+
+    return _grid(machines_grid(shipped_machines().values()))
+
+
+def machine_sources(name: str) -> str:
+    """Where a machine's constants come from."""
+    from ffn_fusion.latency.machines import find_machine
+    from ffn_fusion.report.prediction_tables import sources_grid
+
+    return _grid(sources_grid(find_machine(name)))
+
+
+def hardware_results() -> str:
+    """What benchmarks/hardware.py printed of the four models it fits on, from docs/results/hardware.json."""
+    kept = json.loads((ROOT / "docs" / "results" / "hardware.json").read_text(encoding="utf-8"))["figures"]
+    columns = ("published", "fitted", "error, fitted", "error, left out", "error, nothing fitted")
+    rows = ["| tokens/s | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
+    for name in [key.split(" | ")[0] for key in kept if key.endswith(" | error, fitted")]:
+        values = [kept[f"{name} | {column}"] for column in columns]
+        cells = [f"{v:.2f}" if i < 2 else f"{v:+.1%}" for i, v in enumerate(values)]
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def hardware_elsewhere() -> str:
+    """What it wasn't fitted on."""
+    kept = json.loads((ROOT / "docs" / "results" / "hardware.json").read_text(encoding="utf-8"))["figures"]
+    names = {
+        "H200": "Ultra-253B on 8 x H200, tokens/s",
+        "fusion": "speed-up by fusion alone, 8 x H100",
+        "51B / 70B throughput": "Nemotron-51B / Llama-3.1-70B, throughput a device",
+        "51B throughput": "Nemotron-51B, tokens/s a device",
+        "70B throughput": "Llama-3.1-70B, tokens/s a device",
+        "70B, one device throughput": "the same on one device",
+    }
+    rows = ["| | published | predicted | error |", "|---|---|---|---|"]
+    for name, what in names.items():
+        stated, found = kept[f"{name} | published"], kept[f"{name} | predicted"]
+        digits = 0 if stated >= 1000 else 2
+        on = f" (best on {kept[f'{name} | devices']:.0f})" if f"{name} | devices" in kept else ""
+        rows.append(f"| {what}{on} | {stated:,.{digits}f} | {found:,.{digits}f} | {found / stated - 1:+.1%} |")
+    return "\n".join(rows)
+
+
+def hardware_gpu_results() -> str:
+    """What benchmarks/hardware_gpu.py printed on each GPU, from docs/results/hardware_gpu.json."""
+    kept = json.loads((ROOT / "docs" / "results" / "hardware_gpu.json").read_text(encoding="utf-8"))
+    rows = ["| | " + " | ".join(kept) + " |", "|" + "---|" * (len(kept) + 1)]
+    for name in next(iter(kept.values()))["figures"]:
+        values = [one["figures"][name] for one in kept.values()]
+        rows.append(f"| {name} | " + " | ".join(f"{v:,.0f}" if v >= 100 else f"{v:.2f}" for v in values) + " |")
+    return "\n".join(rows)
+
+
+def hardware_drafts() -> str:
+    """The acceptance that the published speed with a draft implies."""
+    kept = json.loads((ROOT / "docs" / "results" / "hardware.json").read_text(encoding="utf-8"))["figures"]
+    found = {key.split()[2]: value for key, value in kept.items() if key.startswith("draft of")}
+    return (
+        "| tokens a draft | " + " | ".join(found) + " |\n|" + "---|" * (len(found) + 1) + "\n| acceptance | "
+        + " | ".join(f"{value:.2f}" for value in found.values()) + " |"
+    )  # fmt: skip
 
 
 def main() -> int:

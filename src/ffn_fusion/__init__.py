@@ -48,11 +48,17 @@ if TYPE_CHECKING:
     from ffn_fusion.evaluation.evaluate import evaluate
     from ffn_fusion.evaluation.quality import Quality
     from ffn_fusion.export.forms import export_model, plan_export
+    from ffn_fusion.families.pattern import pattern_spec
+    from ffn_fusion.latency.fit import Fit, Observation, fit_machine
+    from ffn_fusion.latency.hardware import Prediction, predict, sub_block_seconds
     from ffn_fusion.latency.load import load_model, realise
+    from ffn_fusion.latency.machines import Machine, find_machine
     from ffn_fusion.latency.measure import bench
+    from ffn_fusion.latency.speculative import Draft, predict_drafted
     from ffn_fusion.latency.sub_block_costs import SubBlocks
     from ffn_fusion.latency.sub_blocks import time_sub_blocks
     from ffn_fusion.latency.timing import Latency
+    from ffn_fusion.latency.work import Setting
     from ffn_fusion.pipeline.recipe import Recipe
     from ffn_fusion.pipeline.result import Result
     from ffn_fusion.pipeline.run import run
@@ -90,11 +96,17 @@ _HOMES = {
     "evaluation.evaluate": ("evaluate",),
     "evaluation.quality": ("Quality",),
     "export.forms": ("export_model", "plan_export"),
+    "families.pattern": ("pattern_spec",),
+    "latency.fit": ("Fit", "Observation", "fit_machine"),
+    "latency.hardware": ("Prediction", "predict", "sub_block_seconds"),
     "latency.load": ("load_model", "realise"),
+    "latency.machines": ("Machine", "find_machine"),
     "latency.measure": ("bench",),
+    "latency.speculative": ("Draft", "predict_drafted"),
     "latency.sub_block_costs": ("SubBlocks",),
     "latency.sub_blocks": ("time_sub_blocks",),
     "latency.timing": ("Latency",),
+    "latency.work": ("Setting",),
     "pipeline.recipe": ("Recipe",),
     "pipeline.result": ("Result",),
     "pipeline.run": ("run",),
@@ -121,6 +133,8 @@ __all__ = [  # noqa: RUF022  (in the order of a run)
     "check_trainable", "write_trained",
     "evaluate", "Quality",
     "bench", "Latency", "load_model", "realise", "bench_in", "BenchSettings", "time_sub_blocks", "SubBlocks",
+    "predict", "Setting", "Prediction", "Machine", "find_machine", "pattern_spec", "sub_block_seconds",
+    "predict_drafted", "Draft", "fit_machine", "Observation", "Fit",
     "write_report", "ReportData",
     "run", "Recipe", "Result",
     "FfnFusionError",

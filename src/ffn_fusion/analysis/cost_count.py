@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.families import FfnSpec, ModelSpec
-from ffn_fusion.families.layout import sub_block_parameters
+from ffn_fusion.families.layout import head_parameters, sub_block_parameters
 
 STEP_SHARE = 0.35
 
@@ -39,8 +39,7 @@ def counted_speedup_of(spec: ModelSpec, dropped: tuple[int, ...], steps_saved: i
     """The same from what is saved: attentions dropped, sequential steps in all (dropped and fused), and ``cut``
     parameters of narrowed FFNs.
     """
-    head = spec.vocab_size * spec.hidden_size  # read whole for every token; of the embedding one row is
-    weights = head + sum(
+    weights = head_parameters(spec) + sum(
         sub_block_parameters(spec, block.attention) + sub_block_parameters(spec, block.ffn) for block in spec.blocks
     )
     saved = cut + sum(sub_block_parameters(spec, spec.blocks[i].attention) for i in dropped)

@@ -19,6 +19,7 @@ from ffn_fusion.cli import (
     export,
     inspect,
     plan,
+    predict,
     repair,
     report,
     run,
@@ -70,6 +71,7 @@ app.command("export")(export.export)
 app.command("eval")(evaluate.evaluate)
 app.command("score")(score.score)
 app.command("bench")(bench.bench)
+app.command("predict")(predict.predict)
 app.command("report")(report.report)
 
 

@@ -63,6 +63,11 @@ def sub_block_parameters(spec: ModelSpec, part: AttentionSpec | FfnSpec | None) 
     return sum(prod(shape) for _, shape in tensors)
 
 
+def head_parameters(spec: ModelSpec) -> int:
+    """Parameters of the output head: read whole for every step, while of the embedding a row a token is."""
+    return spec.vocab_size * spec.hidden_size
+
+
 def model_tensors(spec: ModelSpec) -> dict[str, Shape]:
     """Every tensor of the model with its shape, in the order a forward pass needs them."""
     tensors: dict[str, Shape] = {EMBEDDING: (spec.vocab_size, spec.hidden_size)}

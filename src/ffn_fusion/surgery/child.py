@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ffn_fusion.blueprint import Block, Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, torch_dtype
-from ffn_fusion.families import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
+from ffn_fusion.families import ModelSpec
+from ffn_fusion.families.child_spec import child_spec, padded_width
 from ffn_fusion.families.layout import (
     EMBEDDING,
     FFN_NORM,
@@ -82,8 +83,7 @@ class Child:
     @cached_property
     def spec(self) -> ModelSpec:
         """Sizes of the child."""
-        blocks = tuple(self._block_spec(block) for block in self.blueprint.kept_blocks)
-        return replace(self.parent.spec, family="nemotron-nas", blocks=blocks)
+        return child_spec(self.parent.spec, self.blueprint, self.width_multiple)
 
     @cached_property
     def tensors(self) -> Mapping[str, ChildTensor]:
@@ -123,21 +123,7 @@ class Child:
     # ---- blocks
 
     def _width(self, block: Block) -> int:
-        return -(-self.blueprint.width(block) // self.width_multiple) * self.width_multiple
-
-    def _block_spec(self, block: Block) -> BlockSpec:
-        parent = self.parent.spec.blocks
-        attention: AttentionSpec | None = None
-        if block.attention.kind == "kept":
-            attention = parent[block.attention.source].attention
-        ffn: FfnSpec | None = None
-        if block.ffn.kind in ("fused", "narrowed"):
-            ffn = FfnSpec("gated", self._width(block))
-        elif block.ffn.kind == "kept":
-            ffn = parent[block.ffn.source].ffn
-            if ffn and ffn.kind == "gated":
-                ffn = FfnSpec("gated", self._width(block))
-        return BlockSpec(attention, ffn)
+        return padded_width(self.blueprint, block, self.width_multiple)
 
     def _block_tensors(self, i: int, block: Block) -> Iterator[ChildTensor]:
         spec = self.spec.blocks[i]

@@ -1,0 +1,134 @@
+"""Machines: what the model of a machine knows of it, those that ship (machines.yaml), and a person's own. No torch."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ffn_fusion.errors import UsageError
+
+Precision = Literal["fp32", "bf16", "fp16", "fp8", "fp4", "int8", "int4"]
+_SHIPPED = Path(__file__).parent / "machines.yaml"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AllReduce(_Frozen):
+    """One way to sum a message of b bytes over n devices: latency + (n - 1) per_device + b seconds_per_byte."""
+
+    latency: float = Field(ge=0)
+    per_device: float = Field(default=0.0, ge=0)
+    seconds_per_byte: float = Field(ge=0)
+
+    def seconds(self, message: float, devices: int) -> float:
+        return self.latency + self.per_device * (devices - 1) + self.seconds_per_byte * message
+
+
+class Machine(_Frozen):
+    """One kind of device, and how several of them work together. Seconds, bytes, FLOPs, each of one device.
+
+    ``attention_seconds``, ``ffn_seconds`` and ``linear_seconds`` are what a sub-block takes beside reading and
+    computing: its kernels' launches, and until each of them is at full speed. ``step_seconds`` comes once a step,
+    ``sync_seconds`` once an all-reduce beside the all-reduce itself. ``all_reduces`` are ways to do one: the fastest
+    counts. ``sources`` says where a constant comes from; ``fitted`` names those that were fitted.
+    """
+
+    name: str
+    about: str = ""
+    memory: float = Field(gt=0)
+    bandwidth: float = Field(gt=0)
+    flops: dict[Precision, Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    memory_efficiency: float = Field(default=1.0, gt=0, le=1)
+    compute_efficiency: float = Field(default=1.0, gt=0, le=1)
+    attention_seconds: float = Field(default=0.0, ge=0)
+    ffn_seconds: float = Field(default=0.0, ge=0)
+    linear_seconds: float = Field(default=0.0, ge=0)
+    step_seconds: float = Field(default=0.0, ge=0)
+    sync_seconds: float = Field(default=0.0, ge=0)
+    all_reduces: tuple[AllReduce, ...] = ()
+    max_devices: int = Field(default=1, ge=1)
+    sources: dict[str, str] = {}
+    fitted: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """A machine from a YAML or JSON file, with the keys of this class.
+
+        Raises:
+            UsageError: no such file, or it doesn't describe a machine.
+        """
+        try:
+            fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}", "name a file that describes a machine") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: neither YAML nor JSON", "see docs/hardware.md for what it holds") from error
+        if not isinstance(fields, dict):
+            raise UsageError(f"{path}: doesn't describe a machine", "see docs/hardware.md for what it holds")
+        try:
+            return cls.model_validate({"name": path.stem, **fields})
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            message = first["msg"].removeprefix("Value error, ")
+            raise UsageError(f"{path}: {place}: {message}", "see docs/hardware.md for what it holds") from error
+
+    def peak(self, precision: str) -> float:
+        """FLOP/s; of a precision that the machine can't compute in, those of the 16-bit numbers it's widened to."""
+        known: dict[str, float] = dict(self.flops.items())
+        for name in (precision, "bf16", "fp32"):
+            if name in known:
+                return known[name]
+        return max(known.values())
+
+    def all_reduce_seconds(self, message: float, devices: int) -> float:
+        if devices == 1 or not message:
+            return 0.0
+        return self.sync_seconds + min(way.seconds(message, devices) for way in self.all_reduces)
+
+    def check_devices(self, devices: int) -> None:
+        """Raises: UsageError: more devices than work together on this machine."""
+        most = self.max_devices if self.all_reduces else 1
+        if devices > most:
+            raise UsageError(
+                f"{self.name}: {devices} devices; at most {most} work together",
+                f"give --devices {most} or fewer" if most > 1 else "leave --devices out, or name another machine",
+            )
+
+    def source(self, constant: str) -> str:
+        """Where a constant comes from; nothing where nobody said."""
+        return ("fitted: " if constant in self.fitted else "") + self.sources.get(constant, "")
+
+
+@cache
+def shipped_machines() -> dict[str, Machine]:
+    """Those that ship, by name. An entry of machines.yaml may begin with another's constants (``like``)."""
+    entries: dict[str, dict[str, Any]] = yaml.safe_load(_SHIPPED.read_text(encoding="utf-8"))
+    found: dict[str, Machine] = {}
+    for name, entry in entries.items():
+        own = dict(entry)
+        base = found[own.pop("like")].model_dump() if "like" in own else {}
+        sources = {**base.get("sources", {}), **own.pop("sources", {})}
+        found[name] = Machine.model_validate({**base, **own, "name": name, "sources": sources})
+    return found
+
+
+def find_machine(name: str) -> Machine:
+    """A machine that ships, or the one that a YAML or JSON file describes.
+
+    Raises:
+        UsageError: neither.
+    """
+    shipped = shipped_machines()
+    if name.lower() in shipped:
+        return shipped[name.lower()]
+    path = Path(name).expanduser()
+    if path.suffix in (".yaml", ".yml", ".json") or path.is_file():
+        return Machine.load(path)
+    raise UsageError(f"machine {name!r} isn't known", f"known are {', '.join(shipped)}; or give a YAML or JSON file")
