@@ -25,6 +25,20 @@ from transformers.models.llama.modeling_llama import (
 from .configuration_decilm import DeciLMConfig
 
 
+class DeciLMRMSNorm(LlamaRMSNorm):
+    """Llama's norm in one kernel: the same bits in float32; on a GPU in bfloat16 rounded once where Llama's is twice.
+
+    CPUs have no such kernel below float32, and gradients go Llama's way.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        alike = hidden_states.dtype == self.weight.dtype
+        one_kernel = hidden_states.dtype is torch.float32 or hidden_states.is_cuda
+        if torch.is_grad_enabled() or not (alike and one_kernel):
+            return super().forward(hidden_states)
+        return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+
+
 class DeciLMAttention(LlamaAttention):
     """Llama's attention with the number of KV heads of its block."""
 
@@ -35,14 +49,67 @@ class DeciLMAttention(LlamaAttention):
         self.config = config  # the model's own, so that set_attn_implementation reaches this block
 
 
+def _is_plain(linear: nn.Module) -> bool:
+    """A matrix product and nothing else."""
+    return (
+        type(linear) is nn.Linear
+        and type(linear.weight) is nn.Parameter
+        and linear.bias is None
+        and not linear._forward_hooks
+        and not linear._forward_pre_hooks
+    )
+
+
 class DeciLMMLP(LlamaMLP):
-    """Llama's gated FFN with the width of its block; a fused FFN is just a wide one."""
+    """Llama's gated FFN with the width of its block; a fused FFN is just a wide one.
+
+    Packed (``pack``), gate and up lie side by side in memory and are one matrix product: the two weights stay
+    parameters under their names, as views of its halves. Gradients, adapters, quantised or sharded weights take the
+    plain path.
+    """
 
     def __init__(self, config: DeciLMConfig, width: int) -> None:
         sizes = copy.copy(config)
         sizes.intermediate_size = width
         super().__init__(sizes)
         self.config = config
+        self._packed: tuple[torch.Tensor, ...] | None = None  # gate's and up's weight, and the two as one [2F, D]
+
+    def pack(self) -> bool:
+        """Lay gate and up side by side; whether that's possible. The weights are copied once, and not kept twice."""
+        self._packed = None
+        gate, up = self.gate_proj, self.up_proj
+        # accelerate and tensor parallelism put a forward of their own into a layer
+        if not (_is_plain(gate) and _is_plain(up)) or "forward" in gate.__dict__ or "forward" in up.__dict__:
+            return False
+        if gate.weight.device != up.weight.device or gate.weight.is_meta:
+            return False
+        both = torch.cat((gate.weight.data, up.weight.data))
+        gate.weight.data, up.weight.data = both.chunk(2)
+        self._packed = gate.weight, up.weight, both
+        return True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._packed is None or torch.is_grad_enabled():
+            return super().forward(x)
+        gate, up, both = self._packed
+        # Adapters, offloading, quantisation, hooks: what came since, the two products must go through.
+        if not (_is_plain(self.gate_proj) and _is_plain(self.up_proj)):
+            return super().forward(x)
+        if self.gate_proj.weight is not gate or self.up_proj.weight is not up:
+            return super().forward(x)
+        gated, raised = nn.functional.linear(x, both).chunk(2, dim=-1)
+        return self.down_proj(self.act_fn(gated) * raised)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "DeciLMMLP":
+        packed, self._packed = self._packed, None  # moved or converted, the two are apart again
+        super()._apply(fn, recurse)
+        if packed is not None:
+            self.pack()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_packed": None}  # a copy's weights are apart
 
 
 class DeciLMLinearMixer(nn.Module):
@@ -90,9 +157,9 @@ class DeciLMDecoderLayer(LlamaDecoderLayer):
         elif ffn.get("replace_with_linear"):
             self.mlp = DeciLMLinearMLP(config)
         if self.self_attn is not None:
-            self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.input_layernorm = DeciLMRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         if self.mlp is not None:
-            self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.post_attention_layernorm = DeciLMRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         if self.self_attn is not None:
@@ -124,7 +191,7 @@ class DeciLMModel(DeciLMPreTrainedModel, LlamaModel):
             layers.append(DeciLMDecoderLayer(config, block, attentions))
             attentions += config.kv_heads(block) is not None
         self.layers = nn.ModuleList(layers)
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = DeciLMRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -137,6 +204,13 @@ class DeciLMForCausalLM(DeciLMPreTrainedModel, LlamaForCausalLM):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def pack_ffns(self) -> int:
+        """Make gate and up of every FFN one matrix product, for inference; how many FFNs took it.
+
+        Call it once the model lies where it'll run. Names, state dict and what ``save_pretrained`` writes stay.
+        """
+        return sum(module.pack() for module in self.modules() if isinstance(module, DeciLMMLP))
 
 
 __all__ = ["DeciLMForCausalLM", "DeciLMModel", "DeciLMPreTrainedModel"]
