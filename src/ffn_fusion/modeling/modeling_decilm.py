@@ -26,17 +26,20 @@ from .configuration_decilm import DeciLMConfig
 
 
 class DeciLMRMSNorm(LlamaRMSNorm):
-    """Llama's norm in one kernel: the same bits in float32; on a GPU in bfloat16 rounded once where Llama's is twice.
+    """Llama's norm in fewer steps, without gradients. One kernel where there is one: float32, and GPUs.
 
-    CPUs have no such kernel below float32, and gradients go Llama's way.
+    The same bits as Llama's, but on a GPU below float32: rounded once there, where Llama's is twice.
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        alike = hidden_states.dtype == self.weight.dtype
-        one_kernel = hidden_states.dtype is torch.float32 or hidden_states.is_cuda
-        if torch.is_grad_enabled() or not (alike and one_kernel):
+        weight, dtype = self.weight, hidden_states.dtype
+        if torch.is_grad_enabled() or weight.dtype is not dtype:
             return super().forward(hidden_states)
-        return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+        if dtype is torch.float32 or hidden_states.is_cuda:
+            return nn.functional.rms_norm(hidden_states, weight.shape, weight, self.variance_epsilon)
+        states = hidden_states.float()
+        states = states * torch.rsqrt(states.square().mean(-1, keepdim=True) + self.variance_epsilon)
+        return weight * states.to(dtype)
 
 
 class DeciLMAttention(LlamaAttention):
@@ -50,14 +53,8 @@ class DeciLMAttention(LlamaAttention):
 
 
 def _is_plain(linear: nn.Module) -> bool:
-    """A matrix product and nothing else."""
-    return (
-        type(linear) is nn.Linear
-        and type(linear.weight) is nn.Parameter
-        and linear.bias is None
-        and not linear._forward_hooks
-        and not linear._forward_pre_hooks
-    )
+    """A matrix product that nobody listens to."""
+    return type(linear) is nn.Linear and not linear._forward_hooks and not linear._forward_pre_hooks
 
 
 class DeciLMMLP(LlamaMLP):
@@ -78,27 +75,25 @@ class DeciLMMLP(LlamaMLP):
     def pack(self) -> bool:
         """Lay gate and up side by side; whether that's possible. The weights are copied once, and not kept twice."""
         self._packed = None
-        gate, up = self.gate_proj, self.up_proj
-        # accelerate and tensor parallelism put a forward of their own into a layer
-        if not (_is_plain(gate) and _is_plain(up)) or "forward" in gate.__dict__ or "forward" in up.__dict__:
-            return False
-        if gate.weight.device != up.weight.device or gate.weight.is_meta:
-            return False
-        both = torch.cat((gate.weight.data, up.weight.data))
-        gate.weight.data, up.weight.data = both.chunk(2)
-        self._packed = gate.weight, up.weight, both
+        for linear in (self.gate_proj, self.up_proj):
+            # accelerate and tensor parallelism put a forward of their own into a layer
+            if not _is_plain(linear) or linear.bias is not None or "forward" in linear.__dict__:
+                return False
+            if type(linear.weight) is not nn.Parameter or linear.weight.is_meta:
+                return False
+        gate, up = self.gate_proj.weight, self.up_proj.weight
+        both = torch.cat((gate.data, up.data))
+        gate.data, up.data = both.chunk(2)
+        self._packed = gate, up, both
         return True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self._packed is None or torch.is_grad_enabled():
-            return super().forward(x)
-        gate, up, both = self._packed
-        # Adapters, offloading, quantisation, hooks: what came since, the two products must go through.
-        if not (_is_plain(self.gate_proj) and _is_plain(self.up_proj)):
-            return super().forward(x)
-        if self.gate_proj.weight is not gate or self.up_proj.weight is not up:
-            return super().forward(x)
-        gated, raised = nn.functional.linear(x, both).chunk(2, dim=-1)
+        gate, up, packed = self.gate_proj, self.up_proj, self._packed
+        if packed is None or torch.is_grad_enabled() or not (_is_plain(gate) and _is_plain(up)):
+            return self.down_proj(self.act_fn(gate(x)) * up(x))
+        if gate.weight is not packed[0] or up.weight is not packed[1]:  # adapters and offloading bring their own
+            return self.down_proj(self.act_fn(gate(x)) * up(x))
+        gated, raised = nn.functional.linear(x, packed[2]).chunk(2, dim=-1)
         return self.down_proj(self.act_fn(gated) * raised)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "DeciLMMLP":
@@ -162,11 +157,12 @@ class DeciLMDecoderLayer(LlamaDecoderLayer):
             self.post_attention_layernorm = DeciLMRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        if self.self_attn is not None:
-            attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+        attention, ffn = self.self_attn, self.mlp
+        if attention is not None:
+            attended, _ = attention(hidden_states=self.input_layernorm(hidden_states), **kwargs)
             hidden_states = hidden_states + attended
-        if self.mlp is not None:
-            hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        if ffn is not None:
+            hidden_states = hidden_states + ffn(self.post_attention_layernorm(hidden_states))
         return hidden_states
 
 
