@@ -175,6 +175,18 @@ class DeciLMPreTrainedModel(LlamaPreTrainedModel):
         "attentions": DeciLMAttention,
     }
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', and in tensor parallel a check of every block's heads, which differ here."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        processes = getattr(model, "tp_size", None) or 1
+        for block in range(model.config.num_hidden_layers):
+            kv_heads = model.config.kv_heads(block)
+            if kv_heads is not None and kv_heads % processes:
+                raise ValueError(f"block {block}: {kv_heads} KV heads can't be divided by {processes} processes")
+        return loaded
+
 
 class DeciLMModel(DeciLMPreTrainedModel, LlamaModel):
     def __init__(self, config: DeciLMConfig) -> None:
