@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/ffn_path.py
     python benchmarks/ffn_path.py --device cuda --dtype bfloat16 --compile reduce-overhead
 
-Part `ffn`: one FFN with gate and up as two products (plain), as one (packed), and packed in pieces of its width, each
-piece's down product added to the last (chunked). Several copies of the weights take turns, so that no cache holds them.
+Part `ffn`: one FFN with gate and up as two products (plain), as one (packed), their channels made in slices (sliced),
+and each slice's part of the down product added to the last (chunked). Several copies of the weights take turns, so that no cache holds them.
 Part `block`: decode steps and a prefill through all blocks of a model whose child changes nothing.
 Figures are medians of ratios within a round; all forms run in every round. Below 1: faster than what it's divided by.
 On a CPU with one thread it's the processor's time that counts, so that other programs don't.
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
 from ffn_fusion.modeling.configuration_decilm import DeciLMConfig
-from ffn_fusion.modeling.modeling_decilm import DeciLMForCausalLM
+from ffn_fusion.modeling.modeling_decilm import SLICE, DeciLMForCausalLM
 
 Forms = Mapping[str, Callable[[], object]]
 NOISE = 0.01  # of a ratio's median, by repeated runs on a busy machine
@@ -86,6 +86,7 @@ class Ffns:
 
         forms = {"plain": each(self._plain), "packed": each(self._packed)}
         if chunk < self.width:
+            forms["sliced"] = each(lambda both, down: self._sliced(both, down, chunk))
             forms["chunked"] = each(lambda both, down: self._chunked(both, down, chunk))
         return forms
 
@@ -96,6 +97,14 @@ class Ffns:
     def _packed(self, both: Tensor, down: Tensor) -> Tensor:
         gate, up = nn.functional.linear(self.x, both).chunk(2, dim=-1)
         return nn.functional.linear(nn.functional.silu(gate) * up, down)
+
+    def _sliced(self, both: Tensor, down: Tensor, chunk: int) -> Tensor:
+        gates, ups = (torch.split(matrix, chunk) for matrix in both.chunk(2))
+        middle = self.x.new_empty(len(self.x), self.width)
+        for gate, up, out in zip(gates, ups, torch.split(middle, chunk, dim=1), strict=True):
+            gated = nn.functional.silu(nn.functional.linear(self.x, gate))
+            torch.mul(gated, nn.functional.linear(self.x, up), out=out)
+        return nn.functional.linear(middle, down)
 
     def _chunked(self, both: Tensor, down: Tensor, chunk: int) -> Tensor:
         pieces = (torch.split(matrix, chunk) for matrix in both.chunk(2))
@@ -198,7 +207,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 512])
     parser.add_argument("--size", nargs="+", help="hidden x width, like 8192x28672")
-    parser.add_argument("--chunk", type=int, default=1536, help="channels of a piece")
+    parser.add_argument("--chunk", type=int, default=SLICE, help="channels of a slice")
     parser.add_argument("--compile", default="none", help="none, default, reduce-overhead, max-autotune; beside eager")
     parser.add_argument("--steps", type=int, default=8, help="decode steps in a round")
     parser.add_argument("--rounds", type=int, default=15)

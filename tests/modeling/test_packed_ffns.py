@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from ffn_fusion.modeling.modeling_decilm import DeciLMMLP
+from ffn_fusion.modeling.modeling_decilm import SLICE, DeciLMMLP
 
 BLOCKS: Blocks = [(2, 48), (None, 256), (1, 30), (None, "linear"), (2, None), (2, 512)]
 GATED = 4
@@ -172,3 +172,51 @@ def test_biases_are_left_as_they_are(tmp_path: Path) -> None:
     want = logits(model, made)
     assert model.pack_ffns() == 0
     assert torch.equal(logits(model, made), want)
+
+
+# ---- slices
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    blocks: Blocks = [(2, 48), (None, 2 * SLICE + 256)]
+    return write_model(tmp_path_factory.mktemp("wide") / "m", nas_config(blocks), blocks)
+
+
+def slices(model: Any, ids: Tensor) -> list[tuple[int, ...]]:
+    """Shapes of the matrices that are multiplied by in the wide FFN."""
+    shapes: list[tuple[int, ...]] = []
+    real = torch.nn.functional.linear
+
+    def noting(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        shapes.append(tuple(weight.shape))
+        return real(x, weight, bias)
+
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(torch.nn.functional, "linear", noting)
+        model(ids)
+    return [shape for shape in shapes if shape[0] in (SLICE, 256, 2 * SLICE + 256)]
+
+
+def test_a_wide_ffn_in_float32_is_made_in_slices(wide: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    model, whole = load(wide), (2 * SLICE + 256, 32)
+    ids = random_ids(wide.config, 2, 9)
+    in_slices = [(SLICE, 32)] * 4 + [(256, 32)] * 2
+    assert slices(model, ids) == in_slices
+    assert slices(model, ids[:1, :1]) == [whole, whole]  # one token
+    model.pack_ffns()
+    assert slices(model, ids) == in_slices
+    assert slices(load(wide, dtype=torch.bfloat16), ids) == [whole, whole]
+    hook(model)
+    assert slices(model, ids) == [whole, whole]
+
+
+def test_slices_give_the_same_numbers(wide: Made) -> None:
+    model = load(wide)
+    ids = random_ids(wide.config, 2, 9)
+    with_gradients = model(ids).logits.detach()  # they take the plain path
+    assert close(logits(model, wide), with_gradients)
+    adapters(model)
+    assert not close(logits(model, wide), with_gradients)
+    assert close(logits(model, wide), model(ids).logits.detach())

@@ -24,6 +24,9 @@ from transformers.models.llama.modeling_llama import (
 
 from .configuration_decilm import DeciLMConfig
 
+SLICE = 1024
+"""FFN channels that a CPU makes at once in float32, of two tokens or more. MKL is slower where a product is wider."""
+
 
 class DeciLMRMSNorm(LlamaRMSNorm):
     """Llama's norm in fewer steps, without gradients. One kernel where there is one: float32, and GPUs.
@@ -89,12 +92,38 @@ class DeciLMMLP(LlamaMLP):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up, packed = self.gate_proj, self.up_proj, self._packed
-        if packed is None or torch.is_grad_enabled() or not (_is_plain(gate) and _is_plain(up)):
-            return self.down_proj(self.act_fn(gate(x)) * up(x))
-        if gate.weight is not packed[0] or up.weight is not packed[1]:  # adapters and offloading bring their own
-            return self.down_proj(self.act_fn(gate(x)) * up(x))
-        gated, raised = nn.functional.linear(x, packed[2]).chunk(2, dim=-1)
-        return self.down_proj(self.act_fn(gated) * raised)
+        if not torch.is_grad_enabled() and _is_plain(gate) and _is_plain(up):
+            if self._in_slices(x):
+                return self.down_proj(self._gated_in_slices(x))
+            # Adapters and offloading bring weights of their own.
+            if packed is not None and gate.weight is packed[0] and up.weight is packed[1]:
+                gated, raised = nn.functional.linear(x, packed[2]).chunk(2, dim=-1)
+                return self.down_proj(self.act_fn(gated) * raised)
+        return self.down_proj(self.act_fn(gate(x)) * up(x))
+
+    def _in_slices(self, x: torch.Tensor) -> bool:
+        gate, up = self.gate_proj.weight, self.up_proj.weight
+        return (
+            gate.shape[0] >= 2 * SLICE
+            and x.dtype is torch.float32
+            and x.device.type == gate.device.type == "cpu"
+            and gate.dtype is up.dtype is torch.float32
+            and not torch.compiler.is_compiling()
+            and self.gate_proj.bias is None
+            and x.numel() > x.shape[-1]
+            and type(gate) is type(up) is nn.Parameter
+        )
+
+    def _gated_in_slices(self, x: torch.Tensor) -> torch.Tensor:
+        """silu(gate x) * up x, a few channels after the other: the same products, whose results stay in the cache."""
+        at_once = SLICE * torch.get_num_threads()
+        gates, ups = self.gate_proj.weight, self.up_proj.weight
+        middle = x.new_empty(*x.shape[:-1], len(gates))
+        for start in range(0, len(gates), at_once):
+            part = slice(start, start + at_once)
+            gated, raised = nn.functional.linear(x, gates[part]), nn.functional.linear(x, ups[part])
+            torch.mul(self.act_fn(gated), raised, out=middle[..., part])
+        return middle
 
     def _apply(self, fn: Any, recurse: bool = True) -> "DeciLMMLP":
         packed, self._packed = self._packed, None  # moved or converted, the two are apart again
