@@ -4,7 +4,8 @@
     python benchmarks/ffn_path.py --device cuda --dtype bfloat16 --compile reduce-overhead
 
 Part `ffn`: one FFN with gate and up as two products (plain), as one (packed), their channels made in slices (sliced),
-and each slice's part of the down product added to the last (chunked). Several copies of the weights take turns, so that no cache holds them.
+and each slice's part of the down product added to the last (chunked). Several copies of the weights take turns, so that
+no cache holds them.
 Part `block`: decode steps and a prefill through all blocks of a model whose child changes nothing.
 Figures are medians of ratios within a round; all forms run in every round. Below 1: faster than what it's divided by.
 On a CPU with one thread it's the processor's time that counts, so that other programs don't.

@@ -205,6 +205,7 @@ def test_a_wide_ffn_in_float32_is_made_in_slices(wide: Made, monkeypatch: pytest
     in_slices = [(SLICE, 32)] * 4 + [(256, 32)] * 2
     assert slices(model, ids) == in_slices
     assert slices(model, ids[:1, :1]) == [whole, whole]  # one token
+    assert slices(model, ids.repeat(15, 1)) == [whole, whole]  # many
     model.pack_ffns()
     assert slices(model, ids) == in_slices
     assert slices(load(wide, dtype=torch.bfloat16), ids) == [whole, whole]

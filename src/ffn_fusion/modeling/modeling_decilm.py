@@ -25,7 +25,9 @@ from transformers.models.llama.modeling_llama import (
 from .configuration_decilm import DeciLMConfig
 
 SLICE = 1024
-"""FFN channels that a CPU makes at once in float32, of two tokens or more. MKL is slower where a product is wider."""
+"""FFN channels that a CPU makes at once in float32: MKL is slower where a product of a few rows is wider."""
+SLICED_ROWS = range(2, 257)
+"""Rows (tokens of all sequences) where that pays."""
 
 
 class DeciLMRMSNorm(LlamaRMSNorm):
@@ -110,7 +112,7 @@ class DeciLMMLP(LlamaMLP):
             and gate.dtype is up.dtype is torch.float32
             and not torch.compiler.is_compiling()
             and self.gate_proj.bias is None
-            and x.numel() > x.shape[-1]
+            and x.numel() // x.shape[-1] in SLICED_ROWS
             and type(gate) is type(up) is nn.Parameter
         )
 
