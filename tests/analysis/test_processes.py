@@ -224,7 +224,7 @@ def test_the_whole_job(folder: Path) -> None:
     }
     assert_same(*(json.loads((folder / f"child-{n}.run" / "quality.json").read_bytes()) for n in (1, 2)))
     out, said = start(2, folder, FFN_FUSION, "run", "2.yaml")
-    assert said.count("done already") == 7, said
+    assert said.count("done already") == 8, said
     assert out.count("checkpoint: ") == 1
 
 
