@@ -20,8 +20,8 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 VERBS = (
-    "run", "optimize", "inspect", "analyze", "plan", "explain", "windows", "build", "fuse", "repair", "distill",
-    "export", "check", "verify", "eval", "score", "bench", "predict", "report",
+    "run", "optimize", "inspect", "analyze", "plan", "explain", "windows", "widths", "build", "fuse", "repair",
+    "distill", "export", "check", "verify", "eval", "score", "bench", "predict", "report",
 )  # fmt: skip
 
 

@@ -216,7 +216,7 @@ def test_the_whole_job(folder: Path) -> None:
         (folder / f"{n}.yaml").write_text(yaml.safe_dump(recipe | {"output": f"child-{n}"}))
         _, said = start(n, folder, FFN_FUSION, "run", f"{n}.yaml")
         assert re.findall(r"^\[\d/\d\] (\w+)$", said, flags=re.M) == [
-            "analyze", "plan", "build", "evaluate", "bench", "samples", "report",
+            "analyze", "widths", "plan", "build", "evaluate", "bench", "samples", "report",
         ]  # fmt: skip
     one, two = (tree_sha256(folder / f"child-{n}") for n in (1, 2))
     assert {k: v for k, v in one.items() if k.endswith(".safetensors")} == {
@@ -224,7 +224,7 @@ def test_the_whole_job(folder: Path) -> None:
     }
     assert_same(*(json.loads((folder / f"child-{n}.run" / "quality.json").read_bytes()) for n in (1, 2)))
     out, said = start(2, folder, FFN_FUSION, "run", "2.yaml")
-    assert said.count("done already") == 7, said
+    assert said.count("done already") == 8, said
     assert out.count("checkpoint: ") == 1
 
 

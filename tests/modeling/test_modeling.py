@@ -157,6 +157,9 @@ def test_the_identity_child_is_the_llama(made: Made, tmp_path: Path) -> None:
     with torch.inference_mode():
         assert torch.equal(load(path)(ids).logits, parent(ids).logits)
         assert close(load(child(made, tmp_path / "padded"))(ids).logits, parent(ids).logits, 1e-6)
+        low, parent_low = (load(folder, dtype=torch.bfloat16) for folder in (path, made.folder))
+        assert torch.equal(low(ids).logits, parent_low(ids).logits)
+    assert torch.equal(load(path)(ids).logits, parent(ids).logits)  # with gradients
 
 
 def test_dtypes(made: Made, fused: Path) -> None:

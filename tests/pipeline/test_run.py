@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ffn_fusion.checkpoint.staging import mismatches
 from ffn_fusion.errors import BlueprintError, CheckError, DataError, OutputError, RecipeError
+from ffn_fusion.families import ModelSpec
+from ffn_fusion.latency.width_curve import WidthCurve, WidthPoint
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.run import Silent, republish, run
 
@@ -59,7 +61,7 @@ class Stages(Silent):
         self.left.append(name)
 
 
-ALL = ["analyze", "plan", "repair", "build", "evaluate", "bench", "samples", "report"]
+ALL = ["analyze", "widths", "plan", "repair", "build", "evaluate", "bench", "samples", "report"]
 
 
 def test_the_whole_job(tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_dry_run_stops_with_the_plan(tmp_path: Path) -> None:
     assert not (tmp_path / "child").exists()
     stages = Stages()
     run(recipe, listener=stages)
-    assert stages.left == ["analyze", "plan"]
+    assert stages.left == ["analyze", "widths", "plan"]
 
 
 def test_explicit_runs(tmp_path: Path) -> None:
@@ -175,6 +177,8 @@ def die(*_, **__):
 place = sys.argv[2]
 if place == "analyze":
     stages.measure = die
+elif place == "widths":
+    run.measure_for = die
 elif place == "plan":
     run._Run._write_plan = die
 elif place == "repair":
@@ -201,14 +205,15 @@ run.run(run.Recipe.load(Path(sys.argv[1])))
     ("place", "redone"),
     [
         ("analyze", ALL),
-        ("plan", ALL[1:]),
-        ("repair", ALL[2:]),
-        ("build", ALL[3:]),
-        ("built", ALL[3:]),
-        ("evaluate", ALL[4:]),
-        ("bench", ALL[5:]),
-        ("samples", ALL[6:]),
-        ("report", ALL[7:]),
+        ("widths", ALL[1:]),
+        ("plan", ALL[2:]),
+        ("repair", ALL[3:]),
+        ("build", ALL[4:]),
+        ("built", ALL[4:]),
+        ("evaluate", ALL[5:]),
+        ("bench", ALL[6:]),
+        ("samples", ALL[7:]),
+        ("report", ALL[8:]),
     ],
 )
 def test_killed_and_resumed(tmp_path: Path, place: str, redone: list[str]) -> None:
@@ -219,7 +224,7 @@ def test_killed_and_resumed(tmp_path: Path, place: str, redone: list[str]) -> No
         check=False,
     )
     assert done.returncode == -signal.SIGKILL
-    assert (tmp_path / "killed" / "child").exists() == (place not in ("analyze", "plan", "repair", "build"))
+    assert (tmp_path / "killed" / "child").exists() == (place not in ("analyze", "widths", "plan", "repair", "build"))
     stages = Stages()
     run(Recipe.load(path), listener=stages)
     assert stages.done == redone
@@ -272,3 +277,28 @@ def test_every_text_is_tried_before_anything_is_measured(section: str, tmp_path:
         with pytest.raises(DataError, match=words):
             run(Recipe.load(write_recipe(tmp_path / text.split(".")[0], **named)))
         assert not (tmp_path / text.split(".")[0] / "child.run").exists()
+
+
+def test_a_measured_width_limits_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workspace's recipe says so, and carried out again it gives the same plan without measuring."""
+    measured: list[tuple[int, ...]] = []
+
+    def pretended(recipe: Recipe, spec: ModelSpec, progress: object) -> WidthCurve:
+        measured.append(recipe.bench.batches)
+        points = tuple(
+            WidthPoint(width=48 * k, fused=k, batch=1, seconds=1, ratio=1, error=0, bytes_per_second=1) for k in (1, 2)
+        )
+        about = {"engine": "e", "machine": "m", "device": "cpu", "dtype": "float32", "threads": 1, "rounds": 1}
+        return WidthCurve(**about, hidden=32, width=48, points=points, max_width=96)
+
+    monkeypatch.setattr("ffn_fusion.pipeline.run.measure_for", pretended)
+    path = write_recipe(tmp_path, plan={"drop_attention": 6, "fuse": 2, "max_damage": 100})
+    first = run(Recipe.load(path), dry_run=True)
+    assert all(last - begin == 1 for begin, last in first.plan.blueprint.runs)
+    pinned = Recipe.load(first.workspace.recipe)
+    assert (pinned.plan.max_width, pinned.plan.widths) == (96, "none")
+    assert run(pinned, dry_run=True).plan.blueprint == first.plan.blueprint
+    assert measured == [(1,)]
+    unlimited = write_recipe(tmp_path / "u", plan={"drop_attention": 6, "fuse": 2, "max_damage": 100, "widths": "none"})
+    assert Recipe.load(run(Recipe.load(unlimited), dry_run=True).workspace.recipe).plan.max_width is None
+    assert measured == [(1,)]

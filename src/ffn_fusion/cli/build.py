@@ -26,6 +26,7 @@ from ffn_fusion.cli.options import (
     Seed,
     Tokens,
     WidthMultiple,
+    Widths,
 )
 from ffn_fusion.repair.settings import DEFAULT_TOKENS
 
@@ -84,6 +85,7 @@ def fuse(
     drop_attention: DropBlocks = "",
     runs: Runs = "",
     max_width: MaxWidth = None,
+    widths: Widths = None,
     norm: Norm = "own",
     engine: Engines = None,
     width_multiple: WidthMultiple = 256,
@@ -104,14 +106,15 @@ def fuse(
     from ffn_fusion.errors import UsageError
     from ffn_fusion.pipeline.planning import make_plan
     from ffn_fusion.pipeline.recipe import BuildSection, section_from_options
+    from ffn_fusion.pipeline.widths import limited
     from ffn_fusion.portability.rule import parse_engines
 
     if not drop_attention and not runs:
         raise UsageError("nothing to do: neither --drop-attention nor --runs", "say what to change, like --runs 5-9")
-    changes = {"drop": drop_attention, "runs": runs, "max_width": max_width, "norm": norm}
+    changes = {"drop": drop_attention, "runs": runs, "max_width": max_width, "widths": widths or "none", "norm": norm}
     explicit = section_from_options(**changes, engines=parse_engines(engine or ()))
     checkpoint = open_model(model, revision=revision)
-    plan = make_plan(checkpoint, None, explicit, width_multiple=width_multiple)
+    plan = make_plan(checkpoint, None, limited(explicit, checkpoint.spec), width_multiple=width_multiple)
     section = BuildSection(width_multiple=width_multiple, max_shard_bytes=max_shard_bytes)
     repairing = _repairing(checkpoint, plan, output, text if repair else None, tokens, context, seed, device, memory)
     _build(checkpoint, plan, output, section, repairing, dry_run, as_json)

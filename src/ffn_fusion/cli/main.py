@@ -25,6 +25,7 @@ from ffn_fusion.cli import (
     run,
     score,
     verify,
+    widths,
     windows,
 )
 from ffn_fusion.errors import INTERRUPTED, FfnFusionError, UsageError
@@ -61,6 +62,7 @@ app.command("analyze")(analyze.analyze)
 app.command("plan")(plan.plan)
 app.command("explain")(explain.explain)
 app.command("windows")(windows.windows)
+app.command("widths")(widths.widths)
 app.command("build")(build.build)
 app.command("fuse")(build.fuse)
 app.command("repair")(repair.repair)

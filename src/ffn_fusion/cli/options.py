@@ -64,6 +64,9 @@ Engines = Annotated[
     list[str] | None, typer.Option("--engine", help="Engine that must load the child, or all; may be repeated.")
 ]
 MaxWidth = Annotated[int | None, typer.Option(help="Widest fused FFN; wider runs are split.", min=1)]
+Widths = Annotated[
+    Path | None, typer.Option(help="Widest fused FFN by the curve that `ffn-fusion widths -o` measured here.")
+]
 Norm = Annotated[str, typer.Option(help="Norm of a fused FFN: own (exact) or last (as the paper).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Stop with the plan, before anything is built.")]
 Memory = Annotated[

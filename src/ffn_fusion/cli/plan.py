@@ -21,6 +21,7 @@ from ffn_fusion.cli.options import (
     Revision,
     Speedup,
     Steps,
+    Widths,
 )
 
 
@@ -34,6 +35,7 @@ def plan(
     fuse: Fuse = "auto",
     max_damage: MaxDamage = DEFAULT_MAX_DAMAGE,
     max_width: MaxWidth = None,
+    widths: Widths = None,
     norm: Norm = "own",
     engine: Engines = None,
     repaired: Repaired = True,
@@ -48,6 +50,7 @@ def plan(
     from ffn_fusion.cli.tables import compared_table
     from ffn_fusion.pipeline.planning import make_plan
     from ffn_fusion.pipeline.recipe import section_from_options
+    from ffn_fusion.pipeline.widths import limited
     from ffn_fusion.portability.rule import parse_engines
 
     section = section_from_options(
@@ -57,10 +60,12 @@ def plan(
         fuse=fuse,
         max_damage=max_damage,
         max_width=max_width,
+        widths=widths or "none",
         norm=norm,
         engines=parse_engines(engine or ()),
     )
     checkpoint = open_model(model, revision=revision)
+    section = limited(section, checkpoint.spec)
     measured = Evidence.load(evidence)
     made = make_plan(checkpoint, measured, section, repaired=repaired)
     made.blueprint.save(output)

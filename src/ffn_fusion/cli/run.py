@@ -26,6 +26,7 @@ from ffn_fusion.cli.options import (
     Speedup,
     Steps,
     Texts,
+    Widths,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def optimize(
     fuse: Fuse = "auto",
     max_damage: MaxDamage = DEFAULT_MAX_DAMAGE,
     max_width: MaxWidth = None,
+    widths: Widths = None,
     norm: Norm = "own",
     engine: Engines = None,
     revision: Revision = None,
@@ -74,6 +76,7 @@ def optimize(
         fuse=fuse,
         max_damage=max_damage,
         max_width=max_width,
+        widths=widths or "auto",
         norm=norm,
         engines=parse_engines(engine or ()),
     )

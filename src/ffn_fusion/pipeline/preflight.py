@@ -15,6 +15,7 @@ from ffn_fusion.pipeline.planning import check_early
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.repairing import repair_windows
 from ffn_fusion.pipeline.stages import calibration_windows, held_out_windows
+from ffn_fusion.pipeline.widths import limited
 from ffn_fusion.pipeline.workspace import Workspace
 
 
@@ -46,7 +47,7 @@ def preflight_parent(recipe: Recipe, checkpoint: Checkpoint) -> None:
     Raises:
         BlueprintError, CheckError, DataError: one line each; of a distillation, OutputError and UsageError too.
     """
-    check_early(checkpoint, recipe.plan, recipe.build.width_multiple)
+    check_early(checkpoint, limited(recipe.plan, checkpoint.spec), recipe.build.width_multiple)
     calibration_windows(checkpoint.folder, recipe.calibration, recipe.seed)
     if recipe.repair.enabled:
         repair_windows(recipe, checkpoint.folder)

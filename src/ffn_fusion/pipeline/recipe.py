@@ -97,6 +97,7 @@ class PlanSection(Section):
     """A budget (see ``ffn_fusion.Budget``), or explicit ``drop`` and ``runs`` like ``5-10`` and ``5-9``.
 
     ``engines``: those that must load the child; what they can't load is never planned.
+    ``widths``: a file of ``ffn-fusion widths``, which gives ``max_width``; auto: a run measures it; none: no limit.
     """
 
     drop_attention: float = Field(DEFAULT_DROP, ge=0)
@@ -105,6 +106,7 @@ class PlanSection(Section):
     fuse: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     max_damage: float = Field(DEFAULT_MAX_DAMAGE, gt=0)
     max_width: int | None = Field(None, gt=0)
+    widths: Literal["auto", "none"] | Path = "auto"
     norm: FusionNorm = "own"
     engines: Annotated[tuple[Engine, ...], BeforeValidator(_engines)] = ()
     drop: Ranges | None = None
@@ -117,9 +119,16 @@ class PlanSection(Section):
             raise PydanticCustomError("two_budgets", "steps and speedup are two budgets; give one")
         return steps
 
+    @field_validator("widths")
+    @classmethod
+    def _one_width(cls, widths: Path | str, info: ValidationInfo) -> Path | str:
+        if isinstance(widths, Path) and info.data.get("max_width") is not None:
+            raise PydanticCustomError("two_widths", "max_width and widths are two limits; give one")
+        return widths
+
     def budget(self, repaired: bool = True) -> Budget:
         """``repaired``: changes are judged as they'll be once they're repaired."""
-        return Budget(**self.model_dump(exclude={"drop", "runs"}), repaired=repaired)
+        return Budget(**self.model_dump(exclude={"drop", "runs", "widths"}), repaired=repaired)
 
 
 def section_from_options(**options: Any) -> PlanSection:
@@ -288,6 +297,7 @@ class Recipe(Section):
                 "model": str(local.resolve()) if local.exists() else self.model,
                 "output": (folder / self.output.expanduser()).resolve(),
                 "calibration": _resolve(self.calibration, folder),
+                "plan": _resolve_widths(self.plan, folder),
                 "repair": _resolve(self.repair, folder),
                 "distillation": _resolve_stages(self.distillation, folder),
                 "evaluation": _resolve(self.evaluation, folder),
@@ -303,6 +313,12 @@ SectionT = TypeVar("SectionT", Text, EvaluationSection, RepairSection, TrainingS
 
 def _resolve(section: SectionT, folder: Path) -> SectionT:
     return section.model_copy(update={"texts": tuple(resolved(entry, folder) for entry in section.texts)})
+
+
+def _resolve_widths(section: PlanSection, folder: Path) -> PlanSection:
+    if not isinstance(section.widths, Path):
+        return section
+    return section.model_copy(update={"widths": (folder / section.widths.expanduser()).resolve()})
 
 
 def _resolve_stages(section: DistillationSection, folder: Path) -> DistillationSection:

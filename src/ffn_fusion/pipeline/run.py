@@ -21,6 +21,7 @@ from ffn_fusion.distillation.checks import read_record
 from ffn_fusion.distillation.plan import DistillPlan
 from ffn_fusion.errors import DataError, OutputError
 from ffn_fusion.evaluation.quality import Quality
+from ffn_fusion.latency.machine import machine
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.pipeline import publish, stages
 from ffn_fusion.pipeline.distill_run import RunDistillation, texts_state
@@ -30,6 +31,7 @@ from ffn_fusion.pipeline.preflight import preflight, preflight_parent
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.repairing import Repairing, repairing_of_run
 from ffn_fusion.pipeline.result import Result
+from ffn_fusion.pipeline.widths import limited, measure_for, measures_widths
 from ffn_fusion.pipeline.workspace import Workspace, stage_key
 from ffn_fusion.processes import current
 from ffn_fusion.repair.places import places
@@ -140,7 +142,7 @@ def _check_ours(workspace: Workspace) -> None:
 class _Run:
     """One run: each method is a stage, called in order; keys chain, so a change redoes what depends on it."""
 
-    STAGES = ("analyze", "plan", "repair", "build", "distill", "evaluate", "bench", "samples", "report")
+    STAGES = ("analyze", "widths", "plan", "repair", "build", "distill", "evaluate", "bench", "samples", "report")
 
     def __init__(self, recipe: Recipe, workspace: Workspace, checkpoint: Checkpoint, listener: Listener) -> None:
         self.recipe = recipe
@@ -148,7 +150,8 @@ class _Run:
         self.checkpoint = checkpoint
         self.listener = listener
         self.distillation = RunDistillation(recipe, checkpoint, workspace) if recipe.distillation.enabled else None
-        self.names = tuple(name for name in self.STAGES if self.distillation or name != "distill")
+        left_out = {"distill": not self.distillation, "widths": not measures_widths(recipe)}
+        self.names = tuple(name for name in self.STAGES if not left_out.get(name))
 
     def carry_out(self, dry_run: bool) -> Result:
         recipe, space = self.recipe, self.workspace
@@ -167,6 +170,7 @@ class _Run:
         self._stage("analyze", key, evidence_files, lambda: self._analyze().save(space.evidence))
         shutil.rmtree(space.analysis, ignore_errors=True)
         evidence = Evidence.load(space.evidence)
+        recipe = self._limit_width()
         plan = self.plan(evidence)
         key = stage_key(key, recipe.plan, recipe.repair.enabled)
         self._stage("plan", key, [space.blueprint, space.plan], lambda: self._write_plan(plan))
@@ -198,6 +202,25 @@ class _Run:
         report_key = stage_key(quality_key, recipe, samples_key)
         self._stage("report", report_key, [space.report], lambda: publish.publish(recipe, result, evidence))
         return result
+
+    def _limit_width(self) -> Recipe:
+        """The recipe with the plan's maximum width in it, measured if need be; the workspace keeps it so."""
+        recipe, space = self.recipe, self.workspace
+        section, spec = recipe.plan, self.checkpoint.spec
+        if measures_widths(recipe):
+            key = stage_key(
+                spec.hidden_size, spec.blocks, recipe.device, recipe.bench.batches, recipe.bench.dtype, machine(recipe.device)
+            )
+            self._stage("widths", key, [space.widths], lambda: self._measure_widths())
+            section = section.model_copy(update={"widths": space.widths})
+        pinned = {"plan": limited(section, spec)}
+        self.recipe = recipe.model_copy(update=pinned)
+        write_atomic(space.recipe, Recipe.load(space.recipe).model_copy(update=pinned).to_yaml().encode())
+        return self.recipe
+
+    def _measure_widths(self) -> None:
+        curve = measure_for(self.recipe, self.checkpoint.spec, self.listener.progress)
+        write_atomic(self.workspace.widths, (curve.model_dump_json(indent=1) + "\n").encode())
 
     def plan(self, evidence: Evidence) -> Plan:
         """Changes are judged as they'll be in the child: repaired, if it is."""

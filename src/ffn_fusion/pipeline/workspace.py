@@ -29,6 +29,7 @@ class Workspace:
         self.distillation = self.folder / ".distillation"  # checkpoints, while it's trained
         self.windows = self.folder / ".windows"  # tokens to learn from, while it's trained
         self.analysis = self.folder / ".analysis"  # finished blocks, while the analysis runs
+        self.widths = self.folder / "widths.json"
         self.pace = self.folder / "pace.json"
         self.blueprint = self.folder / "blueprint.json"
         self.plan = self.folder / "plan.json"

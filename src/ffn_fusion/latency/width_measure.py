@@ -1,0 +1,169 @@
+"""The width curve in transformers: FFN blocks as children have them, on weights that no cache holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ffn_fusion.blockwise.memory import free_memory
+from ffn_fusion.families import ModelSpec
+from ffn_fusion.latency.machine import machine
+from ffn_fusion.latency.width_curve import WidthCurve, WidthPoint, most_fused, multiples, own_width, widest
+from ffn_fusion.processes import Progress, silent
+
+UNCACHED = 192 << 20
+"""Bytes of weights that one pass reads at least: more than caches hold, so that each pass reads memory."""
+_FEWEST, _MOST_SMALL = 2, 64
+_SURE_ENOUGH = 0.005  # standard error of a ratio that needs no more rounds
+
+
+@torch.inference_mode()
+def measure_widths(
+    spec: ModelSpec,
+    *,
+    batches: Sequence[int] = (1, 8),
+    dtype: str = "float32",
+    device: str = "cpu",
+    rounds: int = 9,
+    most: int | None = None,
+    progress: Progress = silent,
+) -> WidthCurve:
+    """Time decode steps through the FFNs of a model: as they are, and 2, 3, 4, 6, ... of them as one.
+
+    All widths run in every round, on the same random weights, so that every pass reads the same bytes; every block is a
+    child's own attention-free block, with its norm and its sum. With one thread on a CPU it's the processor's time that
+    counts, so that other programs don't.
+
+    Args:
+        batches: sequences, so rows of one decode step.
+        rounds: at least so many; up to three times as many while ratios are uncertain.
+        most: FFNs in the widest fused one; default: all that the model could fuse, as far as memory goes.
+    """
+    D, F, kind = spec.hidden_size, own_width(spec), getattr(torch, dtype)
+    possible = most_fused(spec)
+    unit = 3 * D * F * kind.itemsize
+    room = max(1, free_memory(torch.device(device)) // 2 // unit)
+    top = max(1, min(possible, most or possible, room))
+    units = min(room, max(_FEWEST * top, min(_MOST_SMALL, UNCACHED // unit + 1)))
+    weights = torch.randn(units * unit // kind.itemsize, device=device, dtype=kind).mul_(D**-0.5)
+    stacks = {k: _blocks(spec, k * F, weights) for k in multiples(top)}
+    points: list[WidthPoint] = []
+    for b, batch in enumerate(batches):
+        x = torch.randn(batch, 1, D, device=device).to(kind)
+        per_ffn = {k: _seconds_of(blocks, x, k * len(blocks), _clock(device)) for k, blocks in stacks.items()}
+        points += _points(_rounds(per_ffn, rounds), F, batch, unit)
+        progress("widths", b + 1, len(batches))
+    return WidthCurve(
+        engine=f"transformers {_version()}",
+        machine=machine(device),
+        device=device,
+        dtype=dtype,
+        threads=torch.get_num_threads(),
+        rounds=rounds,
+        hidden=D,
+        width=F,
+        points=tuple(points),
+        max_width=widest(tuple(points), top == possible),
+    )
+
+
+def _blocks(spec: ModelSpec, width: int, weights: Tensor) -> list[nn.Module]:
+    """As many attention-free blocks of that width as the weights suffice for: views of one and the same memory."""
+    from ffn_fusion.modeling.configuration_decilm import DeciLMConfig
+    from ffn_fusion.modeling.modeling_decilm import DeciLMDecoderLayer
+
+    D = spec.hidden_size
+    entry: dict[str, Any] = {"attention": {"no_op": True}, "ffn": {"intermediate_size": width}}
+    config = DeciLMConfig([entry], hidden_size=D, hidden_act=spec.activation, rms_norm_eps=spec.norm_eps)
+    scale = nn.Parameter(torch.ones(D, dtype=weights.dtype, device=weights.device), requires_grad=False)
+    blocks: list[nn.Module] = []
+    for start in range(0, len(weights) - 3 * D * width + 1, 3 * D * width):
+        with torch.device("meta"):
+            block: Any = DeciLMDecoderLayer(config, 0, 0)
+        gate, up, down = weights[start : start + 3 * D * width].view(3, D * width)
+        for linear, matrix in (
+            (block.mlp.gate_proj, gate.view(width, D)),
+            (block.mlp.up_proj, up.view(width, D)),
+            (block.mlp.down_proj, down.view(D, width)),
+        ):
+            linear.weight = nn.Parameter(matrix, requires_grad=False)
+        block.post_attention_layernorm.weight = scale
+        blocks.append(block.eval())
+    return blocks
+
+
+def _seconds_of(blocks: Sequence[nn.Module], x: Tensor, ffns: int, now: Callable[[], float]) -> Callable[[], float]:
+    """Seconds of one pass for each of the ``ffns`` of the model's own width that are in it."""
+
+    def one_pass() -> float:
+        states, start = x, now()
+        for block in blocks:
+            states = block(states)
+        return (now() - start) / ffns
+
+    return one_pass
+
+
+def _rounds(passes: Mapping[int, Callable[[], float]], rounds: int) -> dict[int, list[float]]:
+    """Seconds of every round; more rounds where a ratio to the first isn't sure yet."""
+    names = list(passes)
+    times: dict[int, list[float]] = {name: [] for name in names}
+    for turn in range(3 * rounds + 1):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            seconds = passes[name]()
+            if turn:
+                times[name].append(seconds)
+        if turn >= rounds and all(_error(_ratios(times, name)) <= _SURE_ENOUGH for name in names):
+            break
+    return times
+
+
+def _ratios(times: Mapping[int, Sequence[float]], name: int) -> NDArray[np.float64]:
+    return np.divide(times[name], times[min(times)])
+
+
+def _error(ratios: NDArray[np.float64]) -> float:
+    """Standard error of a median, from the spread of the middle half (of a normal distribution: 1.35 sigma)."""
+    low, high = np.percentile(ratios, [25, 75])
+    return float(1.2533 * (high - low) / 1.349 / len(ratios) ** 0.5)
+
+
+def _points(times: Mapping[int, Sequence[float]], width: int, batch: int, unit: int) -> list[WidthPoint]:
+    points = []
+    for k in times:
+        ratios, seconds = _ratios(times, k), float(np.median(times[k]))
+        points.append(
+            WidthPoint(
+                width=k * width,
+                fused=k,
+                batch=batch,
+                seconds=seconds,
+                ratio=float(np.median(ratios)),
+                error=_error(ratios),
+                bytes_per_second=unit / seconds,
+            )
+        )
+    return points
+
+
+def _clock(device: str) -> Callable[[], float]:
+    if device != "cpu":
+
+        def finished() -> float:
+            torch.cuda.synchronize(device)
+            return time.perf_counter()
+
+        return finished
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
+def _version() -> str:
+    import transformers
+
+    return str(transformers.__version__)
