@@ -208,10 +208,9 @@ class _Run:
         recipe, space = self.recipe, self.workspace
         section, spec = recipe.plan, self.checkpoint.spec
         if measures_widths(recipe):
-            key = stage_key(
-                spec.hidden_size, spec.blocks, recipe.device, recipe.bench.batches, recipe.bench.dtype, machine(recipe.device)
-            )
-            self._stage("widths", key, [space.widths], lambda: self._measure_widths())
+            asked, place = recipe.bench, machine(recipe.device)
+            key = stage_key(spec.hidden_size, spec.blocks, recipe.device, asked.batches, asked.dtype, place)
+            self._stage("widths", key, [space.widths], self._measure_widths)
             section = section.model_copy(update={"widths": space.widths})
         pinned = {"plan": limited(section, spec)}
         self.recipe = recipe.model_copy(update=pinned)
