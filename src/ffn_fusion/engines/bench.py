@@ -15,14 +15,16 @@ from ffn_fusion.errors import UsageError
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.latency.interleave import Progress
 from ffn_fusion.latency.load import load_model
+from ffn_fusion.latency.machine import cores
 from ffn_fusion.latency.measure import bench, settings_of
 from ffn_fusion.latency.sub_block_costs import SubBlocks
 from ffn_fusion.latency.sub_blocks import time_sub_blocks
+from ffn_fusion.latency.tensor_parallel import TensorParallel, measure_tensor_parallel
 from ffn_fusion.latency.timing import Latency
 
 BenchEngine = Literal["transformers", "vllm", "llama.cpp"]
 
-__all__ = ["BenchEngine", "BenchSettings", "bench_in", "sub_blocks_of"]
+__all__ = ["BenchEngine", "BenchSettings", "bench_in", "sharded_in_transformers", "sub_blocks_of"]
 
 
 def bench_in(
@@ -73,10 +75,43 @@ def sub_blocks_of(
     return found, specs
 
 
+def sharded_in_transformers(
+    models: Mapping[str, str], asked: BenchSettings, progress: Progress = lambda what, done, total: None
+) -> list[TensorParallel]:
+    """Time decode steps of models, name -> where it is, in transformers on several processes: all-reduces told apart.
+
+    One for each batch and context. Raises: as ``bench_in``, and CheckError: heads that the processes can't share.
+    """
+    check_asked(asked)
+    dtype_of(asked.dtype)
+    checkpoints = {name: open_model(place) for name, place in models.items()}
+    settings = settings_of(asked.batches, asked.contexts, asked.new_tokens)
+    for name, checkpoint in checkpoints.items():
+        check_context(name, checkpoint.spec, settings)
+    found = []
+    for done, setting in enumerate(settings):
+        progress("timing", done, len(settings))
+        found.append(
+            measure_tensor_parallel(
+                {name: checkpoint.folder for name, checkpoint in checkpoints.items()},
+                asked.tensor_parallel,
+                batch=setting.batch,
+                context=setting.context,
+                new_tokens=setting.new_tokens,
+                rounds=asked.rounds,
+                dtype=asked.dtype,
+                device=asked.device,
+                threads=asked.threads or max(1, cores() // asked.tensor_parallel),
+            )
+        )
+    progress("timing", len(settings), len(settings))
+    return found
+
+
 def _in_transformers(models: Mapping[str, str], asked: BenchSettings, progress: Progress) -> Latency:
     if asked.tensor_parallel > 1:
         raise UsageError(
-            "transformers is timed in one process", "take --engine vllm for --tensor-parallel, or leave it out"
+            "in transformers, several processes are timed by sharded_in_transformers", "leave tensor_parallel at 1"
         )
     dtype = dtype_of(asked.dtype)
     checkpoints = {name: open_model(place) for name, place in models.items()}
