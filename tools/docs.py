@@ -157,6 +157,26 @@ def results(of: str, part: str, digits: int = 3, rows: Sequence[str] = ()) -> st
     return "\n".join(lines)
 
 
+def speed_results(part: str) -> str:
+    """Decoding in docs/results/speed.json: tokens a second of each model, and its time over that of the one before."""
+    kept = json.loads((ROOT / "docs" / "results" / "speed.json").read_text(encoding="utf-8"))[part]
+    table: dict[tuple[str, str], dict[str, str]] = {}
+    for name, value in kept["figures"].items():
+        _, kind, setting, model, what = name.split(" | ")
+        if not setting.startswith("decode"):
+            continue
+        cells, batch = table.setdefault((kind, model), {}), setting.removeprefix("decode, ")
+        if what == "tokens a second":
+            cells[f"tokens a second, {batch}"] = f"{value:,.1f}"
+        elif what.startswith("time over"):
+            cells[f"time, {batch}"] = f"{value:.2f} of {what.removeprefix('time over ')}"
+    columns = sorted(dict.fromkeys(column for cells in table.values() for column in cells), key=lambda c: c[-1])
+    lines = ["| | | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
+    for (kind, model), cells in table.items():
+        lines.append(f"| {kind} | {model} | " + " | ".join(cells.get(c, "") for c in columns) + " |")
+    return "\n".join(lines)
+
+
 def quantize_results(part: str) -> str:
     """What benchmarks/quantize.py printed for a part (docs/results/quantize.json), in percent of the output's norm."""
     kept = json.loads((ROOT / "docs" / "results" / "quantize.json").read_text(encoding="utf-8"))[part]
