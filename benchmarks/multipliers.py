@@ -5,8 +5,8 @@ product of what its parts do alone. drafts: what each draft brings a step of the
 from which acceptance and below which cost of the draft it would pay.
 
 pruned is the parent without attentions 5-10 and 17-20, fused the same with all FFNs of each run but the last joined.
-Drafts propose up to 4 tokens: the parent's own child with 12 blocks fewer (of one the FFN stays), repaired, in 4 bits;
-the model itself in 4 bits; what followed the same three tokens before (lookup). Children are repaired on 10,240 tokens.
+Drafts propose up to 4 tokens: the parent's own child with 11 blocks fewer (8-18, and attention 19), in 4 bits;
+the fused child in 4 bits; what followed the same three tokens before (lookup). Children are repaired on 10,240 tokens.
 
 Every way has a llama-server of its own, all run at once; in each round all are asked for 64 tokens behind the same 64
 of held-out text, one at a time, greedily. A ratio is the median over rounds of the ratio within each. A text that a
@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import median
 
 from common import finish_parts, parts_parser
-from multipliers_bench import DRAFT, DRAFTS, NO_DRAFT, SIXTEEN, Models, Served, Way, measure, real, tiny
+from multipliers_bench import DRAFT, LOOKUP, NO_DRAFT, PROPOSERS, SIXTEEN, Models, Served, Way, measure, real, tiny
 
 from ffn_fusion.engines.generated import Generated
 
@@ -99,7 +99,7 @@ class Bench:
         figures = {"drafted a step": each, "accepted": accepted / drafted if drafted else 0.0, "tokens a step": tokens}
         figures["a step's cost"] = cost
         needed = acceptance_for(cost, self.models.drafted)
-        if needed is not None and way[2] != DRAFTS[-1]:
+        if needed is not None and way[2] != LOOKUP:
             figures["pays from an acceptance of"] = needed
         own = self.draft_of(way)
         if own is not None:
@@ -110,7 +110,7 @@ class Bench:
 
     def draft_of(self, way: Way) -> Way | None:
         """The draft, generating by itself."""
-        model = {DRAFTS[1]: DRAFT, DRAFTS[2]: way[0]}.get(way[2])
+        model = PROPOSERS.get(way[2])
         return (model, self.models.formats[-1], NO_DRAFT) if model else None
 
 
@@ -146,13 +146,14 @@ def acceptance_for(tokens: float, length: int) -> float | None:
 
 def affordable(tokens: float, cost: float, drafted: float, share: float) -> float:
     """What a draft's token may cost for a step to bring what it costs, everything else as it is: below 0, not even a
-    draft for nothing pays, as checking its tokens alone costs more than they bring.
+    draft for nothing pays, as the rest of a step alone costs more than it brings. The rest: the model checks what was
+    proposed, and llama.cpp has the draft read all of that once more; so a cheaper draft may pay a little earlier.
 
     Args:
         tokens: what a step brings. cost: of a step with its draft. drafted: tokens a step. share: a draft token's cost.
     """
-    checking = cost - drafted * share
-    return (tokens - checking) / drafted if drafted else 0.0
+    rest = cost - drafted * share
+    return (tokens - rest) / drafted if drafted else 0.0
 
 
 PARTS: dict[str, Callable[[Bench], Figures]] = {

@@ -32,7 +32,10 @@ MODELS = ("parent", "pruned", "fused")
 DRAFT = "draft"
 SIXTEEN, EIGHT = "f16", "q8_0"
 NO_DRAFT = "plain"
-DRAFTS = (NO_DRAFT, "12 blocks fewer", "itself in 4 bits", "lookup")
+LOOKUP = "lookup"
+PROPOSERS = {"11 blocks fewer": DRAFT, "fused in 4 bits": "fused"}
+"""Drafts that are models, in 4 bits."""
+DRAFTS = (NO_DRAFT, *PROPOSERS, LOOKUP)
 TIE = 0.1
 """Nats between the two tokens where a text and the same with a draft part, at most: rounding decides between them."""
 
@@ -65,13 +68,13 @@ class Models:
 
     def words(self, way: Way, quantizer: Path) -> list[str]:
         """Of a server: how it drafts."""
-        model, _, draft = way
+        draft = way[2]
         if draft == NO_DRAFT:
             return []
-        if draft == "lookup":
+        if draft == LOOKUP:
             sizes = ("--spec-ngram-simple-size-n", "3", "--spec-ngram-simple-size-m", str(self.drafted))
             return ["--spec-type", "ngram-simple", *sizes]
-        file = self.file(DRAFT if draft == DRAFTS[1] else model, self.formats[-1], quantizer)
+        file = self.file(PROPOSERS[draft], self.formats[-1], quantizer)
         return ["--spec-type", "draft-simple", "--model-draft", str(file), "--spec-draft-n-max", str(self.drafted)]
 
 

@@ -80,5 +80,5 @@ def test_the_benchmark_of_multipliers(tmp_path: Path) -> None:
     figures = result["figures"]
     assert result["benchmark"] == "multipliers"
     assert figures["together | fused, q8_0, lookup | product"] > 0
-    assert figures["drafts | parent, q4_0, itself in 4 bits | accepted"] > 0
+    assert figures["drafts | parent, q4_0, fused in 4 bits | accepted"] > 0
     assert not list(tmp_path.iterdir())
