@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-BENCHMARKS = sorted(path for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+IN_ENGINES = ("multipliers",)  # tests/engines runs them
+BENCHMARKS = sorted(
+    path
+    for path in FOLDER.glob("*.py")
+    if "__main__" in path.read_text(encoding="utf-8") and path.stem not in IN_ENGINES
+)
 
 
 @pytest.mark.slow

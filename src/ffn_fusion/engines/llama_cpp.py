@@ -24,13 +24,14 @@ from torch import Tensor
 
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.engines.answers import Answers
+from ffn_fusion.engines.generated import Generated, read_generated
 from ffn_fusion.errors import CheckError, MissingExtraError
 from ffn_fusion.programs import named_program, program_on_path
 
 PROGRAM = "llama-server"
 VARIABLE = "LLAMA_SERVER"
 
-_EXACT = ("--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off", "--n-gpu-layers", "0")
+EXACT = ("--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off", "--n-gpu-layers", "0")
 _ONE_AT_A_TIME = ("--parallel", "1", "--no-warmup", "--no-webui", "--offline")
 _HARMLESS = "a"
 _PATIENCE = 600.0  # seconds, for a model to load and for an answer
@@ -88,6 +89,18 @@ class LlamaServer:
         except (KeyError, IndexError) as error:
             raise CheckError("llama.cpp tells no probabilities of single tokens", "try a newer llama-server") from error
 
+    def generate(self, ids: Sequence[int], new: int) -> Generated:
+        """``new`` tokens behind these, the likeliest one after another, whether a text ends meanwhile or not."""
+        asked = {
+            "prompt": list(ids),
+            "n_predict": new,
+            "temperature": 0,
+            "ignore_eos": True,
+            "cache_prompt": False,
+            "return_tokens": True,
+        }
+        return read_generated(self._ask("completion", asked))
+
     def tokens(self, text: str) -> list[int]:
         """Token ids of a text; special tokens in it are found, none are added."""
         found = self._ask("tokenize", {"content": text, "add_special": False, "parse_special": True})
@@ -124,15 +137,18 @@ def answers(llama: LlamaServer, ids_NT: Tensor, new: int, likeliest: int) -> Ans
 
 
 @contextmanager
-def served(file: Path, program: Path, context: int) -> Iterator[LlamaServer]:
+def served(file: Path, program: Path, context: int, words: Sequence[str] = EXACT) -> Iterator[LlamaServer]:
     """llama-server on a GGUF file, with room for ``context`` tokens, reachable from this machine alone.
+
+    Args:
+        words: further options of the server.
 
     Raises:
         CheckError: it doesn't load the file.
     """
     port = _free_port()
     where = ("--host", "127.0.0.1", "--port", str(port))
-    command = [str(program), "--model", str(file), "--ctx-size", str(context), *where, *_EXACT, *_ONE_AT_A_TIME]
+    command = [str(program), "--model", str(file), "--ctx-size", str(context), *where, *words, *_ONE_AT_A_TIME]
     with TemporaryDirectory(prefix="ffn-fusion-") as place, (Path(place) / "log").open("w+") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment())
         try:

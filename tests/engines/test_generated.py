@@ -1,0 +1,84 @@
+"""Texts that llama-server generates: how its answers are read, and that a draft doesn't change one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_cpp import ENGINE, SERVER, VARIABLE, needs_llama_cpp
+from makers import llama_config, write_model
+from vocabularies import SIZES, write_tokenizer
+
+from ffn_fusion.checkpoint.reader import open_folder
+from ffn_fusion.engines.generated import read_generated
+from ffn_fusion.engines.llama_cpp import served
+from ffn_fusion.errors import CheckError
+from ffn_fusion.export.gguf_writer import plan_gguf, write_gguf
+
+TIMINGS = {"prompt_ms": 20.0, "predicted_ms": 500.0, "predicted_n": 6}
+MULTIPLIERS = Path(__file__).parents[2] / "benchmarks" / "multipliers.py"
+
+
+def answer(**timings: object) -> dict[str, Any]:
+    return {"tokens": [5, 6, 7, 8, 9, 10], "timings": {**TIMINGS, **timings}}
+
+
+def test_an_answer_is_read() -> None:
+    found = read_generated(answer())
+    assert (found.tokens, found.prompt_s, found.decode_s) == ((5, 6, 7, 8, 9, 10), 0.02, 0.5)
+    assert (found.decoded, found.steps, found.drafted) == (5, 5, 0)
+
+
+def test_accepted_tokens_take_no_step() -> None:
+    found = read_generated(answer(draft_n=6, draft_n_accepted=3))
+    assert (found.decoded, found.steps, found.drafted, found.accepted) == (5, 2, 6, 3)
+
+
+@pytest.mark.parametrize("broken", [{}, {"tokens": [1, 2]}, {"tokens": [1, 2], "timings": {"prompt_ms": 1}}])
+def test_an_answer_without_times(broken: dict[str, Any]) -> None:
+    with pytest.raises(CheckError, match="no times"):
+        read_generated(broken)
+
+
+def test_one_token_is_too_few() -> None:
+    with pytest.raises(CheckError, match="1 tokens"):
+        read_generated({"tokens": [1], "timings": TIMINGS})
+
+
+@pytest.mark.engines
+@needs_llama_cpp
+def test_a_draft_changes_no_text(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", llama_config(**SIZES, hidden_size=64, num_hidden_layers=3))
+    write_tokenizer(tmp_path / "model")
+    file = write_gguf(plan_gguf(open_folder(tmp_path / "model"), dtype="f32"), tmp_path / "model.gguf")
+    itself = ("--spec-type", "draft-simple", "--model-draft", str(file), "--spec-draft-n-max", "3")
+    texts = []
+    for words in ((), itself):
+        with served(file, SERVER, 64, words) as llama:
+            texts.append(llama.generate([5, 6, 7, 8], 13))
+    plain, drafted = texts
+    assert plain.tokens == drafted.tokens
+    assert (plain.drafted, plain.steps) == (0, 12)
+    assert drafted.drafted == drafted.accepted > 0
+    assert drafted.steps < plain.steps
+    assert plain.decode_s > 0
+
+
+@pytest.mark.engines
+@needs_llama_cpp
+def test_the_benchmark_of_multipliers(tmp_path: Path) -> None:
+    command = [sys.executable, str(MULTIPLIERS), "--quick", "--folder", str(tmp_path)]
+    environment = {**os.environ, VARIABLE: str(ENGINE)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    figures = result["figures"]
+    assert result["benchmark"] == "multipliers"
+    assert figures["together | fused, q8_0, lookup | product"] > 0
+    assert figures["drafts | parent, q4_0, fused in 4 bits | accepted"] > 0
+    assert not list(tmp_path.iterdir())
