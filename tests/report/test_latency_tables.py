@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from makers import llama_config
+from rich.console import Console
 
 from ffn_fusion.families import read_spec
 from ffn_fusion.latency.sub_block_costs import SubBlocks, SubBlockTiming, distinct_shapes
 from ffn_fusion.latency.timing import Latency, Roofline, Work
 from ffn_fusion.report.sub_block_table import sub_block_grid, sub_block_place
 from ffn_fusion.report.tables import latency_grid, latency_place, work_grid
+from ffn_fusion.report.terminal import latency_table
 
 LIMITS = Roofline(bytes_per_second=2.5e10, flops_per_second=1.2e11)
 WORK = Work(weight_bytes=5e8, kv_bytes=4e6, flops=2.7e8)
@@ -29,6 +31,22 @@ def test_shares_stand_beside_the_times(small: Any) -> None:
     column = after.columns.index("of the limit")
     assert {row[column] for row in after.rows} == {"34 % B/s"}
     assert "limits 25.0 GB/s read and 120.0 GFLOP/s" in latency_place(counted(small.latency))
+
+
+def test_80_characters_are_enough_for_names_and_numbers(small: Any) -> None:
+    names = ("parent", "pruned", "fused")
+    first = small.latency.timings[0]
+    timings = tuple(
+        first.model_copy(update={"model": name, "speedup": dict.fromkeys(set(names) - {name}, 1.25), "p90_s": 1.5})
+        for name in names
+    )
+    console = Console(width=80, record=True)
+    console.print(latency_table(counted(small.latency.model_copy(update={"models": names, "timings": timings}))))
+    rows = [line.split() for line in console.export_text().splitlines()]
+    for name in names:
+        (row,) = [row for row in rows if row[:1] == [name]]
+        assert sum(cell.startswith("1.25") for cell in row) == 2
+    assert not [cell for row in rows for cell in row if cell.endswith(chr(0x2026))]  # cut off
 
 
 def test_what_moves(small: Any) -> None:

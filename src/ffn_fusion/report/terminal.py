@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from math import prod
 from typing import TYPE_CHECKING
@@ -53,6 +54,7 @@ __all__ = [
 ]
 
 _FELT = "prefill: time to the first token; decode: time of one step, which is that of each token behind it"
+_SHORTEST_NAME = 8  # characters; models' names never give way to numbers
 _MODEL_STYLES = {"pruned": "yellow", "fused": "bold blue", "distilled": "bold green"}
 
 
@@ -76,8 +78,10 @@ def quality_table(quality: Quality) -> Table:
 
 def latency_table(latency: Latency) -> Table:
     """Every setting and model. The caption names the machine: timings mean nothing without it."""
-    table = _by_setting(latency_grid(latency))
-    table.caption = Text(f"{latency_place(latency)}; {_FELT}")
+    grid = latency_grid(latency)
+    columns = tuple(name.replace("speed over ", "over\n") for name in grid.columns)  # narrow: 80 characters are few
+    table = _by_setting(replace(grid, columns=columns))
+    table.caption = Text(f"{latency_place(latency)}; over: how many times as fast; {_FELT}")
     return table
 
 
@@ -108,6 +112,7 @@ def sub_block_table(found: SubBlocks, models: Mapping[str, ModelSpec]) -> Table:
 def _by_setting(grid: Grid) -> Table:
     """The first column, which names the setting, as headings."""
     table = _empty(grid.columns[1:], words=1)
+    table.columns[0].min_width = _SHORTEST_NAME
     starts = sorted({0, *grid.sections})
     for start, end in zip(starts, [*starts[1:], len(grid.rows)], strict=True):
         _headed(table, grid.rows[start][0], [row[1:] for row in grid.rows[start:end]])
