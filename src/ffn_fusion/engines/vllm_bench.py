@@ -166,7 +166,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            process_group=0,  # of this session: should this process die, the system wakes and ends stopped workers
+            process_group=0,  # orphaned, if this process dies: then the system wakes and ends stopped workers
         )
         self.version = ""
         try:
