@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import sys
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,9 @@ import torch
 
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.data import TokenWindows
-from ffn_fusion.distillation import sharded_trainer
+from ffn_fusion.distillation import distill, sharded_trainer
 from ffn_fusion.distillation.distill import Distilled, distill_child
+from ffn_fusion.distillation.run import Run
 from ffn_fusion.distillation.settings import DistillSettings, Objective
 from ffn_fusion.distillation.sharded_trainer import ShardedTrainer
 from ffn_fusion.distillation.teacher_cache import CacheSettings
@@ -100,6 +102,16 @@ class SecondHasNoRoom(ShardedTrainer):
         super()._save_optimizer_and_scheduler(output_dir)
 
 
+class LooksForLong(Run):
+    """At the work folder, in which nobody may change anything meanwhile."""
+
+    def check_models(self) -> None:
+        before = sorted(self.work.rglob("*"))
+        time.sleep(0.5)
+        super().check_models()
+        assert sorted(self.work.rglob("*")) == before, f"{self.work} has changed"
+
+
 def diverge(pairs: Path, out: Path) -> None:
     """A gradient that isn't finite at step 3: the rate is zero at the first, and far too large at the second."""
     train(pairs / "untied", out, replace(SHORT, learning_rate=1e30, clip=0.0, warmup=0.5))
@@ -127,6 +139,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if os.environ["RANK"] == "1":
         sharded_trainer.ShardedTrainer = SecondHasNoRoom  # type: ignore[misc]
+        distill.Run = LooksForLong  # type: ignore[misc]
     what = {"compare": compare, "resume": resume, "stop": stop, "diverge": diverge, "deepspeed": deepspeed}[sys.argv[1]]
     code = lead(lambda: what(Path(sys.argv[2]), Path(sys.argv[3])) or 0)  # type: ignore[func-returns-value]
     assert not gloo_threads(), "gloo's threads outlive the group, and may abort the interpreter when it ends"

@@ -42,6 +42,11 @@ def check_target(target: Path, source: Path | None, *, force: bool = False) -> N
         raise OutputError(f"{target}: exists already", "choose another output, or remove it first")
 
 
+def bytes_in(folder: Path) -> int:
+    """Of all files in it and below; 0 where there is no such folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def check_space(target: Path, needed: int) -> None:
     """Foresee a full disk.
 
@@ -50,9 +55,7 @@ def check_space(target: Path, needed: int) -> None:
             there not counted: it is either resumed or discarded.
     """
     place = next(parent for parent in (target.absolute(), *target.absolute().parents) if parent.exists())
-    partial = _partial(target)
-    left = sum(path.stat().st_size for path in partial.iterdir()) if partial.is_dir() else 0
-    free = shutil.disk_usage(place).free + left
+    free = shutil.disk_usage(place).free + bytes_in(_partial(target))
     if free < needed:
         raise OutputError(
             f"{target}: needs {needed / 1e9:,.2f} GB, but {free / 1e9:,.2f} GB are free on its disk",

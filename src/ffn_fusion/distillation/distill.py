@@ -82,6 +82,7 @@ def train(run: Run, *, progress: Progress = silent) -> Distilled:
 def _carried_out(run: Run, progress: Progress) -> Distilled:
     here = current()
     check_extras(run.settings, run.tracking)
+    here.gather([None])  # all have looked at the folder, and nobody has anything against it
     if not here.rank:
         prepare(run.work, run.key())
     here.gather([None])  # the folder is there, and what isn't ours is gone

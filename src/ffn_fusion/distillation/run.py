@@ -15,7 +15,7 @@ import torch
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.checkpoint.staging import check_space
+from ffn_fusion.checkpoint.staging import bytes_in, check_space
 from ffn_fusion.data import TokenWindows, WindowRows
 from ffn_fusion.distillation.checkpoints import folder_of
 from ffn_fusion.distillation.checks import check_cache, check_pair, check_settings
@@ -118,8 +118,7 @@ class Run:
         self.check_early()
         if not self.trained:
             raise UsageError("surgery touched no block of this child", "train all of it (--trained all)")
-        there = sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())  # of an interrupted call
-        check_space(self.work, max(0, self.disk_bytes - there))
+        check_space(self.work, max(0, self.disk_bytes - bytes_in(self.work)))  # of an interrupted call
 
     def check_early(self) -> None:
         """What can be known without child and text. Raises: see :func:`distill_child`."""

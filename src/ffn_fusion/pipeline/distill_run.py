@@ -10,7 +10,7 @@ from pathlib import Path
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo
-from ffn_fusion.checkpoint.staging import check_space, read_manifest
+from ffn_fusion.checkpoint.staging import bytes_in, check_space, read_manifest
 from ffn_fusion.data import BUILT_IN_CALIBRATION, TokenWindows
 from ffn_fusion.data.mixture import TextEntry
 from ffn_fusion.distillation.checks import check_extras
@@ -171,8 +171,7 @@ class RunDistillation:
         if self.recipe.output.exists():  # made already
             return
         made = (self.space.distillation, self.space.undistilled)
-        there = sum(path.stat().st_size for folder in made for path in folder.rglob("*") if path.is_file())
-        check_space(self.space.distillation, max(0, needed - there))
+        check_space(self.space.distillation, max(0, needed - sum(map(bytes_in, made))))
 
     @property
     def _tracking(self) -> Tracking | None:

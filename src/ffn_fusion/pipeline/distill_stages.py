@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ffn_fusion.checkpoint.reader import Checkpoint
-from ffn_fusion.checkpoint.staging import check_space
+from ffn_fusion.checkpoint.staging import bytes_in, check_space
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.distillation.checkpoints import finish, finished, keep_record, keep_weights, newest
 from ffn_fusion.distillation.distill import train, weights_of
@@ -81,8 +81,7 @@ class Staged:
                 run.check()
                 if run.settings.lora and number < len(self.runs):
                     raise UsageError("adapters are merged in the end", "train with LoRA in the last stage alone")
-        there = sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())
-        check_space(self.work, max(0, self.disk_bytes + beside - there))
+        check_space(self.work, max(0, self.disk_bytes + beside - bytes_in(self.work)))
 
     @property
     def disk_bytes(self) -> int:
