@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from random_llama import TINY, forget, llama_config, write_random_llama, write_tokenizer
+from random_llama import TINY, forget, llama_config
 
 from ffn_fusion.analysis.evidence import Evidence
+from ffn_fusion.checkpoint.random_model import write_byte_tokenizer, write_random_model
 from ffn_fusion.checkpoint.reader import open_folder
 
 LARGE = {
@@ -59,8 +60,8 @@ def large(work: Path, quick: bool) -> dict[str, float]:
 
 
 def random_model(folder: Path, sizes: Mapping[str, int]) -> Path:
-    write_random_llama(folder, llama_config(**sizes), shard_bytes=1 << 30)
-    write_tokenizer(folder)
+    write_random_model(folder, llama_config(**sizes), shard_bytes=1 << 30)
+    write_byte_tokenizer(folder)
     return folder
 
 

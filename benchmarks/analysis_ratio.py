@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 import naive_analysis as naive
 import numpy as np
 import torch
-from random_llama import TINY, llama_config, write_random_llama
+from random_llama import TINY, llama_config
 
 import ffn_fusion
 from ffn_fusion.analysis.evidence import Evidence
+from ffn_fusion.checkpoint.random_model import write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data import TokenWindows
 
@@ -102,7 +103,7 @@ def differences(theirs: Round, ours: Round) -> dict[str, float]:
 def ratio_input(work: Path, quick: bool) -> tuple[Checkpoint, TokenWindows]:
     if quick:
         folder = work / "small"
-        write_random_llama(folder, llama_config(**TINY), shard_bytes=1 << 30)
+        write_random_model(folder, llama_config(**TINY), shard_bytes=1 << 30)
         return open_folder(folder), TokenWindows("random", np.random.default_rng(0).integers(0, 512, (2, 16)))
     if not (MODEL.is_file() and TEXT.is_file()):
         sys.exit("error: the demo's model and texts aren't there; run `python demo/fetch.py` first")

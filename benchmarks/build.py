@@ -18,9 +18,10 @@ import time
 from pathlib import Path
 
 from common import finish
-from random_llama import forget, llama_config, write_random_llama
+from random_llama import forget, llama_config
 
 from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.checkpoint.random_model import write_random_model
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.surgery.build import build, child_bytes
 from ffn_fusion.surgery.child import Child
@@ -83,7 +84,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         work = Path(place)
         parent = work / "parent"
-        write_random_llama(parent, config(options.quick), shard_bytes=1 << (24 if options.quick else 30))
+        write_random_model(parent, config(options.quick), shard_bytes=1 << (24 if options.quick else 30))
         child = Child(open_folder(parent), blueprint(parent))
         inputs = max(
             sum(child.parent.tensors[source].nbytes for source in tensor.sources) for tensor in child.tensors.values()

@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 from common import finish
-from random_llama import TINY, llama_config, write_random_llama
+from random_llama import TINY, llama_config
 
 from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.checkpoint.random_model import write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.data import TokenWindows
@@ -107,7 +108,7 @@ def _memory(found: Mapping[str, Mapping[str, float]]) -> float:
 def _make(place: Path, quick: bool) -> None:
     """The parent, and a child of it with attentions dropped in two runs and FFNs fused."""
     if quick:
-        write_random_llama(place / "parent", llama_config(**TINY), shard_bytes=1 << 30)
+        write_random_model(place / "parent", llama_config(**TINY), shard_bytes=1 << 30)
         parent, dropped, fused = open_folder(place / "parent"), [2, 3], [(2, 3)]
     else:
         parent = open_model(str(MODEL))

@@ -21,9 +21,10 @@ from statistics import median
 
 import torch
 from common import finish
-from random_llama import TINY, llama_config, write_random_llama
+from random_llama import TINY, llama_config
 
 from ffn_fusion.blueprint import Blueprint, drop_attention, fuse_run
+from ffn_fusion.checkpoint.random_model import write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.errors import BlueprintError
@@ -44,7 +45,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         if options.quick:
-            write_random_llama(Path(place) / "m", llama_config(**TINY), shard_bytes=1 << 30)
+            write_random_model(Path(place) / "m", llama_config(**TINY), shard_bytes=1 << 30)
         parent = open_folder(Path(place) / "m") if options.quick else open_model(str(MODEL))
         limits = Limits(options.quick)
         seen = _measured(parent, limits, options)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from quality_bench import Bench, Run
-from random_llama import TINY, llama_config, write_random_llama, write_tokenizer
+from random_llama import TINY, llama_config
 
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.blueprint.blocks import Block, NoSubBlock
+from ffn_fusion.checkpoint.random_model import write_byte_tokenizer, write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.engines.generated import Generated
@@ -144,8 +145,8 @@ def real(place: Path, prompts: int) -> Models:
 def tiny(place: Path) -> Models:
     """Random ones, whose texts are as random."""
     sizes = TINY | {"num_hidden_layers": 8, "max_position_embeddings": 128}
-    write_random_llama(place / "parent", llama_config(**sizes), shard_bytes=1 << 30)
-    write_tokenizer(place / "parent")
+    write_random_model(place / "parent", llama_config(**sizes), shard_bytes=1 << 30)
+    write_byte_tokenizer(place / "parent")
     generator = np.random.default_rng(0)
     text = {"random": TokenWindows("random", generator.integers(0, 258, (8, 16)))}
     bench = Bench(open_folder(place / "parent"), place, text, text, 1 / 2000)

@@ -75,10 +75,12 @@ class Bench:
 
     @classmethod
     def tiny(cls, place: Path, device: str = "cpu") -> Bench:
-        from random_llama import TINY, llama_config, write_random_llama
+        from random_llama import TINY, llama_config
+
+        from ffn_fusion.checkpoint.random_model import write_random_model
 
         sizes = TINY | {"num_hidden_layers": 30, "hidden_size": 32, "intermediate_size": 48, "vocab_size": 64}
-        write_random_llama(place / "parent", llama_config(**sizes), shard_bytes=1 << 30)
+        write_random_model(place / "parent", llama_config(**sizes), shard_bytes=1 << 30)
         parent = open_folder(place / "parent")
         generator = np.random.default_rng(0)
 

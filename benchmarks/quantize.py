@@ -182,10 +182,12 @@ def real() -> Given:
 
 
 def tiny(place: Path) -> Given:
-    from random_llama import TINY, llama_config, write_random_llama
+    from random_llama import TINY, llama_config
+
+    from ffn_fusion.checkpoint.random_model import write_random_model
 
     sizes = TINY | {"num_hidden_layers": 6, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 64}
-    write_random_llama(place / "parent", llama_config(**sizes), shard_bytes=1 << 30)
+    write_random_model(place / "parent", llama_config(**sizes), shard_bytes=1 << 30)
     ids = torch.randint(64, (2, 32), generator=torch.Generator().manual_seed(0))
     return open_folder(place / "parent"), None, ids, (2, 4)
 

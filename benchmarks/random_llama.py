@@ -1,18 +1,9 @@
-"""A random Llama of any size on disk, with a tokenizer that knows bytes, and its pages dropped from the cache."""
+"""Random Llamas that benchmarks measure, and how to make the system forget what it has read of them."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-import torch
-
-from ffn_fusion.checkpoint.shards import OutputTensor, plan_shards, write_shards
-from ffn_fusion.checkpoint.staging import staged
-from ffn_fusion.families import read_spec
-from ffn_fusion.families.layout import model_tensors
 
 TINY = {
     "hidden_size": 128,
@@ -22,63 +13,11 @@ TINY = {
     "num_key_value_heads": 2,
     "vocab_size": 512,
 }
-_PIECE = 1 << 23
-_SHIFT = 2 * 514_229  # bytes: an odd number of values, so that it is long until two tensors begin alike
-_ONE = b"\x80\x3f"  # 1.0 in bfloat16
 
 
 def llama_config(**changes: object) -> dict[str, object]:
     """config.json but for the sizes, which the caller gives."""
     return {"model_type": "llama", "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "dtype": "bfloat16", **changes}
-
-
-def write_random_llama(folder: Path, config: Mapping[str, object], *, shard_bytes: int) -> None:
-    """Random bfloat16 weights, written with the project's own sharded writer, a piece at a time.
-
-    The same few megabytes of noise stand in every matrix, begun elsewhere in each, since making as many random numbers
-    takes longer than writing them. The norms' scales are ones, so that no block adds much more or less than another
-    and nothing vanishes or overflows however many blocks there are.
-    """
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(_PIECE // 2, generator=generator).mul_(0.02).bfloat16()
-    noise = memoryview(values.view(torch.uint8).numpy().tobytes())
-
-    def output(k: int, name: str, shape: tuple[int, ...]) -> OutputTensor:
-        count = OutputTensor(name, "BF16", shape, lambda: iter(())).nbytes
-
-        def pieces() -> Iterator[memoryview]:
-            if name.endswith("norm.weight"):
-                yield memoryview(_ONE * (count // 2))
-                return
-            start, done = k * _SHIFT % _PIECE, 0
-            while done < count:
-                piece = noise[start : start + count - done]
-                yield piece
-                start, done = 0, done + len(piece)
-
-        return OutputTensor(name, "BF16", shape, pieces)
-
-    named = model_tensors(read_spec(dict(config))).items()
-    tensors = [output(k, name, shape) for k, (name, shape) in enumerate(named)]
-    with staged(folder, "random") as stage:
-        write_shards(stage, plan_shards(tensors, shard_bytes))
-        stage.write("config.json", json.dumps(config).encode())
-        stage.commit({})
-
-
-def write_tokenizer(folder: Path) -> None:
-    """Every byte is a token, beside one of two bytes (GGUF holds no tokenizer without merges) and an end of text: the
-    model needs a vocabulary of 258.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {c: i for i, c in enumerate([*alphabet, "th"])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("t", "h")]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
 
 
 def forget(folder: Path) -> None:

@@ -17,9 +17,10 @@ from functools import partial
 from pathlib import Path
 
 from common import finish_parts, parts_parser
-from random_llama import TINY, llama_config, write_random_llama, write_tokenizer
+from random_llama import TINY, llama_config
 
 from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.checkpoint.random_model import write_byte_tokenizer, write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.source import CACHE_VARIABLE, open_model
 from ffn_fusion.engines.bench import BenchSettings, bench_in
@@ -115,8 +116,8 @@ def tiny(place: Path) -> Bench:
 
 
 def random_llama(folder: Path, sizes: Mapping[str, object]) -> Checkpoint:
-    write_random_llama(folder, llama_config(**sizes), shard_bytes=1 << 32)
-    write_tokenizer(folder)
+    write_random_model(folder, llama_config(**sizes), shard_bytes=1 << 32)
+    write_byte_tokenizer(folder)
     return open_folder(folder)
 
 

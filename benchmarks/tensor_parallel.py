@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 from common import finish
-from random_llama import TINY, llama_config, write_random_llama
+from random_llama import TINY, llama_config
 
 from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.checkpoint.random_model import write_random_model
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.latency.tensor_parallel import TensorParallel, measure_tensor_parallel
 from ffn_fusion.surgery.build import build
@@ -35,7 +36,7 @@ LLAMA = {
 
 def children(place: Path, sizes: dict[str, int]) -> dict[str, Path]:
     """The three models, on disk."""
-    write_random_llama(place / "parent", llama_config(**sizes, max_position_embeddings=2048), shard_bytes=1 << 30)
+    write_random_model(place / "parent", llama_config(**sizes, max_position_embeddings=2048), shard_bytes=1 << 30)
     parent = open_folder(place / "parent")
     identity = Blueprint.identity(parent.spec.parent("parent"))
     quarter = sizes["num_hidden_layers"] // 4
