@@ -178,7 +178,7 @@ place = sys.argv[2]
 if place == "analyze":
     stages.measure = die
 elif place == "widths":
-    run.measure_for = die
+    benching.measure_widths_for = die
 elif place == "plan":
     run._Run._write_plan = die
 elif place == "repair":
@@ -191,7 +191,7 @@ elif place == "built":
 elif place == "evaluate":
     stages.score = die
 elif place == "bench":
-    stages.time_models = die
+    benching.time_models = die
 elif place == "samples":
     stages.continue_prompts = die
 elif place == "report":
@@ -291,7 +291,7 @@ def test_a_measured_width_limits_the_plan(tmp_path: Path, monkeypatch: pytest.Mo
         about = {"engine": "e", "machine": "m", "device": "cpu", "dtype": "float32", "threads": 1, "rounds": 1}
         return WidthCurve(**about, hidden=32, width=48, points=points, max_width=96)
 
-    monkeypatch.setattr("ffn_fusion.pipeline.run.measure_for", pretended)
+    monkeypatch.setattr("ffn_fusion.pipeline.benching.measure_widths_for", pretended)
     path = write_recipe(tmp_path, plan={"drop_attention": 6, "fuse": 2, "max_damage": 100})
     first = run(Recipe.load(path), dry_run=True)
     assert all(last - begin == 1 for begin, last in first.plan.blueprint.runs)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ffn_fusion.analysis.budget import DEFAULT_DROP, DEFAULT_MAX_DAMAGE
+from ffn_fusion.cli.bench import Program
 from ffn_fusion.cli.console import JsonFlag, TerminalListener, emit, progress_bars, say
 from ffn_fusion.cli.options import (
     Device,
@@ -28,6 +29,10 @@ from ffn_fusion.cli.options import (
     Texts,
     Widths,
 )
+
+BenchEngine = Annotated[
+    str, typer.Option(help="What to time the models and measure widths in: transformers, vllm or llama.cpp.")
+]
 
 if TYPE_CHECKING:
     from ffn_fusion.pipeline.recipe import Recipe
@@ -59,6 +64,8 @@ def optimize(
     widths: Widths = None,
     norm: Norm = "own",
     engine: Engines = None,
+    bench_engine: BenchEngine = "transformers",
+    engine_program: Program = None,
     revision: Revision = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -90,6 +97,7 @@ def optimize(
             "plan": plan.model_dump(),
             "calibration": {"texts": text or []},
             "evaluation": {"texts": eval_text or []},
+            "bench": {"engine": bench_engine, "engine_program": engine_program},
         },
         "command line",
     )

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ffn_fusion.cli.bench import Dtype, Engine, Program
 from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
 from ffn_fusion.cli.options import Device, Model, Revision
 
@@ -19,41 +20,49 @@ def widths(
     batch: Annotated[list[int], typer.Option(help="Batch size; may be given several times.", min=1)] = [1, 8],  # noqa: B006
     rounds: Annotated[int, typer.Option(help="Timed rounds; more are added where ratios are uncertain.", min=2)] = 7,
     most: Annotated[
-        int | None, typer.Option(help="FFNs in the widest one; default: all that the model could fuse.", min=1)
+        int | None,
+        typer.Option(
+            help="FFNs in the widest one; default: all that the model could fuse, in vLLM and llama.cpp up to a GiB.",
+            min=1,
+        ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    engine: Engine = "transformers",
+    dtype: Dtype = "float32",
     device: Device = "cpu",
     threads: Annotated[
         int | None, typer.Option(help="Threads of a CPU; default: as many as torch takes.", min=1)
     ] = None,
+    engine_program: Program = None,
     plot: Annotated[Path | None, typer.Option(help="File for a plot (SVG).")] = None,
     revision: Revision = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Time FFNs of one, two, three, ... times the model's width on the same weights: what plans may fuse here."""
-    import torch
-
     from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.checkpoint.staging import check_target, write_atomic
-    from ffn_fusion.errors import UsageError
-    from ffn_fusion.latency.width_measure import measure_widths
+    from ffn_fusion.engines.bench import BenchSettings, check_askable
+    from ffn_fusion.engines.width_curves import CONTEXT, widths_in
     from ffn_fusion.report.terminal import table_of
     from ffn_fusion.report.width_tables import width_grid, width_lines
 
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise UsageError(f"--dtype {dtype} isn't known", "take float32, bfloat16 or float16")
     for path in (output, plot):
         if path is not None:
             check_target(path, None)
     if plot is not None:
         from ffn_fusion.report.width_figure import width_chart
-    if threads is not None:
-        torch.set_num_threads(threads)
+    asked = BenchSettings(
+        batches=tuple(batch),
+        contexts=(CONTEXT,),
+        rounds=rounds,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        program=engine_program,
+    )
+    check_askable(engine, asked)
     spec = open_model(model, revision=revision).spec
     with progress_bars() as bars:
-        curve = measure_widths(
-            spec, batches=tuple(batch), dtype=dtype, device=device, rounds=rounds, most=most, progress=bars
-        )
+        curve = widths_in(engine, spec, asked, most=most, progress=bars)
     if output is not None:
         write_atomic(output, (curve.model_dump_json(indent=1) + "\n").encode())
     if plot is not None:

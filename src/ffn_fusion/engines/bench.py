@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from pathlib import Path
+from typing import get_args
 
 import torch
 
 from ffn_fusion.checkpoint.source import open_model, summarise
 from ffn_fusion.engines.bench_settings import BenchSettings, check_asked, check_context, dtype_of, threads_set
-from ffn_fusion.engines.llama_cpp_bench import bench_llama_cpp
+from ffn_fusion.engines.llama_cpp_bench import bench_llama_cpp, find_programs
+from ffn_fusion.engines.vllm import find_python
 from ffn_fusion.engines.vllm_bench import bench_vllm
 from ffn_fusion.errors import UsageError
 from ffn_fusion.families import ModelSpec
@@ -20,9 +22,7 @@ from ffn_fusion.latency.measure import bench, settings_of
 from ffn_fusion.latency.sub_block_costs import SubBlocks
 from ffn_fusion.latency.sub_blocks import time_sub_blocks
 from ffn_fusion.latency.tensor_parallel import TensorParallel, measure_tensor_parallel
-from ffn_fusion.latency.timing import Latency
-
-BenchEngine = Literal["transformers", "vllm", "llama.cpp"]
+from ffn_fusion.latency.timing import BenchEngine, Latency
 
 __all__ = ["BenchEngine", "BenchSettings", "bench_in", "sharded_in_transformers", "sub_blocks_of"]
 
@@ -39,10 +39,26 @@ def bench_in(
         UsageError: no such engine, or it can't do what was asked. MissingExtraError: it isn't installed.
         CheckError: it can't load a model. Whatever opening a model raises.
     """
+    check_askable(engine, asked)
+    return _ENGINES[engine](models, asked, progress)
+
+
+def check_engine(engine: str, program: Path | None = None) -> None:
+    """Whether models can be timed in it. Raises: UsageError, MissingExtraError: see ``bench_in``."""
     if engine not in get_args(BenchEngine):
         raise UsageError(f"models can't be timed in {engine}", f"can be: {', '.join(get_args(BenchEngine))}")
+    if engine == "vllm":
+        find_python(program)
+    if engine == "llama.cpp":
+        find_programs(program)
+
+
+def check_askable(engine: str, asked: BenchSettings) -> None:
+    """What can be known without the models. Raises: UsageError, MissingExtraError: see ``bench_in``."""
+    check_engine(engine, asked.program)
     check_asked(asked)
-    return _ENGINES[engine](models, asked, progress)
+    if engine != "llama.cpp":  # which knows more
+        dtype_of(asked.dtype)
 
 
 def sub_blocks_of(

@@ -30,6 +30,7 @@ class BenchSettings:
         threads: of each process; None leaves it to the engine.
         tensor_parallel: processes that share a model.
         program: where the engine is; None looks where it's usually found.
+        files: a folder for the GGUF files that models are exported to; None keeps them in the cache.
     """
 
     batches: Sequence[int] = (1, 8)
@@ -42,6 +43,7 @@ class BenchSettings:
     tensor_parallel: int = 1
     seed: int = 0
     program: Path | None = None
+    files: Path | None = None
 
 
 def check_asked(asked: BenchSettings) -> None:

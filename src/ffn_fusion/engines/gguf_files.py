@@ -19,16 +19,19 @@ _DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _KV_SIZE = 2.0  # llama.cpp keeps keys and values in float16
 
 
-def gguf_files(models: Mapping[str, str], dtype: str, progress: Progress) -> dict[str, Path]:
-    """A GGUF file of every model: the file itself, or its export, which is kept in the cache.
+def gguf_files(
+    models: Mapping[str, str], dtype: str, progress: Progress, folder: Path | None = None
+) -> dict[str, Path]:
+    """A GGUF file of every model: the file itself, or its export, which is kept in ``folder``, or else in the cache.
 
     Raises:
         CheckError: llama.cpp can't run it. Whatever opening and exporting raise.
     """
-    return {name: _gguf_file(place, dtype, progress) for name, place in models.items()}
+    kept = folder or default_cache() / "bench"
+    return {name: _gguf_file(place, dtype, progress, kept) for name, place in models.items()}
 
 
-def _gguf_file(place: str, dtype: str, progress: Progress) -> Path:
+def _gguf_file(place: str, dtype: str, progress: Progress, kept: Path) -> Path:
     from ffn_fusion.export.gguf_writer import plan_gguf, write_gguf
 
     given = Path(place).expanduser()
@@ -36,7 +39,7 @@ def _gguf_file(place: str, dtype: str, progress: Progress) -> Path:
         return given.absolute()
     checkpoint = open_model(place)
     plan = plan_gguf(checkpoint, dtype=_DTYPES.get(dtype, dtype))
-    target = default_cache() / "bench" / f"{_key(checkpoint, plan.dtype)}.gguf"
+    target = kept / f"{_key(checkpoint, plan.dtype)}.gguf"
     return target if target.is_file() else write_gguf(plan, target, progress)
 
 

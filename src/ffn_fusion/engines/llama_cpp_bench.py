@@ -73,7 +73,7 @@ def bench_llama_cpp(models: Mapping[str, str], asked: BenchSettings, progress: P
     programs = find_programs(asked.program)
     if max(asked.batches) > 1:
         assert programs.batched
-    files = gguf_files(models, asked.dtype, progress)
+    files = gguf_files(models, asked.dtype, progress, asked.files)
     traffic = {name: gguf_traffic(file) for name, file in files.items()}
     threads = asked.threads or torch.get_num_threads()
     runners = {name: LlamaCppRunner(file, programs, threads, asked.device) for name, file in files.items()}

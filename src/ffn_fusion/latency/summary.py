@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ffn_fusion.latency.interleave import Run, Runs, Setting
 from ffn_fusion.latency.timing import Latency, Phase, Roofline, Timing, Work
@@ -48,6 +49,7 @@ def _timing(
         p90_s=p90,
         tokens_per_second=setting.batch * (setting.context if phase == "prefill" else steps) / median,
         speedup={other: float(np.median(theirs / mine)) for other, theirs in others.items()},
+        speedup_error={other: median_error(theirs / mine) for other, theirs in others.items()},
         work=work,
         limit_share=least * steps / median if least is not None else None,
         limited_by=bound,
@@ -64,6 +66,12 @@ def work_of(traffic: Traffic, phase: Phase, setting: Setting) -> Work:
 
 def _seconds(rounds: list[Run], phase: Phase) -> Any:
     return np.asarray([run.prefill_s if phase == "prefill" else run.decode_s for run in rounds])
+
+
+def median_error(values: NDArray[np.float64]) -> float:
+    """Standard error of a median, from the spread of the middle half (of a normal distribution: 1.35 sigma)."""
+    low, high = np.percentile(values, [25, 75])
+    return float(1.2533 * (high - low) / 1.349 / len(values) ** 0.5)
 
 
 def figures(latency: Latency) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Phase = Literal["prefill", "decode"]
+BenchEngine = Literal["transformers", "vllm", "llama.cpp"]
+"""What runs the models that are timed."""
 Bound = Literal["bandwidth", "compute"]
 
 
@@ -46,6 +48,7 @@ class Timing(_Frozen):
     The ratios are medians of the ratios of runs that stood side by side: how many times as fast as that model.
 
     Args:
+        speedup_error: standard errors of those.
         work: of the prefill, or of one decode step at the mean length of the decode.
         limit_share: the least time that this machine's limits allow, as a share of the median.
         memory_bytes: peak of the whole run, weights included; None where it can't be told.
@@ -62,6 +65,7 @@ class Timing(_Frozen):
     p90_s: float
     tokens_per_second: float
     speedup: dict[str, float]
+    speedup_error: dict[str, float] = {}
     work: Work | None = None
     limit_share: float | None = None
     limited_by: Bound | None = None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ffn_fusion.blockwise.memory import free_memory
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.latency.machine import machine
+from ffn_fusion.latency.summary import median_error
 from ffn_fusion.latency.width_curve import WidthCurve, WidthPoint, most_fused, multiples, own_width, widest
 from ffn_fusion.processes import Progress, silent
 
@@ -119,19 +120,13 @@ def _rounds(passes: Mapping[int, Callable[[], float]], rounds: int) -> dict[int,
             seconds = passes[name]()
             if turn:
                 times[name].append(seconds)
-        if turn >= rounds and all(_error(_ratios(times, name)) <= _SURE_ENOUGH for name in names):
+        if turn >= rounds and all(median_error(_ratios(times, name)) <= _SURE_ENOUGH for name in names):
             break
     return times
 
 
 def _ratios(times: Mapping[int, Sequence[float]], name: int) -> NDArray[np.float64]:
     return np.divide(times[name], times[min(times)])
-
-
-def _error(ratios: NDArray[np.float64]) -> float:
-    """Standard error of a median, from the spread of the middle half (of a normal distribution: 1.35 sigma)."""
-    low, high = np.percentile(ratios, [25, 75])
-    return float(1.2533 * (high - low) / 1.349 / len(ratios) ** 0.5)
 
 
 def _points(times: Mapping[int, Sequence[float]], width: int, batch: int, unit: int) -> list[WidthPoint]:
@@ -145,7 +140,7 @@ def _points(times: Mapping[int, Sequence[float]], width: int, batch: int, unit: 
                 batch=batch,
                 seconds=seconds,
                 ratio=float(np.median(ratios)),
-                error=_error(ratios),
+                error=median_error(ratios),
                 bytes_per_second=unit / seconds,
             )
         )

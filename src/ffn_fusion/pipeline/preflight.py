@@ -8,6 +8,7 @@ from ffn_fusion.blueprint.ranges import parse_blocks, parse_runs
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.data.mixture import where
 from ffn_fusion.data.source import check_source
+from ffn_fusion.engines.bench import check_engine
 from ffn_fusion.errors import MissingExtraError, RecipeError
 from ffn_fusion.pipeline.distill_run import RunDistillation
 from ffn_fusion.pipeline.distillation_section import TrainingSection
@@ -34,6 +35,8 @@ def preflight(recipe: Recipe) -> None:
         raise MissingExtraError("distillation needs accelerate", "pip install 'ffn-fusion[train]'")
     for text in (*recipe.calibration.texts, *repair, *distilled, *recipe.evaluation.texts):
         check_source(where(text))
+    if recipe.bench.enabled and recipe.bench.engine != "transformers":
+        check_engine(recipe.bench.engine, recipe.bench.engine_program)
     plan = recipe.plan
     if plan.runs is not None and plan.drop is None:
         raise RecipeError("plan.runs is given without plan.drop", "say which attentions go: plan.drop: 5-10")

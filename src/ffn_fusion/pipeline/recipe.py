@@ -18,6 +18,7 @@ from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
 from ffn_fusion.data.mixture import TextEntry, Weighted, resolved
 from ffn_fusion.errors import RecipeError, UsageError
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
+from ffn_fusion.latency.timing import BenchEngine
 from ffn_fusion.pipeline.distillation_section import DistillationSection, TrainingSection
 from ffn_fusion.pipeline.section import DtypeName, Section, Texts
 from ffn_fusion.portability.rule import Engine, parse_engines
@@ -223,7 +224,13 @@ class EvaluationSection(Text):
 
 
 class BenchSection(Section):
+    """``engine``: what parent, pruned and child are timed in, and what the width curve is measured in; the child is
+    planned so that it can load it. ``engine_program``: vLLM's Python or llama.cpp's llama-bench.
+    """
+
     enabled: bool = True
+    engine: BenchEngine = "transformers"
+    engine_program: Path | None = None
     batches: tuple[Annotated[int, Field(gt=0)], ...] = (1, 8)
     context: int = Field(128, gt=0)
     new_tokens: int = Field(16, gt=0)
@@ -301,8 +308,17 @@ class Recipe(Section):
                 "repair": _resolve(self.repair, folder),
                 "distillation": _resolve_stages(self.distillation, folder),
                 "evaluation": _resolve(self.evaluation, folder),
+                "bench": _resolve_program(self.bench, folder),
             }
         )
+
+    def loadable(self) -> Self:
+        """The same, planned for the engine that the child is timed in, too."""
+        engine, engines = self.bench.engine, self.plan.engines
+        if engine == "transformers" or engine in engines or not self.bench.enabled:
+            return self
+        plan = self.plan.model_copy(update={"engines": (*engines, engine)})
+        return self.model_copy(update={"plan": plan})
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -319,6 +335,13 @@ def _resolve_widths(section: PlanSection, folder: Path) -> PlanSection:
     if not isinstance(section.widths, Path):
         return section
     return section.model_copy(update={"widths": (folder / section.widths.expanduser()).resolve()})
+
+
+def _resolve_program(section: BenchSection, folder: Path) -> BenchSection:
+    if section.engine_program is None:
+        return section
+    program = folder / section.engine_program.expanduser()
+    return section.model_copy(update={"engine_program": program.absolute()})  # a link stays: it may be a venv's Python
 
 
 def _resolve_stages(section: DistillationSection, folder: Path) -> DistillationSection:

@@ -23,7 +23,7 @@ from ffn_fusion.errors import DataError, OutputError
 from ffn_fusion.evaluation.quality import Quality
 from ffn_fusion.latency.machine import machine
 from ffn_fusion.latency.timing import Latency
-from ffn_fusion.pipeline import publish, stages
+from ffn_fusion.pipeline import benching, publish, stages
 from ffn_fusion.pipeline.distill_run import RunDistillation, texts_state
 from ffn_fusion.pipeline.estimate import Pace, remaining_seconds
 from ffn_fusion.pipeline.planning import make_plan
@@ -31,7 +31,7 @@ from ffn_fusion.pipeline.preflight import preflight, preflight_parent
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.repairing import Repairing, repairing_of_run
 from ffn_fusion.pipeline.result import Result
-from ffn_fusion.pipeline.widths import limited, measure_for, measures_widths
+from ffn_fusion.pipeline.widths import limited, measures_widths
 from ffn_fusion.pipeline.workspace import Workspace, stage_key
 from ffn_fusion.processes import current
 from ffn_fusion.repair.places import places
@@ -88,7 +88,7 @@ def run(recipe: Recipe, *, dry_run: bool = False, listener: Listener | None = No
     Raises:
         FfnFusionError: whatever a person can mend; what's finished stays for the next call.
     """
-    workspace = Workspace(recipe.output)
+    workspace, recipe = Workspace(recipe.output), recipe.loadable()
     preflight(recipe)
     listener = listener or Silent()
     checkpoint = open_parent(recipe, listener)
@@ -208,8 +208,9 @@ class _Run:
         recipe, space = self.recipe, self.workspace
         section, spec = recipe.plan, self.checkpoint.spec
         if measures_widths(recipe):
-            asked, place = recipe.bench, machine(recipe.device)
-            key = stage_key(spec.hidden_size, spec.blocks, recipe.device, asked.batches, asked.dtype, place)
+            asked = recipe.bench
+            how = asked.engine, asked.engine_program, asked.batches, asked.dtype, recipe.device, machine(recipe.device)
+            key = stage_key(spec.hidden_size, spec.blocks, *how)
             self._stage("widths", key, [space.widths], self._measure_widths)
             section = section.model_copy(update={"widths": space.widths})
         pinned = {"plan": limited(section, spec)}
@@ -218,7 +219,7 @@ class _Run:
         return self.recipe
 
     def _measure_widths(self) -> None:
-        curve = measure_for(self.recipe, self.checkpoint.spec, self.listener.progress)
+        curve = benching.measure_widths_for(self.recipe, self.checkpoint.spec, self.listener.progress)
         write_atomic(self.workspace.widths, (curve.model_dump_json(indent=1) + "\n").encode())
 
     def plan(self, evidence: Evidence) -> Plan:
@@ -312,7 +313,7 @@ class _Run:
         write_atomic(self.workspace.quality, (quality.model_dump_json(indent=1) + "\n").encode())
 
     def _bench(self, blueprint: Blueprint) -> None:
-        latency = stages.time_models(self.checkpoint, blueprint, self.recipe, self.listener.progress)
+        latency = benching.time_models(self.checkpoint, blueprint, self.recipe, self.listener.progress)
         write_atomic(self.workspace.latency, (latency.model_dump_json(indent=1) + "\n").encode())
 
     def _samples(self) -> None:

@@ -31,9 +31,7 @@ from ffn_fusion.data.source import source_of
 from ffn_fusion.errors import DataError, UsageError
 from ffn_fusion.evaluation.evaluate import PARENT, evaluate
 from ffn_fusion.evaluation.quality import Control, Quality
-from ffn_fusion.latency.load import load_model, realise
-from ffn_fusion.latency.measure import bench
-from ffn_fusion.latency.timing import Latency
+from ffn_fusion.latency.load import load_model
 from ffn_fusion.pipeline.recipe import BuildSection, Recipe, RepairSection, Text
 from ffn_fusion.pipeline.section import DtypeName
 from ffn_fusion.pipeline.workspace import Workspace
@@ -213,18 +211,6 @@ def score(
     windows = held_out_windows(checkpoint.folder, recipe.evaluation, recipe.seed)
     texts = evaluate(models, windows, device=recipe.device, progress=progress)
     return Quality(texts=texts, controls=tuple(controls))
-
-
-def time_models(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recipe, progress: Progress) -> Latency:
-    """Parent and child as transformers loads them, and the pruned model between them."""
-    dtype: torch.dtype = getattr(torch, recipe.bench.dtype)
-    models = {
-        PARENT: load_model(checkpoint.folder, dtype, recipe.device),
-        PRUNED: realise(Child(checkpoint, unfused(blueprint)), dtype, recipe.device),
-        DISTILLED if recipe.distillation.enabled else FUSED: load_model(recipe.output, dtype, recipe.device),
-    }
-    section = recipe.bench.model_dump(exclude={"enabled", "dtype"})
-    return bench(models, seed=recipe.seed, progress=progress, **section)
 
 
 def continue_prompts(checkpoint: Checkpoint, recipe: Recipe, progress: Progress) -> list[Sample]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.latency.width_curve import WidthCurve
 from ffn_fusion.pipeline.recipe import PlanSection, Recipe
-from ffn_fusion.processes import Progress
 
 
 def measures_widths(recipe: Recipe) -> bool:
@@ -15,14 +14,6 @@ def measures_widths(recipe: Recipe) -> bool:
     plan = recipe.plan
     decided = plan.drop is not None or plan.max_width is not None or plan.fuse == 0
     return plan.widths == "auto" and recipe.bench.enabled and not decided
-
-
-def measure_for(recipe: Recipe, spec: ModelSpec, progress: Progress) -> WidthCurve:
-    """At the batches and in the dtype that the run times its models in."""
-    from ffn_fusion.latency.width_measure import measure_widths
-
-    bench = recipe.bench
-    return measure_widths(spec, batches=bench.batches, dtype=bench.dtype, device=recipe.device, progress=progress)
 
 
 def limited(section: PlanSection, spec: ModelSpec) -> PlanSection:

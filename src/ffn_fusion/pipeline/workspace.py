@@ -34,6 +34,7 @@ class Workspace:
         self.blueprint = self.folder / "blueprint.json"
         self.plan = self.folder / "plan.json"
         self.quality = self.folder / "quality.json"
+        self.benched = self.folder / ".bench"  # models, while they're timed
         self.latency = self.folder / "latency.json"
         self.samples = self.folder / "samples.json"
         self.report = self.folder / "report.html"

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from ffn_fusion.latency.width_curve import WidthCurve
 
 
+_UNSURE = 0.03
+"""Standard error of a ratio from which on it's said."""
+
+
 def width_grid(curve: WidthCurve) -> Grid:
     """A row for each width: its time over that of the same FFNs one after the other, at every batch."""
     rows = []
@@ -31,4 +35,11 @@ def width_lines(curve: WidthCurve) -> list[str]:
         found = "no width that the model can have is slower: plans needn't limit it"
     else:
         found = f"widest FFN that isn't slower: {curve.max_width:,}"
-    return [printable(place), found]
+    return [printable(place), found, *_doubts(curve)]
+
+
+def _doubts(curve: WidthCurve) -> list[str]:
+    error = max(point.error for point in curve.points)
+    if error <= _UNSURE:
+        return []
+    return [f"ratios are only known to {2 * error:.2f}: measure on a quiet machine, or with more --rounds"]

@@ -1,0 +1,139 @@
+"""The width curve in engines of their own: random models whose FFNs are the same weights, fused a few at a time.
+
+Each is a child as a plan would make it: one block with attention, and behind it attention-free blocks. All have the
+same FFN weights to read, so what a decode step takes more or less is what the width does, steps included.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from ffn_fusion.blockwise.memory import free_memory
+from ffn_fusion.checkpoint.random_model import SMALLEST_VOCABULARY, write_byte_tokenizer, write_random_model
+from ffn_fusion.checkpoint.staging import check_space
+from ffn_fusion.engines.bench import BenchSettings, bench_in, check_askable
+from ffn_fusion.engines.bench_settings import threads_set
+from ffn_fusion.families import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
+from ffn_fusion.latency.timing import Latency
+from ffn_fusion.latency.width_curve import WidthCurve, WidthPoint, most_fused, own_width, widest
+from ffn_fusion.latency.width_measure import UNCACHED, measure_widths
+from ffn_fusion.processes import Progress, silent
+from ffn_fusion.surgery.child_config import MODELING_FILES, child_config
+
+CONTEXT = 8
+"""Tokens of the prompt."""
+_AT_ONCE = 1 << 30  # bytes in bfloat16 that are enough: every model is written, loaded and read in every round
+_VOCABULARY = -(-SMALLEST_VOCABULARY // 256) * 256
+_MOST_SMALL = 64
+_MARGIN = 64 << 20
+
+
+def widths_in(
+    engine: str, spec: ModelSpec, asked: BenchSettings, *, most: int | None = None, progress: Progress = silent
+) -> WidthCurve:
+    """Time decode steps through the FFNs of a model in an engine: as they are, and some of them as one.
+
+    Args:
+        asked: batches, dtype, device, threads, rounds, the engine's program. In engines other than transformers also
+            the context and the new tokens of a run.
+        most: FFNs in the widest fused one; default: all that the model could fuse, as far as memory goes; in engines
+            other than transformers also no more than a GiB of them, but two.
+
+    Raises: as ``bench_in``, and UsageError: no gated FFN. OutputError: the disk is too full for the random models.
+    """
+    check_askable(engine, asked)
+    if engine == "transformers":
+        with threads_set(asked.threads):
+            return measure_widths(
+                spec,
+                batches=asked.batches,
+                dtype=asked.dtype,
+                device=asked.device,
+                rounds=asked.rounds,
+                most=most,
+                progress=progress,
+            )
+    D, F, possible = spec.hidden_size, own_width(spec), most_fused(spec)
+    unit = 2 * 3 * D * F
+    room = max(1, free_memory(torch.device("cpu")) // 2 // (2 * unit))  # an engine may keep float32
+    top = max(1, min(possible, most or max(2, _AT_ONCE // unit), room))
+    ffns = max(top, min(_MOST_SMALL, UNCACHED // unit + 1, room))
+    with TemporaryDirectory(prefix="ffn-fusion-widths-") as place:
+        check_space(Path(place), len(powers(top)) * 3 * ffns * unit + _MARGIN)
+        models = {str(k): Path(place, str(k)) for k in powers(top)}
+        for k, folder in models.items():
+            _write(spec, ffns, int(k), folder)
+        places = {k: str(folder) for k, folder in models.items()}
+        latency = bench_in(engine, places, replace(asked, files=Path(place, "gguf")), progress)
+    points = _points(latency, F, ffns)
+    return WidthCurve(
+        engine=latency.engine,
+        machine=latency.machine,
+        device=asked.device,
+        dtype=asked.dtype,
+        threads=latency.threads,
+        rounds=asked.rounds,
+        hidden=D,
+        width=F,
+        points=points,
+        max_width=widest(points, top == possible),
+    )
+
+
+def powers(most: int) -> tuple[int, ...]:
+    """1, 2, 4, 8, ... and ``most``: how many FFNs the measured widths hold."""
+    return tuple(sorted({2**k for k in range(most.bit_length())} | {most}))
+
+
+def _write(spec: ModelSpec, ffns: int, fused: int, folder: Path) -> None:
+    """A model with a block of its own, and behind it so many FFNs, ``fused`` at a time."""
+    F, kv_heads = own_width(spec), max(block.attention.kv_heads for block in spec.blocks if block.attention)
+    blocks = [BlockSpec(AttentionSpec("attention", kv_heads), FfnSpec("gated", F))]
+    for start in range(0, ffns, fused):
+        blocks.append(BlockSpec(None, FfnSpec("gated", min(fused, ffns - start) * F)))
+    config = {
+        "hidden_size": spec.hidden_size,
+        "num_attention_heads": spec.heads,
+        "head_dim": spec.head_dim,
+        "hidden_act": spec.activation,
+        "rms_norm_eps": spec.norm_eps,
+        "vocab_size": _VOCABULARY,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "dtype": "bfloat16",
+    }
+    made = replace(spec, blocks=tuple(blocks), vocab_size=_VOCABULARY, tied=True, config=config)
+    write_random_model(folder, child_config(made, width_multiple=1))
+    write_byte_tokenizer(folder)
+    for name, file in MODELING_FILES.items():
+        shutil.copyfile(file, folder / name)
+
+
+def _points(latency: Latency, width: int, ffns: int) -> tuple[WidthPoint, ...]:
+    """``seconds``: of a decode step, an FFN."""
+    found = []
+    for batch in latency.batches:
+        alone = latency.get("1", "decode", batch)
+        for k in map(int, latency.models):
+            here = latency.get(str(k), "decode", batch)
+            step = here.median_s / here.steps
+            assert here.work is not None
+            found.append(
+                WidthPoint(
+                    width=k * width,
+                    fused=k,
+                    batch=batch,
+                    seconds=step / ffns,
+                    ratio=alone.speedup.get(str(k), 1.0),
+                    error=alone.speedup_error.get(str(k), 0.0),
+                    bytes_per_second=here.work.weight_bytes / step,
+                )
+            )
+    return tuple(found)

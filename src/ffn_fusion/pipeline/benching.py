@@ -1,0 +1,92 @@
+"""A run's times: parent, pruned and child in the engine that the recipe names, and the width curve in it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import torch
+
+from ffn_fusion.blueprint import Blueprint, unfused
+from ffn_fusion.checkpoint.reader import Checkpoint
+from ffn_fusion.engines.bench import BenchSettings, bench_in
+from ffn_fusion.engines.width_curves import CONTEXT, widths_in
+from ffn_fusion.evaluation.evaluate import PARENT
+from ffn_fusion.families import ModelSpec
+from ffn_fusion.latency.load import load_model, realise
+from ffn_fusion.latency.measure import bench
+from ffn_fusion.latency.timing import Latency
+from ffn_fusion.latency.width_curve import WidthCurve
+from ffn_fusion.pipeline.recipe import Recipe
+from ffn_fusion.pipeline.stages import DISTILLED, FUSED, PRUNED
+from ffn_fusion.pipeline.workspace import Workspace
+from ffn_fusion.processes import Progress
+from ffn_fusion.surgery.build import build
+from ffn_fusion.surgery.child import Child
+
+_WIDTH_ROUNDS = 9
+
+
+def bench_settings(recipe: Recipe) -> BenchSettings:
+    """What the recipe asks of the benchmark."""
+    section = recipe.bench
+    return BenchSettings(
+        batches=section.batches,
+        contexts=(section.context,),
+        new_tokens=section.new_tokens,
+        rounds=section.rounds,
+        dtype=section.dtype,
+        device=recipe.device,
+        seed=recipe.seed,
+        program=section.engine_program,
+    )
+
+
+def time_models(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recipe, progress: Progress) -> Latency:
+    """Parent and child as the engine loads them, and the pruned model between them."""
+    timed = _in_transformers if recipe.bench.engine == "transformers" else _in_engine
+    return timed(checkpoint, blueprint, recipe, progress)
+
+
+def measure_widths_for(recipe: Recipe, spec: ModelSpec, progress: Progress) -> WidthCurve:
+    """At the batches and in the dtype that the run times its models in, and in the same engine."""
+    asked = replace(bench_settings(recipe), contexts=(CONTEXT,), rounds=_WIDTH_ROUNDS)
+    return widths_in(recipe.bench.engine, spec, asked, progress=progress)
+
+
+def _in_transformers(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recipe, progress: Progress) -> Latency:
+    """The pruned model is never written."""
+    section = recipe.bench
+    dtype: torch.dtype = getattr(torch, section.dtype)
+    models = {
+        PARENT: load_model(checkpoint.folder, dtype, recipe.device),
+        PRUNED: realise(Child(checkpoint, unfused(blueprint)), dtype, recipe.device),
+        _child(recipe): load_model(recipe.output, dtype, recipe.device),
+    }
+    return bench(
+        models,
+        batches=section.batches,
+        context=section.context,
+        new_tokens=section.new_tokens,
+        rounds=section.rounds,
+        seed=recipe.seed,
+        progress=progress,
+    )
+
+
+def _in_engine(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recipe, progress: Progress) -> Latency:
+    """All are files, which go when they're timed."""
+    place = Workspace(recipe.output).benched
+    shutil.rmtree(place, ignore_errors=True)  # of an interrupted call
+    place.mkdir()
+    try:
+        build(checkpoint, unfused(blueprint), place / PRUNED, width_multiple=recipe.build.width_multiple)
+        folders = {PARENT: checkpoint.folder, PRUNED: place / PRUNED, _child(recipe): recipe.output}
+        models = {name: str(folder) for name, folder in folders.items()}
+        return bench_in(recipe.bench.engine, models, replace(bench_settings(recipe), files=place), progress)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _child(recipe: Recipe) -> str:
+    return DISTILLED if recipe.distillation.enabled else FUSED
