@@ -24,7 +24,10 @@ from ffn_fusion.latency.interleave import Progress, Workload, turned
 from ffn_fusion.latency.machine import machine
 from ffn_fusion.latency.roofline import better, cache_bytes, measure_roofline, seconds
 from ffn_fusion.latency.sub_block_costs import Shape, SubBlocks, SubBlockTiming, distinct_shapes
+from ffn_fusion.latency.summary import work_of
 from ffn_fusion.latency.timing import Phase, Roofline, Work
+from ffn_fusion.latency.traffic import Traffic
+from ffn_fusion.latency.work import SubBlock
 from ffn_fusion.surgery.child_config import child_config
 
 _BEYOND_CACHE = 4  # times its size
@@ -126,9 +129,10 @@ class _Recorded:
 
 @dataclass(frozen=True)
 class _Stack:
-    """Copies of one sub-block, each a decoder layer that has nothing else."""
+    """Copies of one sub-block, each a decoder layer that has nothing else. ``spec``: a model that has it."""
 
     shape: Shape
+    spec: ModelSpec
     config: Any
     layers: tuple[nn.Module, ...]
     dtype: torch.dtype
@@ -150,7 +154,7 @@ class _Stack:
             layer = layer.to_empty(device=device).eval()
             _fill(layer, layers[0] if layers else None)
             layers.append(layer)
-        return cls(shape, config, tuple(layers), dtype, device, room)
+        return cls(shape, spec, config, tuple(layers), dtype, device, room)
 
     def copies(self, phase: Phase, workload: Workload) -> int:
         """How many are run: with a KV cache each, fewer fill the room."""
@@ -183,18 +187,13 @@ class _Stack:
         return [{**same, "past_key_values": cache()} for _ in range(copies)]
 
     def work(self, phase: Phase, workload: Workload) -> Work:
-        """Of one sub-block, as ``Traffic`` counts it."""
-        B, T = workload.batch, workload.context if phase == "prefill" and self.shape.part != "head" else 1
-        parameters = sum(parameter.numel() for parameter in self.layers[0].parameters())
-        size = torch.finfo(self.dtype).bits / 8
-        flops = 2.0 * B * T * parameters
-        kv_bytes = 0.0
-        if self.shape.part == "attention":
-            pairs = T * (T + 1) / 2 if phase == "prefill" else workload.context + 1
-            held = workload.context + (0 if phase == "prefill" else 2)  # a step writes one and reads it too
-            flops += 4.0 * B * pairs * self.shape.heads * self.shape.head_dim
-            kv_bytes = 2.0 * B * held * self.shape.size * self.shape.head_dim * size
-        return Work(weight_bytes=parameters * size, kv_bytes=kv_bytes, flops=flops)
+        """Of one sub-block. The head's norm is counted as if it were a matrix, like the others'."""
+        weight_bytes = sum(parameter.nbytes for parameter in self.layers[0].parameters())
+        part = _part(self.shape)
+        traffic = Traffic(self.spec, weight_bytes, torch.finfo(self.dtype).bits / 8, part or "head")
+        work = work_of(traffic, phase, workload)
+        norm = 0.0 if part else 2.0 * workload.batch * self.shape.hidden_size
+        return work.model_copy(update={"flops": work.flops + norm})
 
 
 class _FixedCache:
@@ -229,14 +228,18 @@ def _config(shape: Shape, spec: ModelSpec) -> Any:
     """A model of one block, which is this sub-block."""
     from ffn_fusion.modeling.configuration_decilm import DeciLMConfig
 
-    block = BlockSpec(None, None)
-    if "attention" in shape.part:
-        block = BlockSpec(AttentionSpec("attention" if shape.size else "linear", shape.size), None)
-    elif "ffn" in shape.part:
-        block = BlockSpec(None, FfnSpec("gated" if shape.size else "linear", shape.size))
+    part = _part(shape)
+    block = BlockSpec(part, None) if isinstance(part, AttentionSpec) else BlockSpec(None, part)
     config = DeciLMConfig(**child_config(replace(spec, family="nemotron-nas", blocks=(block,)), 1))
     config._attn_implementation = "sdpa"
     return config
+
+
+def _part(shape: Shape) -> SubBlock | None:
+    """None for a head."""
+    if "attention" in shape.part:
+        return AttentionSpec("attention" if shape.size else "linear", shape.size)
+    return FfnSpec("gated" if shape.size else "linear", shape.size) if "ffn" in shape.part else None
 
 
 def _layer(shape: Shape, config: Any) -> nn.Module:
