@@ -18,7 +18,7 @@ from ffn_fusion.engines import vllm_bench
 from ffn_fusion.engines.bench import BenchSettings, bench_in
 from ffn_fusion.engines.vllm_bench import Engine, VllmRunner, options_for, variables_for
 from ffn_fusion.errors import CheckError, MissingExtraError, UsageError
-from ffn_fusion.latency.interleave import Setting
+from ffn_fusion.latency.interleave import Workload
 from ffn_fusion.latency.machine import core_numbers
 from ffn_fusion.surgery.build import build
 
@@ -98,10 +98,10 @@ def test_a_worker_sleeps_while_others_run(calls: Path, models: dict[str, str]) -
     engine = Engine(Path(sys.executable), {}, {"CALLS": os.environ["CALLS"]})
     runner = VllmRunner(Path(models["a"]), engine, 61, keep=True)
     try:
-        pid = runner.warm_up(Setting(1, 8, 3))
+        pid = runner.warm_up(Workload(1, 8, 3))
         assert pid is not None
         assert stops(pid)
-        assert runner.run(Setting(2, 8, 4)).decode_s == 1.0
+        assert runner.run(Workload(2, 8, 4)).decode_s == 1.0
         assert stops(pid)
     finally:
         runner.close()
@@ -135,14 +135,14 @@ def test_mistakes(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_it_is_started_with() -> None:
-    settings = [Setting(8, 512, 16), Setting(1, 2048, 16)]
-    options = options_for(settings, "bfloat16", "cpu", 1, 0.9)
+    workloads = [Workload(8, 512, 16), Workload(1, 2048, 16)]
+    options = options_for(workloads, "bfloat16", "cpu", 1, 0.9)
     assert options["max_model_len"] == 2048 + 17
     assert options["max_num_batched_tokens"] == 4096
     assert options["max_num_seqs"] == 8
     assert options["enforce_eager"]
     assert "gpu_memory_utilization" not in options
-    on_gpu = options_for(settings, "bfloat16", "cuda", 2, 0.45)
+    on_gpu = options_for(workloads, "bfloat16", "cuda", 2, 0.45)
     assert (on_gpu["enforce_eager"], on_gpu["gpu_memory_utilization"]) == (False, 0.45)
     alone = variables_for(3e9, 2, 1, "cpu")
     assert alone["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"

@@ -22,7 +22,7 @@ from ffn_fusion.latency.hardware import (
     work_seconds,
 )
 from ffn_fusion.latency.machines import AllReduce, Machine, shipped_machines
-from ffn_fusion.latency.work import Setting, Step, Work
+from ffn_fusion.latency.work import Setting, Step, SubBlockWork
 
 SPEC = pattern_spec([(2, 96), (None, 160), (2, 96)], hidden_size=64, heads=8, vocab_size=100)
 PLAIN = Machine(
@@ -42,8 +42,8 @@ PLAIN = Machine(
 )
 
 
-def work(**changes: float) -> Work:
-    empty = Work("attention", 0, 0, 0, 0, 0, 0, "bf16", "bf16")
+def work(**changes: float) -> SubBlockWork:
+    empty = SubBlockWork("attention", 0, 0, 0, 0, 0, 0, "bf16", "bf16")
     return replace(empty, **changes)  # type: ignore[arg-type]
 
 

@@ -6,12 +6,12 @@ import pytest
 from makers import llama_config
 
 from ffn_fusion.families import read_spec
-from ffn_fusion.latency.interleave import Run, Setting, interleave
+from ffn_fusion.latency.interleave import Run, Workload, interleave
 from ffn_fusion.latency.summary import figures, timings_of
 from ffn_fusion.latency.timing import Latency, Roofline
 from ffn_fusion.latency.traffic import Traffic
 
-SETTING = Setting(batch=2, context=8, new_tokens=4)
+WORKLOAD = Workload(batch=2, context=8, new_tokens=4)
 TRAFFIC = Traffic.of(read_spec(llama_config()), 4)
 
 
@@ -27,11 +27,11 @@ class Model:
     def __init__(self, name: str, cost: float, machine: Machine) -> None:
         self.name, self.cost, self.machine = name, cost, machine
 
-    def warm_up(self, setting: Setting) -> int | None:
+    def warm_up(self, workload: Workload) -> int | None:
         self.machine.log.append(f"warm {self.name}")
         return 1000
 
-    def run(self, setting: Setting) -> Run:
+    def run(self, workload: Workload) -> Run:
         self.machine.log.append(self.name)
         if len(self.machine.log) % 2:
             self.machine.load *= 3
@@ -41,15 +41,15 @@ class Model:
 def test_every_round_runs_all_another_first() -> None:
     machine = Machine()
     models = {name: Model(name, 1, machine) for name in "abc"}
-    interleave(models, [SETTING], 3, lambda *words: None)
+    interleave(models, [WORKLOAD], 3, lambda *words: None)
     assert machine.log == ["warm a", "warm b", "warm c", *"bca", *"cab", *"abc"]
 
 
 def test_progress_ends_at_its_total() -> None:
     told: list[tuple[int, int]] = []
     models = {name: Model(name, 1, Machine()) for name in "ab"}
-    settings = [SETTING, Setting(1, 8, 4)]
-    interleave(models, settings, 3, lambda what, done, total: told.append((done, total)))
+    workloads = [WORKLOAD, Workload(1, 8, 4)]
+    interleave(models, workloads, 3, lambda what, done, total: told.append((done, total)))
     assert told == [(done, 8) for done in range(1, 9)]
 
 
@@ -57,7 +57,7 @@ def test_progress_ends_at_its_total() -> None:
 def latency() -> Latency:
     machine = Machine()
     models = {"slow": Model("slow", 1.5, machine), "fast": Model("fast", 1.0, machine)}
-    runs = interleave(models, [SETTING], 4, lambda *words: None)
+    runs = interleave(models, [WORKLOAD], 4, lambda *words: None)
     roofline = Roofline(bytes_per_second=1e5, flops_per_second=1e12)
     timings = timings_of(runs, {"fast": TRAFFIC}, roofline)
     return Latency(

@@ -11,7 +11,7 @@ from makers import nas_config, random_ids, write_model
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.latency import sub_blocks
-from ffn_fusion.latency.interleave import Setting
+from ffn_fusion.latency.interleave import Workload
 from ffn_fusion.latency.load import load_model
 from ffn_fusion.latency.sub_block_costs import SubBlocks, distinct_shapes, shapes_of
 from ffn_fusion.latency.sub_blocks import _Stack, time_sub_blocks
@@ -65,10 +65,10 @@ def test_a_stack_computes_what_the_model_does(folder: Path, spec: ModelSpec) -> 
 
 def test_work_adds_up_to_the_models(spec: ModelSpec) -> None:
     """The sums of all sub-blocks are what is counted of the whole model, but for the final norm's scale."""
-    traffic, setting = Traffic.of(spec, 4), Setting(3, 7, 1)
+    traffic, workload = Traffic.of(spec, 4), Workload(3, 7, 1)
     stacks = {shape: _Stack.make(shape, spec, torch.float32, CPU, 1) for shape, _ in distinct_shapes([spec])}
     for phase, whole in (("prefill", traffic.prefill(3, 7)), ("decode", traffic.step(3, 8))):
-        works = [stacks[shape].work(phase, setting) for shape in shapes_of(spec)]
+        works = [stacks[shape].work(phase, workload) for shape in shapes_of(spec)]
         assert sum(work.kv_bytes for work in works) == whole.kv_bytes
         assert sum(work.weight_bytes for work in works) == whole.weight_bytes
         assert sum(work.flops for work in works) == whole.flops + 2 * 3 * 64
@@ -77,10 +77,10 @@ def test_work_adds_up_to_the_models(spec: ModelSpec) -> None:
 def test_copies_fill_the_room(spec: ModelSpec) -> None:
     shape = next(iter(shapes_of(spec)))
     stack = _Stack.make(shape, spec, torch.float32, CPU, 1 << 20)
-    weights = stack.work("prefill", Setting(1, 1, 1)).weight_bytes
+    weights = stack.work("prefill", Workload(1, 1, 1)).weight_bytes
     assert (len(stack.layers) - 1) * weights < 1 << 20 <= len(stack.layers) * weights
     assert len({layer.self_attn.q_proj.weight.data_ptr() for layer in stack.layers}) == len(stack.layers)
-    assert stack.copies("decode", Setting(8, 4096, 1)) < len(stack.layers)
+    assert stack.copies("decode", Workload(8, 4096, 1)) < len(stack.layers)
 
 
 def test_timed(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:

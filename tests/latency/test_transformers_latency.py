@@ -12,7 +12,7 @@ from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.errors import UsageError
 from ffn_fusion.latency import roofline as limits
-from ffn_fusion.latency.interleave import Setting
+from ffn_fusion.latency.interleave import Workload
 from ffn_fusion.latency.load import load_model, realise
 from ffn_fusion.latency.measure import bench
 from ffn_fusion.latency.memory import peak_beyond, weight_memory
@@ -49,7 +49,7 @@ def test_a_runner_decodes_greedily_behind_the_prompt(parent: Checkpoint, monkeyp
     fed: list[torch.Tensor] = []
     step = runner._next
     monkeypatch.setattr(runner, "_next", lambda ids, cache: (fed.append(ids), step(ids, cache))[1])
-    runner.run(Setting(2, 5, 3))
+    runner.run(Workload(2, 5, 3))
     prompt, *steps = fed
     assert prompt.shape == (2, 5)
     with torch.inference_mode():
@@ -65,7 +65,7 @@ def test_no_memory_is_one_line(parent: Checkpoint, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(runner, "_timed", full)
     with pytest.raises(UsageError, match="batch 4 of 1,024 tokens"):
-        runner.run(Setting(4, 1024, 1))
+        runner.run(Workload(4, 1024, 1))
 
 
 def test_peak_of_memory() -> None:

@@ -18,7 +18,7 @@ from ffn_fusion.families import ModelSpec
 from ffn_fusion.latency.interleave import Progress
 from ffn_fusion.latency.load import load_model
 from ffn_fusion.latency.machine import cores
-from ffn_fusion.latency.measure import bench, settings_of
+from ffn_fusion.latency.measure import bench, workloads_of
 from ffn_fusion.latency.sub_block_costs import SubBlocks
 from ffn_fusion.latency.sub_blocks import time_sub_blocks
 from ffn_fusion.latency.tensor_parallel import TensorParallel, measure_tensor_parallel
@@ -76,7 +76,7 @@ def sub_blocks_of(
         raise UsageError("sub-blocks are timed in one process", "leave --tensor-parallel out")
     specs = {name: summarise(place).spec for name, place in models.items()}
     for name, spec in specs.items():
-        check_context(name, spec, settings_of(asked.batches, asked.contexts, 0))
+        check_context(name, spec, workloads_of(asked.batches, asked.contexts, 0))
     with threads_set(asked.threads):
         found = time_sub_blocks(
             list(specs.values()),
@@ -101,26 +101,26 @@ def sharded_in_transformers(
     check_asked(asked)
     dtype_of(asked.dtype)
     checkpoints = {name: open_model(place) for name, place in models.items()}
-    settings = settings_of(asked.batches, asked.contexts, asked.new_tokens)
+    workloads = workloads_of(asked.batches, asked.contexts, asked.new_tokens)
     for name, checkpoint in checkpoints.items():
-        check_context(name, checkpoint.spec, settings)
+        check_context(name, checkpoint.spec, workloads)
     found = []
-    for done, setting in enumerate(settings):
-        progress("timing", done, len(settings))
+    for done, workload in enumerate(workloads):
+        progress("timing", done, len(workloads))
         found.append(
             measure_tensor_parallel(
                 {name: checkpoint.folder for name, checkpoint in checkpoints.items()},
                 asked.tensor_parallel,
-                batch=setting.batch,
-                context=setting.context,
-                new_tokens=setting.new_tokens,
+                batch=workload.batch,
+                context=workload.context,
+                new_tokens=workload.new_tokens,
                 rounds=asked.rounds,
                 dtype=asked.dtype,
                 device=asked.device,
                 threads=asked.threads or max(1, cores() // asked.tensor_parallel),
             )
         )
-    progress("timing", len(settings), len(settings))
+    progress("timing", len(workloads), len(workloads))
     return found
 
 
@@ -131,9 +131,9 @@ def _in_transformers(models: Mapping[str, str], asked: BenchSettings, progress: 
         )
     dtype = dtype_of(asked.dtype)
     checkpoints = {name: open_model(place) for name, place in models.items()}
-    settings = settings_of(asked.batches, asked.contexts, asked.new_tokens)
+    workloads = workloads_of(asked.batches, asked.contexts, asked.new_tokens)
     for name, checkpoint in checkpoints.items():
-        check_context(name, checkpoint.spec, settings)
+        check_context(name, checkpoint.spec, workloads)
     with threads_set(asked.threads):
         return bench(
             {name: load_model(checkpoint.folder, dtype, asked.device) for name, checkpoint in checkpoints.items()},

@@ -12,7 +12,7 @@ import torch
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.errors import CheckError, UsageError
 from ffn_fusion.families import ModelSpec
-from ffn_fusion.latency.interleave import Setting
+from ffn_fusion.latency.interleave import Workload
 from ffn_fusion.latency.machine import cores
 from ffn_fusion.portability.check import check
 from ffn_fusion.portability.rule import Engine
@@ -76,9 +76,9 @@ def dtype_of(name: str) -> torch.dtype:
     return dtype
 
 
-def check_context(name: str, spec: ModelSpec, settings: Sequence[Setting]) -> None:
+def check_context(name: str, spec: ModelSpec, workloads: Sequence[Workload]) -> None:
     """Raises: UsageError: the model isn't made for so many tokens."""
-    longest = max(setting.context + setting.new_tokens + 1 for setting in settings)
+    longest = max(workload.context + workload.new_tokens + 1 for workload in workloads)
     most = spec.config.get("max_position_embeddings")
     if isinstance(most, int) and longest > most:
         raise UsageError(

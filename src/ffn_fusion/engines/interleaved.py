@@ -9,7 +9,7 @@ import torch
 from ffn_fusion.engines.bench_settings import DTYPES, BenchSettings, check_context, dtype_of
 from ffn_fusion.latency.interleave import Progress, Runner, interleave
 from ffn_fusion.latency.machine import machine
-from ffn_fusion.latency.measure import settings_of
+from ffn_fusion.latency.measure import workloads_of
 from ffn_fusion.latency.roofline import better, measure_roofline
 from ffn_fusion.latency.summary import timings_of
 from ffn_fusion.latency.timing import Latency, Roofline
@@ -26,16 +26,16 @@ def interleaved(
     progress: Progress,
 ) -> Latency:
     """Time them in turn, and the machine's limits before and after."""
-    settings = settings_of(asked.batches, asked.contexts, asked.new_tokens)
+    workloads = workloads_of(asked.batches, asked.contexts, asked.new_tokens)
     for name, model in traffic.items():
-        check_context(name, model.spec, settings)
+        check_context(name, model.spec, workloads)
 
     def limits() -> Roofline:
         kind = dtype_of(asked.dtype) if asked.dtype in DTYPES else torch.float32
         return measure_roofline(asked.device, kind, threads * asked.tensor_parallel)
 
     before = limits()
-    runs = interleave(runners, settings, asked.rounds, progress)
+    runs = interleave(runners, workloads, asked.rounds, progress)
     roofline = better(before, limits())
     return Latency(
         engine=engine,

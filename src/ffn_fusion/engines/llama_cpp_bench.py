@@ -20,7 +20,7 @@ from ffn_fusion.engines.bench_settings import BenchSettings
 from ffn_fusion.engines.gguf_files import gguf_files, gguf_traffic
 from ffn_fusion.engines.interleaved import interleaved
 from ffn_fusion.errors import CheckError, MissingExtraError, UsageError
-from ffn_fusion.latency.interleave import Progress, Run, Setting
+from ffn_fusion.latency.interleave import Progress, Run, Workload
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.programs import named_program, program_on_path
 
@@ -93,26 +93,26 @@ class LlamaCppRunner:
         self._words = ("-m", str(file), "-t", str(threads), *where)
         self._on_cpu = device == "cpu"
 
-    def warm_up(self, setting: Setting) -> int | None:
+    def warm_up(self, workload: Workload) -> int | None:
         """The file's pages that were read count as memory."""
-        peak = max(self._timed(setting)[1])
+        peak = max(self._timed(workload)[1])
         return peak or None if self._on_cpu else None
 
-    def run(self, setting: Setting) -> Run:
-        return self._timed(setting)[0]
+    def run(self, workload: Workload) -> Run:
+        return self._timed(workload)[0]
 
-    def _timed(self, setting: Setting) -> tuple[Run, list[int]]:
-        if setting.batch > 1:
-            return self._batched(setting)
+    def _timed(self, workload: Workload) -> tuple[Run, list[int]]:
+        if workload.batch > 1:
+            return self._batched(workload)
         once = ("-r", "1", "-o", "json")
-        context, new = str(setting.context), str(setting.new_tokens)
+        context, new = str(workload.context), str(workload.new_tokens)
         prefill, first = self._call(self._programs.bench, (*once, "-p", context, "-n", "0"))
         decode, second = self._call(self._programs.bench, (*once, "-p", "0", "-n", new, "-d", context))
         return Run(*(json.loads(out)[0]["samples_ns"][0] / 1e9 for out in (prefill, decode))), [first, second]
 
-    def _batched(self, setting: Setting) -> tuple[Run, list[int]]:
-        room = setting.batch * (setting.context + setting.new_tokens + 1)
-        sizes = {"-npp": setting.context, "-ntg": setting.new_tokens, "-npl": setting.batch, "-c": room}
+    def _batched(self, workload: Workload) -> tuple[Run, list[int]]:
+        room = workload.batch * (workload.context + workload.new_tokens + 1)
+        sizes = {"-npp": workload.context, "-ntg": workload.new_tokens, "-npl": workload.batch, "-c": room}
         words = [str(word) for pair in sizes.items() for word in pair]
         out, peak = self._call(self._programs.batched, (*words, "--output-format", "jsonl"))
         (found,) = (json.loads(line) for line in out.splitlines() if line.startswith("{"))

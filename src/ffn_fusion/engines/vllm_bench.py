@@ -26,9 +26,9 @@ from ffn_fusion.engines.bench_settings import BenchSettings, check_loads, dtype_
 from ffn_fusion.engines.interleaved import interleaved
 from ffn_fusion.engines.vllm import environment, find_python
 from ffn_fusion.errors import CheckError, UsageError
-from ffn_fusion.latency.interleave import Progress, Run, Setting
+from ffn_fusion.latency.interleave import Progress, Run, Workload
 from ffn_fusion.latency.machine import core_numbers
-from ffn_fusion.latency.measure import settings_of
+from ffn_fusion.latency.measure import workloads_of
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.latency.traffic import Traffic
 
@@ -68,16 +68,16 @@ def bench_vllm(models: Mapping[str, str], asked: BenchSettings, progress: Progre
             )
     size = torch.finfo(dtype_of(asked.dtype)).bits / 8
     traffic = {name: Traffic.of(checkpoint.spec, size) for name, checkpoint in checkpoints.items()}
-    settings = settings_of(asked.batches, asked.contexts, asked.new_tokens)
+    workloads = workloads_of(asked.batches, asked.contexts, asked.new_tokens)
     kv_bytes = max(
-        model.step(s.batch, s.context + s.new_tokens).kv_bytes for model in traffic.values() for s in settings
+        model.step(w.batch, w.context + w.new_tokens).kv_bytes for model in traffic.values() for w in workloads
     )
     threads = asked.threads or max(1, torch.get_num_threads() // asked.tensor_parallel)
     keep = _fit(traffic.values(), kv_bytes, asked)
     share = _GPU_SHARE / (len(models) if keep else 1)
     engine = Engine(
         python,
-        options_for(settings, asked.dtype, asked.device, asked.tensor_parallel, share),
+        options_for(workloads, asked.dtype, asked.device, asked.tensor_parallel, share),
         variables_for(kv_bytes, threads, asked.tensor_parallel, asked.device),
     )
     vocabulary = min(checkpoint.spec.vocab_size for checkpoint in checkpoints.values())
@@ -117,14 +117,14 @@ class VllmRunner:
         self._seed = seed
         self._worker: _Worker | None = None
 
-    def warm_up(self, setting: Setting) -> int | None:
-        memory: int | None = self._ask(setting)["memory"]
+    def warm_up(self, workload: Workload) -> int | None:
+        memory: int | None = self._ask(workload)["memory"]
         return memory
 
-    def run(self, setting: Setting) -> Run:
+    def run(self, workload: Workload) -> Run:
         if not self._keep:
-            self._ask(setting, last=False)
-        found = self._ask(setting)
+            self._ask(workload, last=False)
+        found = self._ask(workload)
         return Run(found["prefill_s"], found["decode_s"])
 
     @property
@@ -137,10 +137,10 @@ class VllmRunner:
             self._worker.close()
             self._worker = None
 
-    def _ask(self, setting: Setting, *, last: bool = True) -> dict[str, Any]:
+    def _ask(self, workload: Workload, *, last: bool = True) -> dict[str, Any]:
         if self._worker is None:
             self._worker = _Worker(self._folder, self._engine)
-        sizes = {"batch": setting.batch, "context": setting.context, "new_tokens": setting.new_tokens}
+        sizes = {"batch": workload.batch, "context": workload.context, "new_tokens": workload.new_tokens}
         found = self._worker.ask({**sizes, "vocabulary": self._vocabulary, "seed": self._seed})
         if last and not self._keep:
             self.close()
@@ -211,7 +211,7 @@ class _Worker:
 
 
 def options_for(
-    settings: list[Setting], dtype: str, device: str, tensor_parallel: int, gpu_share: float
+    workloads: list[Workload], dtype: str, device: str, tensor_parallel: int, gpu_share: float
 ) -> dict[str, Any]:
     """vllm.LLM's arguments: room for what will be asked and no more, a prefill in one step, nothing cached between
     requests. On a CPU the model isn't compiled first, which takes minutes.
@@ -223,9 +223,9 @@ def options_for(
         "skip_tokenizer_init": True,
         "enable_prefix_caching": False,
         "enforce_eager": device == "cpu",
-        "max_model_len": max(s.context + s.new_tokens + 1 for s in settings),
-        "max_num_seqs": max(s.batch for s in settings),
-        "max_num_batched_tokens": max(2048, *(s.batch * s.context for s in settings)),
+        "max_model_len": max(w.context + w.new_tokens + 1 for w in workloads),
+        "max_num_seqs": max(w.batch for w in workloads),
+        "max_num_batched_tokens": max(2048, *(w.batch * w.context for w in workloads)),
         "tensor_parallel_size": tensor_parallel,
         "disable_log_stats": True,
     }

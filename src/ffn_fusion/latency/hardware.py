@@ -20,7 +20,7 @@ from ffn_fusion.latency.work import (
     Setting,
     Step,
     SubBlock,
-    Work,
+    SubBlockWork,
     kv_bytes,
     model_work,
     sub_block_work,
@@ -93,7 +93,7 @@ class Prediction:
         return tokens / (self.prefill.total + self.setting.new_tokens * self.token)
 
 
-def work_seconds(machine: Machine, work: Work, devices: int = 1) -> Parts:
+def work_seconds(machine: Machine, work: SubBlockWork, devices: int = 1) -> Parts:
     """Time of one piece of work."""
     fixed = {
         "attention": machine.attention_seconds,

@@ -15,7 +15,7 @@ Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
-class Setting:
+class Workload:
     """``batch`` prompts of ``context`` tokens, each followed by ``new_tokens`` beyond the first one."""
 
     batch: int
@@ -34,32 +34,32 @@ class Run:
 class Runner(Protocol):
     """A model that is loaded in its engine."""
 
-    def warm_up(self, setting: Setting) -> int | None:
+    def warm_up(self, workload: Workload) -> int | None:
         """A run that isn't counted; the peak of memory in bytes, None where it can't be told."""
 
-    def run(self, setting: Setting) -> Run:
+    def run(self, workload: Workload) -> Run:
         """A run that is counted."""
 
 
 @dataclass
 class Runs:
-    """What was run: by (model, setting) all rounds in order, and the peaks of memory."""
+    """What was run: by (model, workload) all rounds in order, and the peaks of memory."""
 
-    rounds: dict[tuple[str, Setting], list[Run]] = field(default_factory=dict)
-    memory: dict[tuple[str, Setting], int | None] = field(default_factory=dict)
+    rounds: dict[tuple[str, Workload], list[Run]] = field(default_factory=dict)
+    memory: dict[tuple[str, Workload], int | None] = field(default_factory=dict)
 
 
-def interleave(runners: Mapping[str, Runner], settings: Sequence[Setting], rounds: int, progress: Progress) -> Runs:
-    """Run every model in every setting: once to warm up, then ``rounds`` times."""
+def interleave(runners: Mapping[str, Runner], workloads: Sequence[Workload], rounds: int, progress: Progress) -> Runs:
+    """Run every model under every workload: once to warm up, then ``rounds`` times."""
     found = Runs()
-    total = len(settings) * (rounds + 1)
-    for place, setting in enumerate(settings):
+    total = len(workloads) * (rounds + 1)
+    for place, workload in enumerate(workloads):
         for name, runner in runners.items():
-            found.memory[name, setting] = runner.warm_up(setting)
+            found.memory[name, workload] = runner.warm_up(workload)
         progress("timing", place * (rounds + 1) + 1, total)
         for turn in range(1, rounds + 1):
             for name in turned(list(runners), turn):
-                found.rounds.setdefault((name, setting), []).append(runners[name].run(setting))
+                found.rounds.setdefault((name, workload), []).append(runners[name].run(workload))
             progress("timing", place * (rounds + 1) + turn + 1, total)
     return found
 

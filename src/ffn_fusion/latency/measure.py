@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ffn_fusion.latency.interleave import Progress, Setting, interleave
+from ffn_fusion.latency.interleave import Progress, Workload, interleave
 from ffn_fusion.latency.machine import machine
 from ffn_fusion.latency.roofline import better, measure_roofline
 from ffn_fusion.latency.summary import timings_of
@@ -40,12 +40,12 @@ def bench(
     Raises:
         UsageError: the device has no memory for it.
     """
-    settings = settings_of(batches, (context,) if isinstance(context, int) else context, new_tokens)
+    workloads = workloads_of(batches, (context,) if isinstance(context, int) else context, new_tokens)
     first = next(iter(models.values()))
     vocabulary = min(model.config.vocab_size for model in models.values())
     runners = {name: TransformersRunner(model, vocabulary, seed) for name, model in models.items()}
     before = measure_roofline(first.device, first.dtype)
-    runs = interleave(runners, settings, rounds, progress)
+    runs = interleave(runners, workloads, rounds, progress)
     roofline = better(before, measure_roofline(first.device, first.dtype))
     traffic = {name: traffic_of(model) for name, model in models.items()}
     return Latency(
@@ -59,6 +59,6 @@ def bench(
     )
 
 
-def settings_of(batches: Sequence[int], contexts: Sequence[int], new_tokens: int) -> list[Setting]:
+def workloads_of(batches: Sequence[int], contexts: Sequence[int], new_tokens: int) -> list[Workload]:
     """Every batch with every context, each once."""
-    return list(dict.fromkeys(Setting(b, c, new_tokens) for c in contexts for b in batches))
+    return list(dict.fromkeys(Workload(b, c, new_tokens) for c in contexts for b in batches))

@@ -40,7 +40,7 @@ class Shape(_Frozen):
 
 
 class SubBlockTiming(_Frozen):
-    """Seconds of one sub-block in one setting: the mean over ``copies`` of it that ran one after another."""
+    """Seconds of one sub-block under one workload: the mean over ``copies`` of it that ran one after another."""
 
     shape: Shape
     phase: Phase

@@ -20,11 +20,14 @@ from torch import Tensor, nn
 from ffn_fusion.blockwise.memory import free_memory
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec
-from ffn_fusion.latency.interleave import Progress, Setting, turned
+from ffn_fusion.latency.interleave import Progress, Workload, turned
 from ffn_fusion.latency.machine import machine
 from ffn_fusion.latency.roofline import better, cache_bytes, measure_roofline, seconds
 from ffn_fusion.latency.sub_block_costs import Shape, SubBlocks, SubBlockTiming, distinct_shapes
+from ffn_fusion.latency.summary import work_of
 from ffn_fusion.latency.timing import Phase, Roofline, Work
+from ffn_fusion.latency.traffic import Traffic
+from ffn_fusion.latency.work import SubBlock
 from ffn_fusion.surgery.child_config import child_config
 
 _BEYOND_CACHE = 4  # times its size
@@ -58,14 +61,14 @@ def time_sub_blocks(
     shapes = distinct_shapes(specs)
     room = min(_BEYOND_CACHE * cache_bytes(where), free_memory(where) // (4 * len(shapes)))
     stacks = [_Stack.make(shape, spec, dtype, where, room) for shape, spec in shapes]
-    settings = [Setting(batch, context, 1) for context in dict.fromkeys(contexts) for batch in dict.fromkeys(batches)]
-    times: dict[tuple[int, Phase, Setting], list[float]] = {}
+    workloads = [Workload(batch, context, 1) for context in dict.fromkeys(contexts) for batch in dict.fromkeys(batches)]
+    times: dict[tuple[int, Phase, Workload], list[float]] = {}
     phases: tuple[Phase, ...] = ("prefill", "decode")
-    for done, (setting, phase) in enumerate((s, p) for s in settings for p in phases):
-        progress("sub-blocks", done, len(settings) * len(phases))
-        for place, found in enumerate(_rounds(stacks, phase, setting, rounds, graph)):
-            times[place, phase, setting] = found
-    progress("sub-blocks", len(settings) * len(phases), len(settings) * len(phases))
+    for done, (workload, phase) in enumerate((w, p) for w in workloads for p in phases):
+        progress("sub-blocks", done, len(workloads) * len(phases))
+        for place, found in enumerate(_rounds(stacks, phase, workload, rounds, graph)):
+            times[place, phase, workload] = found
+    progress("sub-blocks", len(workloads) * len(phases), len(workloads) * len(phases))
     roofline = better(before, measure_roofline(where, dtype))
     return SubBlocks(
         engine=f"transformers {version('transformers')} on {where.type}",
@@ -75,16 +78,16 @@ def time_sub_blocks(
         cuda_graph=graph,
         roofline=roofline,
         timings=tuple(
-            _timing(stacks[k], phase, setting, took, roofline) for (k, phase, setting), took in times.items()
+            _timing(stacks[k], phase, workload, took, roofline) for (k, phase, workload), took in times.items()
         ),
     )
 
 
-def _rounds(stacks: Sequence[_Stack], phase: Phase, setting: Setting, rounds: int, graph: bool) -> list[list[float]]:
+def _rounds(stacks: Sequence[_Stack], phase: Phase, workload: Workload, rounds: int, graph: bool) -> list[list[float]]:
     """Seconds of a sub-block in every round, for each shape."""
-    used = [stack.copies(phase, setting) for stack in stacks]
+    used = [stack.copies(phase, workload) for stack in stacks]
     runs: list[Callable[[], None]] = [
-        stack.run_of(phase, setting, copies) for stack, copies in zip(stacks, used, strict=True)
+        stack.run_of(phase, workload, copies) for stack, copies in zip(stacks, used, strict=True)
     ]
     runs = [_Recorded.of(run) for run in runs] if graph else runs
     device = stacks[0].device
@@ -126,9 +129,10 @@ class _Recorded:
 
 @dataclass(frozen=True)
 class _Stack:
-    """Copies of one sub-block, each a decoder layer that has nothing else."""
+    """Copies of one sub-block, each a decoder layer that has nothing else. ``spec``: a model that has it."""
 
     shape: Shape
+    spec: ModelSpec
     config: Any
     layers: tuple[nn.Module, ...]
     dtype: torch.dtype
@@ -150,21 +154,21 @@ class _Stack:
             layer = layer.to_empty(device=device).eval()
             _fill(layer, layers[0] if layers else None)
             layers.append(layer)
-        return cls(shape, config, tuple(layers), dtype, device, room)
+        return cls(shape, spec, config, tuple(layers), dtype, device, room)
 
-    def copies(self, phase: Phase, setting: Setting) -> int:
+    def copies(self, phase: Phase, workload: Workload) -> int:
         """How many are run: with a KV cache each, fewer fill the room."""
-        work = self.work(phase, setting)
+        work = self.work(phase, workload)
         return min(len(self.layers), max(1, ceil(self.room / work.moved_bytes)))
 
-    def run_of(self, phase: Phase, setting: Setting, copies: int) -> Callable[[], None]:
+    def run_of(self, phase: Phase, workload: Workload, copies: int) -> Callable[[], None]:
         """What is timed: copies, one after another. A head looks at the last token alone, as in ``generate``."""
-        tokens = setting.context if phase == "prefill" and self.shape.part != "head" else 1
-        sizes = (setting.batch, tokens, self.shape.hidden_size)
+        tokens = workload.context if phase == "prefill" and self.shape.part != "head" else 1
+        sizes = (workload.batch, tokens, self.shape.hidden_size)
         x_BTD = torch.randn(sizes, device=self.device).to(self.dtype)
         words: list[dict[str, Any]] = [{}] * copies
         if self.shape.part == "attention":
-            words = self._words(x_BTD, setting.context + (phase == "decode"), copies)
+            words = self._words(x_BTD, workload.context + (phase == "decode"), copies)
         return lambda: _one_after_another(self.layers[:copies], x_BTD, words)
 
     def _words(self, x_BTD: Tensor, length: int, copies: int) -> list[dict[str, Any]]:
@@ -182,19 +186,14 @@ class _Stack:
         same = {"position_embeddings": angles, "attention_mask": None}
         return [{**same, "past_key_values": cache()} for _ in range(copies)]
 
-    def work(self, phase: Phase, setting: Setting) -> Work:
-        """Of one sub-block, as ``Traffic`` counts it."""
-        B, T = setting.batch, setting.context if phase == "prefill" and self.shape.part != "head" else 1
-        parameters = sum(parameter.numel() for parameter in self.layers[0].parameters())
-        size = torch.finfo(self.dtype).bits / 8
-        flops = 2.0 * B * T * parameters
-        kv_bytes = 0.0
-        if self.shape.part == "attention":
-            pairs = T * (T + 1) / 2 if phase == "prefill" else setting.context + 1
-            held = setting.context + (0 if phase == "prefill" else 2)  # a step writes one and reads it too
-            flops += 4.0 * B * pairs * self.shape.heads * self.shape.head_dim
-            kv_bytes = 2.0 * B * held * self.shape.size * self.shape.head_dim * size
-        return Work(weight_bytes=parameters * size, kv_bytes=kv_bytes, flops=flops)
+    def work(self, phase: Phase, workload: Workload) -> Work:
+        """Of one sub-block. The head's norm is counted as if it were a matrix, like the others'."""
+        weight_bytes = sum(parameter.nbytes for parameter in self.layers[0].parameters())
+        part = _part(self.shape)
+        traffic = Traffic(self.spec, weight_bytes, torch.finfo(self.dtype).bits / 8, part or "head")
+        work = work_of(traffic, phase, workload)
+        norm = 0.0 if part else 2.0 * workload.batch * self.shape.hidden_size
+        return work.model_copy(update={"flops": work.flops + norm})
 
 
 class _FixedCache:
@@ -229,14 +228,18 @@ def _config(shape: Shape, spec: ModelSpec) -> Any:
     """A model of one block, which is this sub-block."""
     from ffn_fusion.modeling.configuration_decilm import DeciLMConfig
 
-    block = BlockSpec(None, None)
-    if "attention" in shape.part:
-        block = BlockSpec(AttentionSpec("attention" if shape.size else "linear", shape.size), None)
-    elif "ffn" in shape.part:
-        block = BlockSpec(None, FfnSpec("gated" if shape.size else "linear", shape.size))
+    part = _part(shape)
+    block = BlockSpec(part, None) if isinstance(part, AttentionSpec) else BlockSpec(None, part)
     config = DeciLMConfig(**child_config(replace(spec, family="nemotron-nas", blocks=(block,)), 1))
     config._attn_implementation = "sdpa"
     return config
+
+
+def _part(shape: Shape) -> SubBlock | None:
+    """None for a head."""
+    if "attention" in shape.part:
+        return AttentionSpec("attention" if shape.size else "linear", shape.size)
+    return FfnSpec("gated" if shape.size else "linear", shape.size) if "ffn" in shape.part else None
 
 
 def _layer(shape: Shape, config: Any) -> nn.Module:
@@ -260,16 +263,16 @@ def _one_after_another(layers: Sequence[nn.Module], x_BTD: Tensor, words: Sequen
         layer(x_BTD, **keywords)
 
 
-def _timing(stack: _Stack, phase: Phase, setting: Setting, found: list[float], roofline: Roofline) -> SubBlockTiming:
+def _timing(stack: _Stack, phase: Phase, workload: Workload, found: list[float], roofline: Roofline) -> SubBlockTiming:
     p10, median, p90 = (float(value) for value in np.percentile(found, [10, 50, 90]))
-    work = stack.work(phase, setting)
+    work = stack.work(phase, workload)
     least, bound = roofline.least(work)
     return SubBlockTiming(
         shape=stack.shape,
         phase=phase,
-        batch=setting.batch,
-        context=setting.context,
-        copies=stack.copies(phase, setting),
+        batch=workload.batch,
+        context=workload.context,
+        copies=stack.copies(phase, workload),
         rounds=len(found),
         median_s=median,
         p10_s=p10,

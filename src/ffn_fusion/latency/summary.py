@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ffn_fusion.latency.interleave import Run, Runs, Setting
+from ffn_fusion.latency.interleave import Run, Runs, Workload
 from ffn_fusion.latency.timing import Latency, Phase, Roofline, Timing, Work
 from ffn_fusion.latency.traffic import Traffic
 
@@ -16,52 +16,52 @@ _PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 def timings_of(runs: Runs, traffic: Mapping[str, Traffic], roofline: Roofline | None) -> tuple[Timing, ...]:
-    """A timing for every model, setting and phase.
+    """A timing for every model, workload and phase.
 
     Args:
         traffic: what each model can't do without; models that have none get no share of the limits.
     """
     return tuple(
-        _timing(name, phase, setting, runs, traffic.get(name), roofline)
-        for name, setting in runs.memory
+        _timing(name, phase, workload, runs, traffic.get(name), roofline)
+        for name, workload in runs.memory
         for phase in _PHASES
     )
 
 
 def _timing(
-    name: str, phase: Phase, setting: Setting, runs: Runs, traffic: Traffic | None, roofline: Roofline | None
+    name: str, phase: Phase, workload: Workload, runs: Runs, traffic: Traffic | None, roofline: Roofline | None
 ) -> Timing:
-    mine = _seconds(runs.rounds[name, setting], phase)
-    others = {o: _seconds(rounds, phase) for (o, s), rounds in runs.rounds.items() if s == setting and o != name}
+    mine = _seconds(runs.rounds[name, workload], phase)
+    others = {o: _seconds(rounds, phase) for (o, w), rounds in runs.rounds.items() if w == workload and o != name}
     p10, median, p90 = (float(value) for value in np.percentile(mine, [10, 50, 90]))
-    steps = setting.new_tokens if phase == "decode" else 1
-    work = work_of(traffic, phase, setting) if traffic else None
+    steps = workload.new_tokens if phase == "decode" else 1
+    work = work_of(traffic, phase, workload) if traffic else None
     least, bound = roofline.least(work) if roofline and work else (None, None)
     return Timing(
         model=name,
         phase=phase,
-        batch=setting.batch,
-        context=setting.context,
-        new_tokens=setting.new_tokens,
+        batch=workload.batch,
+        context=workload.context,
+        new_tokens=workload.new_tokens,
         rounds=len(mine),
         median_s=median,
         p10_s=p10,
         p90_s=p90,
-        tokens_per_second=setting.batch * (setting.context if phase == "prefill" else steps) / median,
+        tokens_per_second=workload.batch * (workload.context if phase == "prefill" else steps) / median,
         speedup={other: float(np.median(theirs / mine)) for other, theirs in others.items()},
         speedup_error={other: median_error(theirs / mine) for other, theirs in others.items()},
         work=work,
         limit_share=least * steps / median if least is not None else None,
         limited_by=bound,
-        memory_bytes=runs.memory.get((name, setting)),
+        memory_bytes=runs.memory.get((name, workload)),
     )
 
 
-def work_of(traffic: Traffic, phase: Phase, setting: Setting) -> Work:
+def work_of(traffic: Traffic, phase: Phase, workload: Workload) -> Work:
     """Of the prefill, or of a decode step at the mean length."""
     if phase == "prefill":
-        return traffic.prefill(setting.batch, setting.context)
-    return traffic.step(setting.batch, setting.context + (setting.new_tokens + 1) / 2)
+        return traffic.prefill(workload.batch, workload.context)
+    return traffic.step(workload.batch, workload.context + (workload.new_tokens + 1) / 2)
 
 
 def _seconds(rounds: list[Run], phase: Phase) -> Any:
@@ -75,7 +75,7 @@ def median_error(values: NDArray[np.float64]) -> float:
 
 
 def figures(latency: Latency) -> list[dict[str, Any]]:
-    """What a user feels, an entry for each model and setting: seconds, tokens a second, bytes, shares of the limits."""
+    """What a user feels, for each model and workload: seconds, tokens a second, bytes, shares of the limits."""
     found = []
     for model in latency.models:
         for batch, context in latency.settings:

@@ -43,7 +43,7 @@ class Work(_Frozen):
 
 
 class Timing(_Frozen):
-    """One model in one setting: seconds of one run (a prefill of ``context`` tokens, or ``new_tokens`` decode steps).
+    """A model under a workload: seconds of one run (a prefill of ``context`` tokens, or ``new_tokens`` decode steps).
 
     The ratios are medians of the ratios of runs that stood side by side: how many times as fast as that model.
 

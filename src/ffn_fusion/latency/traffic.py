@@ -1,16 +1,29 @@
 """What a model can't do without in a prefill or a decode step: bytes of weights and of KV cache, FLOPs.
 
-Shapes: B batch, T tokens, D hidden, H heads, d head_dim, V vocabulary. Everything follows from the model's sizes.
+``latency.work`` counts; the engine's own are the bytes that its weights take, and the size of a number in its cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from typing import Literal
 
 from ffn_fusion.families import ModelSpec
-from ffn_fusion.families.layout import EMBEDDING, model_tensors, sub_block_parameters
 from ffn_fusion.latency.timing import Work
+from ffn_fusion.latency.work import (
+    ITEM_BYTES,
+    Setting,
+    Step,
+    SubBlock,
+    SubBlockWork,
+    head_work,
+    model_work,
+    sub_block_work,
+)
+
+_PRECISION = "fp32"  # any of one size for all numbers: bytes over it are how many there are
+_SIZE = ITEM_BYTES[_PRECISION]
 
 
 @dataclass(frozen=True)
@@ -21,52 +34,45 @@ class Traffic:
         weight_bytes: every weight that a step reads. The embedding isn't among them unless it's the head as well: of
             it a step reads a row a token.
         kv_size: bytes of a number in the KV cache.
+        part: what is counted: a sub-block of such a model, or its head; None: the whole of it.
     """
 
     spec: ModelSpec
     weight_bytes: float
     kv_size: float
+    part: SubBlock | Literal["head"] | None = None
 
     @classmethod
     def of(cls, spec: ModelSpec, element_size: float) -> Traffic:
         """All in one dtype."""
-        return cls(spec, element_size * read_parameters(spec), element_size)
+        works = model_work(spec, _setting(1), Step())
+        read = sum(work.weight_bytes * count for work, count in works) / _SIZE + spec.hidden_size  # the final norm's
+        return cls(spec, element_size * read, element_size)
 
     def prefill(self, batch: int, context: int) -> Work:
-        """B prompts of T tokens, of which the head reads the last."""
-        pairs = context * (context + 1) / 2
-        return Work(
-            weight_bytes=self.weight_bytes,
-            kv_bytes=batch * context * self._kv_bytes(),
-            flops=batch * (context * self._block_flops() + self._head_flops() + pairs * self._pair_flops()),
-        )
+        """``batch`` prompts of ``context`` tokens, of which the head reads the last."""
+        return self._work(batch, Step(tokens=context))
 
     def step(self, batch: int, length: float) -> Work:
-        """One token more for B sequences, each of which looks at ``length`` tokens, its own included."""
+        """One token more for each sequence, which looks at ``length`` tokens, its own included."""
+        looking, alone = (self._work(batch, Step(past=past)) for past in (length - 1, 0))
+        return looking.model_copy(update={"kv_bytes": looking.kv_bytes + alone.kv_bytes})  # read, and one written
+
+    def _work(self, batch: int, step: Step) -> Work:
+        works = self._works(_setting(batch), step)
         return Work(
             weight_bytes=self.weight_bytes,
-            kv_bytes=batch * (length + 1) * self._kv_bytes(),  # read, and one written
-            flops=batch * (self._block_flops() + self._head_flops() + length * self._pair_flops()),
+            kv_bytes=self.kv_size * sum(work.kv_bytes * count for work, count in works) / _SIZE,
+            flops=sum((work.matmul_flops + work.attention_flops) * count for work, count in works),
         )
 
-    def _kv_bytes(self) -> float:
-        return self.kv_size * self.spec.kv_bytes_per_token(1)
-
-    def _block_flops(self) -> float:
-        """Of a token, in the matrices of all blocks."""
-        parts = (part for block in self.spec.blocks for part in (block.attention, block.ffn))
-        return 2.0 * sum(sub_block_parameters(self.spec, part) for part in parts)
-
-    def _head_flops(self) -> float:
-        return 2.0 * self.spec.vocab_size * self.spec.hidden_size
-
-    def _pair_flops(self) -> float:
-        """Of a token that looks at a token: the score and the value, in all heads of all attentions."""
-        attentions = sum(1 for block in self.spec.blocks if block.attention and block.attention.kind == "attention")
-        return 4.0 * attentions * self.spec.heads * self.spec.head_dim
+    def _works(self, setting: Setting, step: Step) -> Sequence[tuple[SubBlockWork, int]]:
+        if self.part is None:
+            return model_work(self.spec, setting, step)
+        if self.part == "head":
+            return [(head_work(self.spec, setting, step), 1)]
+        return [(sub_block_work(self.spec, self.part, setting, step), 1)]
 
 
-def read_parameters(spec: ModelSpec) -> int:
-    """Parameters that every step reads."""
-    every = {name: prod(shape) for name, shape in model_tensors(spec).items()}
-    return sum(every.values()) - (0 if spec.tied else every[EMBEDDING])
+def _setting(batch: int) -> Setting:
+    return Setting(batch=batch, weights=_PRECISION, kv=_PRECISION)

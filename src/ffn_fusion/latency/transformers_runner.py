@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ffn_fusion.errors import UsageError
 from ffn_fusion.families import ModelSpec, read_spec
-from ffn_fusion.latency.interleave import Run, Setting
+from ffn_fusion.latency.interleave import Run, Workload
 from ffn_fusion.latency.memory import peak_beyond, weight_memory
 from ffn_fusion.latency.traffic import Traffic
 
@@ -29,21 +29,21 @@ class TransformersRunner:
         self._seed = seed
         self._touched = False
 
-    def warm_up(self, setting: Setting) -> int | None:
+    def warm_up(self, workload: Workload) -> int | None:
         if not self._touched:  # weights that lie in a mapped file would count as memory of the first run
-            self.run(setting)
+            self.run(workload)
             self._touched = True
-        extra = peak_beyond(lambda: self.run(setting), self.model.device)
+        extra = peak_beyond(lambda: self.run(workload), self.model.device)
         return None if extra is None else weight_memory(self.model) + extra
 
-    def run(self, setting: Setting) -> Run:
+    def run(self, workload: Workload) -> Run:
         generator = torch.Generator().manual_seed(self._seed)
-        ids_BT = torch.randint(self._vocabulary, (setting.batch, setting.context), generator=generator)
+        ids_BT = torch.randint(self._vocabulary, (workload.batch, workload.context), generator=generator)
         try:
-            return self._timed(ids_BT.to(self.model.device), setting.new_tokens)
+            return self._timed(ids_BT.to(self.model.device), workload.new_tokens)
         except torch.OutOfMemoryError as error:
             raise UsageError(
-                f"batch {setting.batch} of {setting.context:,} tokens doesn't fit this device's memory",
+                f"batch {workload.batch} of {workload.context:,} tokens doesn't fit this device's memory",
                 "take a smaller --batch or --context, or time fewer models in one call",
             ) from error
 

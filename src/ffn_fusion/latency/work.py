@@ -70,7 +70,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Work:
+class SubBlockWork:
     """What one device does in a sub-block (or in the head) in one step.
 
     ``matmul_flops`` are done in ``precision``, ``attention_flops`` (scores, and their sums over values) in 16 bits or
@@ -88,7 +88,7 @@ class Work:
     dense: str
 
 
-def sub_block_work(spec: ModelSpec, part: SubBlock, setting: Setting, step: Step) -> Work:
+def sub_block_work(spec: ModelSpec, part: SubBlock, setting: Setting, step: Step) -> SubBlockWork:
     """An attention or an FFN with its norm. T = batch x new tokens, D hidden, H heads, K KV heads, d head_dim.
 
     Bytes: the weights once; K and V of every token that's attended to, once; activations in and out of each matrix.
@@ -106,7 +106,7 @@ def sub_block_work(spec: ModelSpec, part: SubBlock, setting: Setting, step: Step
         parameters = sub_block_parameters(spec, part) / n
         inner = 3 * part.width / n if isinstance(part, FfnSpec) else D / n
     attended = step.tokens * step.past + step.tokens * (step.tokens + 1) / 2
-    return Work(
+    return SubBlockWork(
         kind=_kind(part),
         weight_bytes=parameters * ITEM_BYTES[setting.weights],
         activation_bytes=T * (2 * D + inner) * item,
@@ -125,12 +125,12 @@ def _kind(part: SubBlock) -> Kind:
     return "attention" if isinstance(part, AttentionSpec) else "ffn"
 
 
-def head_work(spec: ModelSpec, setting: Setting, step: Step) -> Work:
+def head_work(spec: ModelSpec, setting: Setting, step: Step) -> SubBlockWork:
     """Last norm and output head, once a step; logits are gathered from all devices."""
     n, T = setting.devices, setting.batch * step.logits
     item = ITEM_BYTES[setting.dense]
     parameters = head_parameters(spec) / n
-    return Work(
+    return SubBlockWork(
         kind="head",
         weight_bytes=parameters * item,
         activation_bytes=T * (spec.hidden_size + spec.vocab_size / n) * item,
@@ -148,7 +148,7 @@ def sub_blocks(spec: ModelSpec) -> Counter[SubBlock]:
     return Counter(part for block in spec.blocks for part in (block.attention, block.ffn) if part is not None)
 
 
-def model_work(spec: ModelSpec, setting: Setting, step: Step) -> list[tuple[Work, int]]:
+def model_work(spec: ModelSpec, setting: Setting, step: Step) -> list[tuple[SubBlockWork, int]]:
     """Everything that a step of the whole model does, and how often each."""
     found = [(sub_block_work(spec, part, setting, step), count) for part, count in sub_blocks(spec).items()]
     return [*found, (head_work(spec, setting, step), 1)]

@@ -1,0 +1,86 @@
+"""docs/repair.md."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from itertools import product
+from typing import TYPE_CHECKING
+
+from tools.docs.llamas import llamas
+from tools.docs.tables import table
+
+if TYPE_CHECKING:
+    import torch
+
+    from ffn_fusion.families import ModelSpec
+    from ffn_fusion.repair.plan import RepairPlan
+
+_GIB, _TERA = 1 << 30, 1e12
+
+# model: the first and the last attention that's dropped
+_DROPPED = {"Llama-3.1-8B": (20, 25), "Llama-3.1-70B": (50, 57), "Llama-3.1-405B": (90, 97)}
+
+# machine: memory, FLOP/s, processes
+_MACHINES = {
+    "CPU, 24 GB": (22 * _GIB, 0.13 * _TERA, 1),
+    "1 x H100": (78 * _GIB, 60 * _TERA / 2, 1),
+    "8 x H100, each": (78 * _GIB, 60 * _TERA / 2, 8),
+}
+
+
+def repair_scale() -> str:
+    """What a repair takes on models that aren't here, by the planner that ``--dry-run`` prints."""
+    columns = ("model", "machine", "widest", "solved", "peak memory", "disk", "PFLOPs", "time")
+    specs = llamas()
+    rows = []
+    for model, (first, last) in _DROPPED.items():
+        said = f"{model}, attentions {first}-{last} dropped"
+        rows += [(said, *_cells(name, specs[model], first, last)) for name in _MACHINES]
+    return table(columns, rows)
+
+
+def _cells(machine: str, spec: ModelSpec, first: int, last: int) -> tuple[str, ...]:
+    from ffn_fusion.units import duration, gb, gib
+
+    found = _widest(machine, spec, first, last)
+    if found is None:
+        return (machine, "too little memory", "", "", "", "", "")
+    plan, dtype = found
+    streamed = sum(not place.exact for place in plan.places)
+    return (
+        f"{machine}, {str(dtype).removeprefix('torch.')}",
+        f"{max(place.width for place in plan.places):,}",
+        f"{streamed} of {len(plan.places)} streamed" if streamed else "exactly",
+        gib(plan.peak_memory), gb(plan.disk_bytes), f"{plan.flops / 1e15:,.1f}", duration(plan.seconds or 0),
+    )  # fmt: skip
+
+
+def _widest(machine: str, spec: ModelSpec, first: int, last: int) -> tuple[RepairPlan, torch.dtype] | None:
+    """The plan with as many FFNs fused as there's memory for; None without memory for two."""
+    import torch
+
+    from ffn_fusion.blockwise import Pace, Room
+    from ffn_fusion.blueprint import Blueprint, apply
+    from ffn_fusion.errors import UsageError
+    from ffn_fusion.families.child_spec import child_spec
+    from ffn_fusion.repair.places import places
+    from ffn_fusion.repair.plan import make_plan
+    from ffn_fusion.repair.program import make_program
+    from ffn_fusion.repair.settings import RepairSettings
+
+    memory, flops, processes = _MACHINES[machine]
+    room = Room(used=_GIB // 2, free=memory, cache=memory, disk=4 << 40)
+    width = spec.blocks[0].ffn.width if spec.blocks[0].ffn else 0
+    for together, dtype in product((last - first, 4, 3, 2), (torch.float32, torch.bfloat16)):
+        blueprint = apply(
+            Blueprint.identity(spec.parent("")), range(first, last + 1), [(first, last - 1)], max_width=together * width
+        )
+        program = make_program(blueprint, places(blueprint, 6, attention=True), range(len(spec.blocks)))
+        with suppress(UsageError):
+            plan = make_plan(
+                program, spec, child_spec(spec, blueprint, 1), RepairSettings(),
+                windows=256 // processes, context=512, processes=processes, stored=2, dtype=dtype,
+                room=room, memory=memory, pace=Pace(flops, flops, 1e9),
+            )  # fmt: skip
+            return plan, dtype
+    return None
