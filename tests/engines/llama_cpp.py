@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,3 +37,13 @@ def tokens(model: Path, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, no special tokens added."""
     with served(model, SERVER, context=64) as llama:
         return [llama.tokens(text) for text in texts]
+
+
+def pretended_programs(folder: Path) -> Path:
+    """llama-bench and llama-batched-bench that measure nothing, beside a log of their calls; the first one's path."""
+    source = (Path(__file__).parent / "fake_llama_bench.py").read_text()
+    folder.mkdir()
+    for name in ("llama-bench", "llama-batched-bench"):
+        (folder / name).write_text(f"#!{sys.executable}\n{source}")
+        (folder / name).chmod(0o755)
+    return folder / "llama-bench"

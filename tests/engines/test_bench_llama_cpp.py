@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from llama_cpp import BENCH, needs_llama_cpp
+from llama_cpp import BENCH, needs_llama_cpp, pretended_programs
 from makers import Blocks, llama_config, nas_config, write_model
 from vocabularies import SIZES, write_tokenizer
 
@@ -60,13 +59,7 @@ def parent(tmp_path: Path) -> Path:
 @pytest.fixture
 def fake(tmp_path: Path, cache: Path) -> Path:
     """llama-bench and llama-batched-bench that do nothing."""
-    source = (Path(__file__).parent / "fake_llama_bench.py").read_text()
-    for name in ("llama-bench", "llama-batched-bench"):
-        program = tmp_path / "bin" / name
-        program.parent.mkdir(exist_ok=True)
-        program.write_text(f"#!{sys.executable}\n{source}")
-        program.chmod(0o755)
-    return tmp_path / "bin" / "llama-bench"
+    return pretended_programs(tmp_path / "bin")
 
 
 def asked(program: object, **changes: object) -> BenchSettings:

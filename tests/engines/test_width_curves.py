@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from ffn_fusion.engines.bench import BenchSettings
 from ffn_fusion.engines.width_curves import powers, widths_in
 from ffn_fusion.errors import MissingExtraError, OutputError, UsageError
 from ffn_fusion.families import ModelSpec
-from ffn_fusion.latency.interleave import Run, Runs, Setting
+from ffn_fusion.latency.interleave import Run, Runs, Workload
 from ffn_fusion.latency.summary import timings_of
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.latency.traffic import Traffic
@@ -46,10 +47,10 @@ def pretend(seen: Timed, seconds: Callable[[int, int], float]) -> Callable[..., 
             assert (made.folder / "tokenizer.json").is_file()
             traffic[name] = Traffic.of(made.spec, 2)
             for batch in asked.batches:
-                setting = Setting(batch, asked.contexts[0], asked.new_tokens)
+                workload = Workload(batch, asked.contexts[0], asked.new_tokens)
                 step = seconds(int(name), batch)
-                runs.rounds[name, setting] = [Run(1.0, step * asked.new_tokens)] * asked.rounds
-                runs.memory[name, setting] = None
+                runs.rounds[name, workload] = [Run(1.0, step * asked.new_tokens)] * asked.rounds
+                runs.memory[name, workload] = None
         timings = timings_of(runs, traffic, None)
         return Latency(engine=engine, machine="m", threads=1, dtype="bf16", models=tuple(models), timings=timings)
 
@@ -84,7 +85,7 @@ def test_an_engine_that_is_slower_where_ffns_are_wide(spec: ModelSpec, monkeypat
     slow = pretend({}, lambda k, batch: 1.1 if k > 2 and batch > 1 else 1.0)
     monkeypatch.setattr(width_curves, "bench_in", slow)
     assert widths_in("llama.cpp", spec, ASKED).max_width == 2 * 48
-    one = BenchSettings(**{**vars(ASKED), "batches": (1,)})
+    one = replace(ASKED, batches=(1,))
     assert widths_in("llama.cpp", spec, one).max_width is None
     assert widths_in("llama.cpp", spec, one, most=4).max_width == 4 * 48
 
@@ -110,7 +111,7 @@ def test_what_cannot_be_measured(spec: ModelSpec, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UsageError, match="can't be timed in tgi"):
         widths_in("tgi", spec, ASKED)
     with pytest.raises(MissingExtraError, match="no vLLM"):
-        widths_in("vllm", spec, ASKED)
+        widths_in("vllm", spec, replace(ASKED, program=Path("/bin/false")))
     blocks: Blocks = [(2, None), (2, "linear")]
     free = open_folder(write_model(tmp_path / "free", nas_config(blocks), blocks).folder).spec
     with pytest.raises(UsageError, match="no gated FFN"):

@@ -168,7 +168,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from ffn_fusion.checkpoint import staging
-from ffn_fusion.pipeline import publish, run, stages
+from ffn_fusion.pipeline import benching, publish, run, stages
 from ffn_fusion.surgery import build
 
 def die(*_, **__):

@@ -13,11 +13,18 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import numpy as np
 import pytest
+from makers import llama_config
 
 from ffn_fusion.analysis.evidence import Geometry
 from ffn_fusion.blueprint import Blueprint, Parent, ParentBlock
+from ffn_fusion.families import read_spec
+from ffn_fusion.latency.hardware import Prediction, predict
+from ffn_fusion.latency.machines import find_machine
+from ffn_fusion.latency.work import Setting
 from ffn_fusion.report import figures
+from ffn_fusion.report.quality_speed_figure import modelled_at
 
+SIZES = {"parent": 12, "fused": 8, "unscored": 10}
 Drawing = Callable[[Any], str]
 
 DRAWINGS: dict[str, Drawing] = {
@@ -162,6 +169,25 @@ def test_plot_leaves_out_what_was_not_timed(small: Any) -> None:
     svg = figures.quality_speed_plot(small.quality, small.latency)
     assert ">fused<" in svg
     assert ">random<" not in svg
+
+
+def modelled() -> list[dict[str, Prediction]]:
+    """What a machine would take for three models, of which one was never scored; at both batches."""
+    machine = find_machine("h100")
+    specs = {name: read_spec(llama_config(num_hidden_layers=blocks)) for name, blocks in SIZES.items()}
+    return [{name: predict(machine, spec, Setting(4, batch)) for name, spec in specs.items()} for batch in (1, 8)]
+
+
+def test_what_is_modelled_is_drawn_as_such(small: Any) -> None:
+    """Without what was modelled there's no word of it; with it the same dots, and crosses in dashes beside them."""
+    before = figures.quality_speed_plot(small.quality, small.latency)
+    after = figures.quality_speed_plot(small.quality, small.latency, modelled())
+    assert "modelled" not in before
+    assert {"modelled, batch 1", "4 x h100, modelled"} <= set(written(after))
+    assert "stroke-dasharray" in after
+    assert "stroke-dasharray" not in before
+    assert set(modelled_at(8, modelled())) == {"4 x h100"}
+    assert modelled_at(3, modelled()) == {}
 
 
 @pytest.mark.parametrize("module", ["figures", "svg", "block_axis", "geometry_figure", "importance_figure"])

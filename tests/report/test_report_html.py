@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from makers import llama_config
 
 from ffn_fusion.errors import MissingExtraError, OutputError
+from ffn_fusion.families import read_spec
+from ffn_fusion.latency.hardware import predict
+from ffn_fusion.latency.machines import find_machine
+from ffn_fusion.latency.work import Setting
 from ffn_fusion.portability.rule import EngineCheck, Problem
 from ffn_fusion.report.engine_tables import engines_grid, engines_line
 from ffn_fusion.report.html import render_report, write_report
@@ -115,6 +120,22 @@ def test_sections_without_data_are_left_out(small: Any) -> None:
     assert page.headings == ["Before and after"]
     assert "revision" not in page.text
     assert "Latency" not in parse(render_report(small.report(latency=None))).headings
+
+
+def test_other_machines_are_modelled_and_said_so(small: Any) -> None:
+    machine = find_machine("h100")
+    spec = read_spec(llama_config())
+    found = [{name: predict(machine, spec, Setting(2, 1, 64, 8)) for name in ("parent", "pruned", "fused")}]
+    page = parse(render_report(small.report(predictions=found)))
+    assert "On other machines" in page.headings
+    assert "Modelled, not measured" in page.text
+    assert "2 x h100" in page.text
+    assert "Crosses on dashed lines aren't measured" in page.text
+    without = parse(render_report(small.report()))
+    assert "On other machines" not in without.headings
+    assert "odelled" not in without.text
+    alone = parse(render_report(small.report(predictions=found, latency=None)))
+    assert "On other machines" in alone.headings
 
 
 def test_evidence_of_attentions_alone(small: Any) -> None:

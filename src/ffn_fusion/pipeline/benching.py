@@ -18,7 +18,7 @@ from ffn_fusion.latency.measure import bench
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.latency.width_curve import WidthCurve
 from ffn_fusion.pipeline.recipe import Recipe
-from ffn_fusion.pipeline.stages import DISTILLED, FUSED, PRUNED
+from ffn_fusion.pipeline.stages import PRUNED, name_of_child
 from ffn_fusion.pipeline.workspace import Workspace
 from ffn_fusion.processes import Progress
 from ffn_fusion.surgery.build import build
@@ -61,7 +61,7 @@ def _in_transformers(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recip
     models = {
         PARENT: load_model(checkpoint.folder, dtype, recipe.device),
         PRUNED: realise(Child(checkpoint, unfused(blueprint)), dtype, recipe.device),
-        _child(recipe): load_model(recipe.output, dtype, recipe.device),
+        name_of_child(recipe): load_model(recipe.output, dtype, recipe.device),
     }
     return bench(
         models,
@@ -81,12 +81,8 @@ def _in_engine(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recipe, pro
     place.mkdir()
     try:
         build(checkpoint, unfused(blueprint), place / PRUNED, width_multiple=recipe.build.width_multiple)
-        folders = {PARENT: checkpoint.folder, PRUNED: place / PRUNED, _child(recipe): recipe.output}
+        folders = {PARENT: checkpoint.folder, PRUNED: place / PRUNED, name_of_child(recipe): recipe.output}
         models = {name: str(folder) for name, folder in folders.items()}
         return bench_in(recipe.bench.engine, models, replace(bench_settings(recipe), files=place), progress)
     finally:
         shutil.rmtree(place, ignore_errors=True)
-
-
-def _child(recipe: Recipe) -> str:
-    return DISTILLED if recipe.distillation.enabled else FUSED

@@ -13,6 +13,7 @@ from ffn_fusion.errors import MissingExtraError, RecipeError
 from ffn_fusion.pipeline.distill_run import RunDistillation
 from ffn_fusion.pipeline.distillation_section import TrainingSection
 from ffn_fusion.pipeline.planning import check_early
+from ffn_fusion.pipeline.predicting import check_places, places
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.repairing import repair_windows
 from ffn_fusion.pipeline.stages import calibration_windows, held_out_windows
@@ -37,6 +38,7 @@ def preflight(recipe: Recipe) -> None:
         check_source(where(text))
     if recipe.bench.enabled and recipe.bench.engine != "transformers":
         check_engine(recipe.bench.engine, recipe.bench.engine_program)
+    places(recipe)
     plan = recipe.plan
     if plan.runs is not None and plan.drop is None:
         raise RecipeError("plan.runs is given without plan.drop", "say which attentions go: plan.drop: 5-10")
@@ -51,6 +53,7 @@ def preflight_parent(recipe: Recipe, checkpoint: Checkpoint) -> None:
         BlueprintError, CheckError, DataError: one line each; of a distillation, OutputError and UsageError too.
     """
     check_early(checkpoint, limited(recipe.plan, checkpoint.spec), recipe.build.width_multiple)
+    check_places(recipe, checkpoint)
     calibration_windows(checkpoint.folder, recipe.calibration, recipe.seed)
     if recipe.repair.enabled:
         repair_windows(recipe, checkpoint.folder)

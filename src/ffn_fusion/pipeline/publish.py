@@ -11,6 +11,7 @@ from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES
 from ffn_fusion.checkpoint.staging import MODEL_CARD, write_atomic
+from ffn_fusion.pipeline.predicting import predictions
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.result import Result
 from ffn_fusion.portability.check import check
@@ -53,6 +54,7 @@ def publish(recipe: Recipe, result: Result, evidence: Evidence) -> None:
             repairs=repairs,
             distillation=result.distillation,
             engines=check(child),
+            predictions=predictions(recipe, result.checkpoint, blueprint),
         ),
     )
 

@@ -18,6 +18,7 @@ from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
 from ffn_fusion.data.mixture import TextEntry, Weighted, resolved
 from ffn_fusion.errors import RecipeError, UsageError
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
+from ffn_fusion.latency.machines import Precision
 from ffn_fusion.latency.timing import BenchEngine
 from ffn_fusion.pipeline.distillation_section import DistillationSection, TrainingSection
 from ffn_fusion.pipeline.section import DtypeName, Section, Texts
@@ -238,6 +239,18 @@ class BenchSection(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
+class PredictSection(Section):
+    """Machines that aren't here: what the report says of them is modelled (docs/hardware.md), never measured.
+
+    ``machines``: names that ``ffn-fusion predict --machines`` lists, or YAML files, with a number of devices that share
+    a model in front: ``8xh100``. ``weights``, ``kv``: precision; the parent's by default, and 16 bits in the cache.
+    """
+
+    machines: tuple[str, ...] = ()
+    weights: Precision | None = None
+    kv: Precision | None = None
+
+
 class SampleSection(Section):
     """Prompts that parent and child continue greedily, for people to read."""
 
@@ -267,6 +280,7 @@ class Recipe(Section):
     distillation: DistillationSection = DistillationSection()
     evaluation: EvaluationSection = EvaluationSection()
     bench: BenchSection = BenchSection()
+    predict: PredictSection = PredictSection()
     samples: SampleSection = SampleSection()
 
     @classmethod
@@ -308,6 +322,7 @@ class Recipe(Section):
                 "repair": _resolve(self.repair, folder),
                 "distillation": _resolve_stages(self.distillation, folder),
                 "evaluation": _resolve(self.evaluation, folder),
+                "predict": _resolve_machines(self.predict, folder),
                 "bench": _resolve_program(self.bench, folder),
             }
         )
@@ -335,6 +350,12 @@ def _resolve_widths(section: PlanSection, folder: Path) -> PlanSection:
     if not isinstance(section.widths, Path):
         return section
     return section.model_copy(update={"widths": (folder / section.widths.expanduser()).resolve()})
+
+
+def _resolve_machines(section: PredictSection, folder: Path) -> PredictSection:
+    there = ((folder / Path(name).expanduser(), name) for name in section.machines)
+    machines = tuple(str(path.resolve()) if path.is_file() else name for path, name in there)
+    return section.model_copy(update={"machines": machines})
 
 
 def _resolve_program(section: BenchSection, folder: Path) -> BenchSection:

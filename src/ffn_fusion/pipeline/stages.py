@@ -174,6 +174,11 @@ def built_child(recipe: Recipe) -> Path:
     return Workspace(recipe.output).undistilled if recipe.distillation.enabled else recipe.output
 
 
+def name_of_child(recipe: Recipe) -> str:
+    """What the child is called in tables."""
+    return DISTILLED if recipe.distillation.enabled else FUSED
+
+
 def score(
     checkpoint: Checkpoint, blueprint: Blueprint, evidence: Evidence, recipe: Recipe, progress: Progress
 ) -> Quality:

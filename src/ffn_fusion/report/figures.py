@@ -16,6 +16,7 @@ from ffn_fusion.report.distillation_figure import distillation_curve, has_curve
 from ffn_fusion.report.evidence_tables import chosen_stretches
 from ffn_fusion.report.geometry_figure import geometry_chart
 from ffn_fusion.report.importance_figure import importance_bars
+from ffn_fusion.report.quality_speed_figure import quality_speed_plot
 from ffn_fusion.report.repair_figure import repair_bars
 from ffn_fusion.report.svg import render
 from ffn_fusion.report.tables import printable
@@ -23,12 +24,10 @@ from ffn_fusion.report.tables import printable
 from matplotlib.colors import LogNorm  # isort: skip
 from matplotlib.lines import Line2D  # isort: skip
 from matplotlib.patches import Rectangle  # isort: skip
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter  # isort: skip
+from matplotlib.ticker import MaxNLocator, NullFormatter  # isort: skip
 
 if TYPE_CHECKING:
     from ffn_fusion.analysis.evidence import Evidence, Matrix
-    from ffn_fusion.evaluation.quality import Quality
-    from ffn_fusion.latency.timing import Latency
 
 __all__ = [
     "blocks_diagram",
@@ -119,52 +118,3 @@ def stretch_chart(evidence: Evidence, blueprint: Blueprint) -> str:
         axes.legend(handles=handles, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
 
     return render(draw, 10.6, 3.0, "chart: damage of every measured stretch of dropped attentions, over its blocks")
-
-
-_MARKERS = ("o", "s", "^", "D", "v")
-
-
-def _look(place: int) -> dict[str, Any]:
-    """The first batch size is a filled dot, others are larger and open: one sees both where they coincide."""
-    marker = _MARKERS[place % len(_MARKERS)]
-    return {"marker": marker, "ms": 10, "fillstyle": "none"} if place else {"marker": marker, "ms": 6}
-
-
-def quality_speed_plot(quality: Quality, latency: Latency) -> str:
-    """Decode speed over the parent against perplexity on the first text; models that were measured in both.
-
-    Bars: standard error of the perplexity; p10 to p90 of the model's own runs around its median ratio.
-    """
-    scores = quality.texts[0].scores
-    models = [model for model in latency.models if model in scores]
-    colours = palette.model_colours(tuple(latency.models))
-    batches = sorted({timing.batch for timing in latency.timings if timing.phase == "decode"})
-    looks = {batch: _look(place) for place, batch in enumerate(batches)}
-
-    def draw(figure: Any) -> None:
-        axes = figure.add_subplot()
-        for timing in latency.timings:
-            speed = 1.0 if timing.model == "parent" else timing.speedup.get("parent")
-            if timing.phase != "decode" or timing.model not in models or speed is None:
-                continue
-            spread = [
-                speed * (1 - timing.median_s / timing.p90_s),
-                speed * (timing.median_s / timing.p10_s - 1),
-            ]
-            score = scores[timing.model]
-            axes.errorbar(
-                speed, score.perplexity, score.perplexity_error, np.array([spread]).T,
-                color=colours[timing.model], elinewidth=1, capsize=2, **looks[timing.batch],
-            )  # fmt: skip
-        axes.set_xlabel("decode speed over the parent (1 = as fast)")
-        axes.set_ylabel(f"perplexity on {printable(quality.texts[0].text)[:40]}\n(lower is better)")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))  # noqa: RUF001
-        axes.margins(0.12, 0.18)
-        axes.grid(True, axis="both")
-        axes.annotate("better ↘", (1, 0), (-6, 6), "axes fraction", "offset points", ha="right", color=palette.FAINT)
-        dots = [Line2D([], [], marker="o", ls="", ms=8, color=colours[m], label=printable(m)) for m in models]
-        shapes = [Line2D([], [], ls="", color=palette.INK, label=f"batch {batch}", **looks[batch]) for batch in batches]
-        axes.legend(handles=dots + shapes, ncols=len(dots + shapes), loc="lower left", bbox_to_anchor=(0, 1),
-                    handletextpad=0.2, columnspacing=1.2, borderaxespad=0.2)  # fmt: skip
-
-    return render(draw, 6.6, 3.9, "scatter: decode speed over the parent against perplexity")

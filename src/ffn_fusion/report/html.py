@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Any
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.staging import write_atomic
 from ffn_fusion.errors import MissingExtraError, OutputError
-from ffn_fusion.report import distillation_tables, engine_tables, evidence_tables, palette, repair_tables, tables
+from ffn_fusion.report import (
+    distillation_tables,
+    engine_tables,
+    evidence_tables,
+    palette,
+    prediction_tables,
+    repair_tables,
+    tables,
+)
 from ffn_fusion.report.summary import KeyFigure, key_figures, sentence
 
 if TYPE_CHECKING:
     from ffn_fusion.analysis.evidence import Evidence, Geometry, Part, Statistic
     from ffn_fusion.evaluation.quality import Quality
+    from ffn_fusion.latency.hardware import Prediction
     from ffn_fusion.latency.timing import Latency
     from ffn_fusion.portability.rule import EngineCheck
 
@@ -68,6 +77,7 @@ class ReportData:
     repairs: Mapping[str, Any] | None = None
     distillation: Mapping[str, Any] | None = None
     engines: Sequence[EngineCheck] = ()
+    predictions: Sequence[Mapping[str, Prediction]] = ()
 
 
 def write_report(path: Path, report: ReportData) -> None:
@@ -111,6 +121,8 @@ def _context(report: ReportData) -> dict[str, Any]:
         "engines": engine_tables.engines_grid(report.engines) if report.engines else None,
         "latency_place": tables.latency_place(latency) if latency else "",
         "latencies": tables.latency_grid(latency) if latency else None,
+        "modelled": prediction_tables.modelled_grid(report.predictions) if report.predictions else None,
+        "setting": next(iter(report.predictions[0].values())).setting if report.predictions else None,
         "works": tables.work_grid(latency) if latency else None,
         "repairs": repair_tables.repairs_grid(report.repairs) if report.repairs else None,
         "stages": distillation_tables.stages_grid(report.distillation) if report.distillation else None,
@@ -150,7 +162,7 @@ def _drawings(report: ReportData) -> dict[str, Any]:
     if report.distillation and figures.has_curve(report.distillation):
         drawings["distillation"] = figures.distillation_curve(report.distillation)
     if report.quality and report.latency:
-        drawings["quality_speed"] = figures.quality_speed_plot(report.quality, report.latency)
+        drawings["quality_speed"] = figures.quality_speed_plot(report.quality, report.latency, report.predictions)
     return {name: Markup(svg) for name, svg in drawings.items()}  # ours, and escaped inside
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from ffn_fusion.latency.hardware import USABLE_MEMORY, Prediction
 from ffn_fusion.latency.machines import Machine, Precision
-from ffn_fusion.report.tables import NOTHING, Grid, printable, seconds
+from ffn_fusion.report.tables import NOTHING, Grid, printable, ratio, seconds
 from ffn_fusion.units import gib
 
 _PARTS = {
@@ -33,6 +33,38 @@ def predictions_grid(found: Mapping[str, Prediction]) -> Grid:
     )
     columns = ("model", "first token", "a token", "tokens/s", "of all", "memory each")
     return Grid(columns, rows, words=1)
+
+
+def modelled_grid(found: Sequence[Mapping[str, Prediction]]) -> Grid:
+    """A row for every machine, batch and model, ``found`` being those of one machine and batch; the parent is first."""
+    rows = []
+    for models in found:
+        parent, before = next(iter(models.values())), None
+        for name, one in models.items():
+            setting = one.setting
+            rows.append(
+                (
+                    place_of(one),
+                    str(setting.batch),
+                    printable(name),
+                    seconds(one.time_to_first_token),
+                    seconds(one.token),
+                    _rate(one.decode_throughput),
+                    ratio(parent.token / one.token),
+                    ratio(before.token / one.token) if before else NOTHING,
+                    gib(one.weight_bytes + one.kv_bytes) + ("" if one.fits else ": too much"),
+                )
+            )
+            before = one
+    columns = ("machine", "batch", "model", "first token", "a token", "tokens/s", "over parent", "over the one above",
+               "memory each")  # fmt: skip
+    return Grid(columns, tuple(rows), words=3)
+
+
+def place_of(one: Prediction) -> str:
+    """``8 x h100``."""
+    devices = one.setting.devices
+    return f"{devices} x {printable(one.machine)}" if devices > 1 else printable(one.machine)
 
 
 def shares_grid(found: Mapping[str, Prediction]) -> Grid:

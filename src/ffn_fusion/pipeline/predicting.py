@@ -1,0 +1,67 @@
+"""What the report says of machines that aren't here: the model of each that the recipe names, of every model timed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from ffn_fusion.blueprint import Blueprint, unfused
+from ffn_fusion.checkpoint.reader import Checkpoint
+from ffn_fusion.evaluation.evaluate import PARENT
+from ffn_fusion.families import ModelSpec
+from ffn_fusion.families.child_spec import child_spec
+from ffn_fusion.latency.hardware import Prediction, check_setting, predict
+from ffn_fusion.latency.machines import Machine, find_machine
+from ffn_fusion.latency.work import Setting
+from ffn_fusion.pipeline.recipe import Recipe
+from ffn_fusion.pipeline.stages import PRUNED, name_of_child
+
+_STORED = {"F32": "fp32", "F64": "fp32", "F16": "fp16"}
+
+
+def places(recipe: Recipe) -> list[tuple[Machine, int]]:
+    """The machines named, and how many devices of each share a model.
+
+    Raises:
+        UsageError: one isn't known, or hasn't so many devices.
+    """
+    found = []
+    for name in recipe.predict.machines:
+        count, _, kind = name.partition("x") if _counted(name) else ("1", "", name)
+        machine = find_machine(kind)
+        machine.check_devices(int(count))
+        found.append((machine, int(count)))
+    return found
+
+
+def _counted(name: str) -> bool:
+    return name.partition("x")[0].isdigit() and not Path(name).exists()
+
+
+def settings_of(recipe: Recipe, stored: str) -> list[Setting]:
+    """What is modelled: the benchmark's batches, prompts and new tokens, in the recipe's precision or the parent's."""
+    weights = recipe.predict.weights or _STORED.get(stored, "bf16")
+    kv = recipe.predict.kv or ("fp32" if weights == "fp32" else "bf16")
+    bench = recipe.bench
+    return [Setting(1, batch, bench.context, bench.new_tokens, weights, kv) for batch in bench.batches]
+
+
+def check_places(recipe: Recipe, parent: Checkpoint) -> None:
+    """Raises: UsageError: see ``places``; or a machine whose devices can't share the parent's heads."""
+    for machine, devices in places(recipe):
+        check_setting(machine, parent.spec, replace(settings_of(recipe, parent.dtype)[0], devices=devices))
+
+
+def predictions(recipe: Recipe, parent: Checkpoint, blueprint: Blueprint) -> list[Mapping[str, Prediction]]:
+    """Of parent, pruned and child; an entry for each machine and batch."""
+    specs: dict[str, ModelSpec] = {
+        PARENT: parent.spec,
+        PRUNED: child_spec(parent.spec, unfused(blueprint), recipe.build.width_multiple),
+        name_of_child(recipe): child_spec(parent.spec, blueprint, recipe.build.width_multiple),
+    }
+    return [
+        {name: predict(machine, spec, replace(setting, devices=devices)) for name, spec in specs.items()}
+        for machine, devices in places(recipe)
+        for setting in settings_of(recipe, parent.dtype)
+    ]
