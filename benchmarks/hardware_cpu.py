@@ -185,10 +185,19 @@ def _figures(seen: dict[int, list[Observation]], machine: Machine, options: argp
         figures |= {
             f"median error, batch {batch}": median(off),
             f"largest error, batch {batch}": max(off),
+            **_fitted_there(machine, batch, all_of_them, options.fit + 1),
             f"least speed-up, batch {batch}": min(speeds),
             f"largest speed-up, batch {batch}": max(speeds),
         }
     return figures
+
+
+def _fitted_there(machine: Machine, batch: int, seen: list[Observation], fitted_on: int) -> dict[str, float]:
+    """With constants of that batch's own: products of few rows are far from what large ones reach."""
+    if batch == 1:
+        return {}
+    off = errors(fit_machine(machine, seen[:fitted_on]).machine, seen[fitted_on:])
+    return {f"median error, batch {batch}, fitted at batch {batch}": median(map(abs, off))}
 
 
 if __name__ == "__main__":

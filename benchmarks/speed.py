@@ -1,11 +1,13 @@
-"""What pruning and fusing win in every engine that is installed here: SmolLM2-135M, and a random Llama of 1.2 billion.
+"""What pruning and fusing win in every engine that is installed here: SmolLM2-135M, random Llamas of 1.2 billion and of
+19 million parameters.
 
 Each part is an engine. pruned is the parent without some of its attentions, fused the same with FFNs of attention-free
 runs joined: of SmolLM2 as in the demo (attentions 5-10 and 17-20, all FFNs of a run but the last), of the random Llama
-half of the attentions in one run, its FFNs fused into four or into one. All models of a kind run in turn in every
-round; a ratio is the median over rounds, and what fusing wins is told by fused over pruned alone. Before that the
-engine's width curve is measured at the same batches and in the same dtype, as a run does: a plan makes no wider FFN, so
-only models that keep to it must not be slower than pruned.
+half of the attentions in one run, its FFNs fused into four or into one; of the small one, whose time goes with its
+steps and hardly with its bytes, the same, all FFNs of the run but the last fused into one. All models of a kind run in
+turn in every round; a ratio is the median over rounds, and what fusing wins is told by fused over pruned alone. Before
+that the engine's width curve is measured at the same batches and in the same dtype, as a run does: a plan makes no
+wider FFN, so only models that keep to it must not be slower than pruned.
 
 llama.cpp and vLLM are looked for where tools/engines/*.sh put them ($FFN_FUSION_LLAMA_CPP, $FFN_FUSION_VLLM, .engines).
 """
@@ -46,6 +48,15 @@ LARGE = {
     "num_attention_heads": 32,
     "num_key_value_heads": 4,
     "vocab_size": 32_000,
+    "max_position_embeddings": 2048,
+}
+SMALL = {
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 2048,
     "max_position_embeddings": 2048,
 }
 BATCHES = (1, 8)
@@ -118,6 +129,8 @@ def rows(latency: Latency) -> dict[str, float]:
 def real(place: Path) -> Bench:
     small = open_model(str(PARENT))
     (place / "large").mkdir()
+    (place / "steps").mkdir()
+    steps = random_llama(place / "steps" / "parent", SMALL)
     large = random_llama(place / "large" / "parent", LARGE)
     os.environ[CACHE_VARIABLE] = str(place / "cache")  # GGUF files, of which there are many
     middle = (6, 17)
@@ -126,6 +139,7 @@ def real(place: Path) -> Bench:
     return Bench(
         {
             "SmolLM2-135M": Kind(children(small, place / "small", [(5, 10), (17, 20)], fused), "float32", 5),
+            "random 19M": Kind(children(steps, place / "steps", [middle], {"fused": [(6, 16)]}), "float32", 12),
             "random 1.2B": Kind(children(large, place / "large", [middle], quarters), "bfloat16", 12),
         }
     )

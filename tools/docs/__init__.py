@@ -21,10 +21,11 @@ from tools.docs.portability import engine_reasons, engine_table, fixes_table
 from tools.docs.quantisation import quantize_results
 from tools.docs.recipe import recipe_table
 from tools.docs.repair import repair_scale
+from tools.docs.tensor_parallel import tensor_parallel_results
 
 __all__ = [
     "analysis_results", "api_table", "benchmark_table", "demo_table", "engine_reasons", "engine_table", "exit_codes",
     "fixes_table", "hardware_drafts", "hardware_elsewhere", "hardware_gpu_results", "hardware_results", "help_texts",
     "machine_sources", "machine_table", "quantize_results", "recipe_table", "repair_scale", "results", "scale_table",
-    "speed_results",
+    "speed_results", "tensor_parallel_results",
 ]  # fmt: skip

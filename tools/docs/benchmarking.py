@@ -7,11 +7,17 @@ from tools.docs.tables import crossed, kept
 
 def speed_results(part: str) -> str:
     """Decoding in docs/results/speed.json: tokens a second of each model, and its time over that of the one before."""
+    figures: dict[str, float] = kept("speed")[part]["figures"]
+    named = {tuple(name.split(" | ")[1:]): value for name, value in figures.items()}
+    limits = {kind: value for (kind, *rest), value in named.items() if rest == ["widest FFN that isn't slower"]}
     cells: dict[tuple[str, ...], dict[str, str]] = {}
-    for name, value in kept("speed")[part]["figures"].items():
-        _, kind, setting, model, what = name.split(" | ")
-        if not setting.startswith("decode"):
+    for (kind, *place), value in named.items():
+        if place[-1] == "its widest FFN":
+            over = f", over the curve's {limits[kind]:,.0f}" if value > limits.get(kind, value) else ""
+            cells.setdefault((kind, place[0]), {})["widest FFN"] = f"{value:,.0f}{over}"
+        if not place[0].startswith("decode"):
             continue
+        setting, model, what = place
         row, batch = cells.setdefault((kind, model), {}), setting.removeprefix("decode, ")
         if what == "tokens a second":
             row[f"tokens a second, {batch}"] = f"{value:,.1f}"
