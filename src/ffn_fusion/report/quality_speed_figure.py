@@ -48,7 +48,8 @@ def _draw_modelled(
     for x, y, name in points[1:]:
         axes.plot(x, y, **{**_MODELLED, "ls": "", "color": colours[name]})
     x, y, _ = points[-1]
-    axes.annotate(f"{place}, modelled", (x, y), (6, -3), "data", "offset points", color=palette.FAINT, fontsize=7)
+    words = f"{place}, modelled"
+    axes.annotate(words, (x, y), (2, 7), "data", "offset points", rotation=40, color=palette.FAINT, fontsize=8)
 
 
 def quality_speed_plot(quality: Quality, latency: Latency, modelled: Sequence[Mapping[str, Prediction]] = ()) -> str:
@@ -90,7 +91,8 @@ def quality_speed_plot(quality: Quality, latency: Latency, modelled: Sequence[Ma
         shapes = [Line2D([], [], ls="", color=palette.INK, label=f"batch {batch}", **looks[batch]) for batch in batches]
         if modelled:
             shapes.append(Line2D([], [], label=f"modelled, batch {batches[0]}", **_MODELLED))
-        axes.legend(handles=dots + shapes, ncols=min(5, len(dots + shapes)), loc="lower left", bbox_to_anchor=(0, 1),
+        columns = 3 if modelled else len(dots + shapes)
+        axes.legend(handles=dots + shapes, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1),
                     handletextpad=0.2, columnspacing=1.2, borderaxespad=0.2)  # fmt: skip
 
     return render(draw, 6.6, 3.9, "scatter: decode speed over the parent against perplexity")
