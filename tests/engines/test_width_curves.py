@@ -103,6 +103,16 @@ def test_wide_ffns_are_measured_up_to_a_gib(monkeypatch: pytest.MonkeyPatch, tmp
     assert widths_in("vllm", spec, ASKED).max_width == 96
 
 
+def test_a_model_without_attention_has_ffns_to_measure_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: Timed = {}
+    monkeypatch.setattr(width_curves, "check_askable", lambda engine, asked: None)
+    monkeypatch.setattr(width_curves, "bench_in", pretend(seen, lambda k, batch: 1.0))
+    blocks: Blocks = [("linear", 48), ("linear", 48), ("linear", 48)]
+    spec = open_folder(write_model(tmp_path / "free", nas_config(blocks), blocks).folder).spec
+    assert widths_in("vllm", spec, ASKED).max_width is None
+    assert list(seen) == ["1", "2", "3"]
+
+
 def test_powers_end_with_the_most() -> None:
     assert [powers(most) for most in (1, 2, 6, 8)] == [(1,), (1, 2), (1, 2, 4, 6), (1, 2, 4, 8)]
 

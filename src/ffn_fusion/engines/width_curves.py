@@ -92,7 +92,8 @@ def powers(most: int) -> tuple[int, ...]:
 
 def _write(spec: ModelSpec, ffns: int, fused: int, folder: Path) -> None:
     """A model with a block of its own, and behind it so many FFNs, ``fused`` at a time."""
-    F, kv_heads = own_width(spec), max(block.attention.kv_heads for block in spec.blocks if block.attention)
+    F, attentions = own_width(spec), (block.attention for block in spec.blocks)
+    kv_heads = max((a.kv_heads for a in attentions if a and a.kind == "attention"), default=spec.heads)
     blocks = [BlockSpec(AttentionSpec("attention", kv_heads), FfnSpec("gated", F))]
     for start in range(0, ffns, fused):
         blocks.append(BlockSpec(None, FfnSpec("gated", min(fused, ffns - start) * F)))
