@@ -39,18 +39,23 @@ def bench_in(
         UsageError: no such engine, or it can't do what was asked. MissingExtraError: it isn't installed.
         CheckError: it can't load a model. Whatever opening a model raises.
     """
-    check_askable(engine, asked)
+    _check_name(engine)
+    check_asked(asked)
     return _ENGINES[engine](models, asked, progress)
 
 
 def check_engine(engine: str, program: Path | None = None) -> None:
     """Whether models can be timed in it. Raises: UsageError, MissingExtraError: see ``bench_in``."""
-    if engine not in get_args(BenchEngine):
-        raise UsageError(f"models can't be timed in {engine}", f"can be: {', '.join(get_args(BenchEngine))}")
+    _check_name(engine)
     if engine == "vllm":
         find_python(program)
     if engine == "llama.cpp":
         find_programs(program)
+
+
+def _check_name(engine: str) -> None:
+    if engine not in get_args(BenchEngine):
+        raise UsageError(f"models can't be timed in {engine}", f"can be: {', '.join(get_args(BenchEngine))}")
 
 
 def check_askable(engine: str, asked: BenchSettings) -> None:
