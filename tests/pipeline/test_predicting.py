@@ -57,8 +57,11 @@ def test_precision(parent: Checkpoint) -> None:
 
 def test_a_file_that_describes_a_machine(parent: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "8xmine.yaml").write_text("memory: 1.0e+9\nbandwidth: 1.0e+10\nflops: {fp32: 1.0e+11}\n")
-    asked = recipe(machines=["8xmine.yaml", "h100"]).resolved(tmp_path)
-    assert [(machine.name, count) for machine, count in places(asked)] == [("8xmine", 1), ("h100", 1)]
+    asked = recipe(machines=["8xmine.yaml", "1x8xmine.yaml", "h100", "2xh100"]).resolved(tmp_path)
+    file = str((tmp_path / "8xmine.yaml").resolve())
+    assert asked.predict.machines == (file, f"1x{file}", "h100", "2xh100")
+    found = [(machine.name, count) for machine, count in places(asked)]
+    assert found == [("8xmine", 1), ("8xmine", 1), ("h100", 1), ("h100", 2)]
 
 
 @pytest.mark.parametrize(

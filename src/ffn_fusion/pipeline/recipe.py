@@ -243,7 +243,8 @@ class PredictSection(Section):
     """Machines that aren't here: what the report says of them is modelled (docs/hardware.md), never measured.
 
     ``machines``: names that ``ffn-fusion predict --machines`` lists, or YAML files, with a number of devices that share
-    a model in front: ``8xh100``. ``weights``, ``kv``: precision; the parent's by default, and 16 bits in the cache.
+    a model in front: ``8xh100``. ``weights``, ``kv``: precision; the parent's by default, and in the cache 16 bits, or
+    32 where the weights have them.
     """
 
     machines: tuple[str, ...] = ()
@@ -353,9 +354,17 @@ def _resolve_widths(section: PlanSection, folder: Path) -> PlanSection:
 
 
 def _resolve_machines(section: PredictSection, folder: Path) -> PredictSection:
-    there = ((folder / Path(name).expanduser(), name) for name in section.machines)
-    machines = tuple(str(path.resolve()) if path.is_file() else name for path, name in there)
-    return section.model_copy(update={"machines": machines})
+    return section.model_copy(update={"machines": tuple(_resolve_machine(name, folder) for name in section.machines)})
+
+
+def _resolve_machine(name: str, folder: Path) -> str:
+    """A file's path, behind the number of devices where there is one; a name as it is."""
+    count, _, kind = name.partition("x")
+    for front, file in (("", name), (f"{count}x" if count.isdigit() else None, kind)):
+        path = folder / Path(file).expanduser()
+        if front is not None and path.is_file():
+            return f"{front}{path.resolve()}"
+    return name
 
 
 def _resolve_program(section: BenchSection, folder: Path) -> BenchSection:
