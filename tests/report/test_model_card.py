@@ -128,3 +128,33 @@ def test_how_it_was_trained(small: Any) -> None:
     only = model_card("child", small.blueprint, "0.1.0", distillation={"how": "pre-training", "before": None})
     assert "**Trained further:** pre-training." in only
     assert "not trained after surgery" not in only
+
+
+def repaired(*places: tuple[str, str | None], bias: bool = False) -> dict[str, Any]:
+    """A record of repair: (part, reason why its weights were kept) of each place, as ``repairs.json`` has them."""
+    names = {"attention": "self_attn.o_proj", "ffn": "mlp.down_proj"}
+    modules = [f"model.layers.{k}.{names[part]}" for k, (part, reason) in enumerate(places) if reason is None]
+    tensors = [f"{module}.{what}" for module in modules for what in ("weight", "bias")[: 1 + bias]]
+    rows = [{"block": k, "part": part, "reason": reason} for k, (part, reason) in enumerate(places)]
+    return {"calibration": {"tokens": 4096}, "files": {name: f"{name}.safetensors" for name in tensors}, "places": rows}
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (repaired(("ffn", None)), "The output projection of 1 FFN was solved in closed form, on 4,096 tokens"),
+        (
+            repaired(("attention", None), ("ffn", None), ("attention", None), ("ffn", None), ("ffn", None)),
+            "The output projections of 2 attentions and 3 FFNs were solved",
+        ),
+        (
+            repaired(("attention", None), ("ffn", None), bias=True),
+            "The output projections of 1 attention and 1 FFN with their biases were solved",
+        ),
+        (repaired(("attention", None), ("ffn", "no gain on held-out tokens")), "projection of 1 attention was solved"),
+        (repaired(("ffn", "singular")), "Repair on 4,096 tokens of text improved no output projection"),
+    ],
+)
+def test_repaired_projections_are_counted_by_kind(small: Any, record: dict[str, Any], said: str) -> None:
+    """Tensors aren't FFNs: attentions and biases are among them, and places that kept their weights aren't."""
+    assert said in model_card("child", small.blueprint, "0.1.0", repairs=record)

@@ -11,6 +11,7 @@ import yaml
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.report.distillation_tables import distillation_grid, stages_grid, trained_further, trainings
+from ffn_fusion.report.repair_tables import solved_projections
 from ffn_fusion.report.summary import sentence
 from ffn_fusion.report.tables import Grid, latency_grid, latency_place, plan_grid, printable, quality_grid
 
@@ -89,11 +90,15 @@ def _training(repairs: Mapping[str, Any] | None) -> str:
             "**Unrepaired: not trained after surgery.** The weights are the parent's, rearranged; quality that "
             "was lost stays lost until the model is distilled or fine-tuned.\n"
         )
-    count, tokens = len(repairs["files"]), repairs["calibration"]["tokens"]
+    what, tokens = solved_projections(repairs), repairs["calibration"]["tokens"]
+    if what is None:
+        return (
+            f"**Not trained after surgery.** Repair on {tokens:,} tokens of text improved no output projection on "
+            "held-out text, so every weight is the parent's, rearranged.\n"
+        )
     return (
-        f"**Repaired, not trained.** The output projections of {count} FFNs were solved anew in closed form, on "
-        f"{tokens:,} tokens of text, so that the states come close to the parent's; all other weights are its own. "
-        "Distillation or fine-tuning can bring it closer.\n"
+        f"**Repaired, not trained.** {what} solved in closed form, on {tokens:,} tokens of text, so that the states "
+        "come close to the parent's; all other weights are its own. Distillation or fine-tuning can bring it closer.\n"
     )
 
 

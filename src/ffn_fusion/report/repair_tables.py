@@ -32,6 +32,23 @@ def repairs_grid(record: Mapping[str, Any]) -> Grid:
     return Grid(columns, rows, words=3)
 
 
+def solved_projections(record: Mapping[str, Any]) -> str | None:
+    """Say how many output projections of which kind have new weights; None where every old weight was kept.
+
+    Args:
+        record: ``repairs.json``. A bias that was solved with its projection is no projection of its own.
+    """
+    changed = [row["part"] for row in record["places"] if row["reason"] is None]
+    counts = [(changed.count(part), word) for part, word in _PARTS.items() if part in changed]
+    if not counts:
+        return None
+    kinds = " and ".join(f"{count} {word}{'s' if count > 1 else ''}" for count, word in counts)
+    one = len(changed) == 1
+    biases = any(name.endswith(".bias") for name in record["files"])
+    with_bias = " with its bias" if one else " with their biases"
+    return f"The output projection{' of' if one else 's of'} {kinds}{with_bias * biases} {'was' if one else 'were'}"
+
+
 def gains_grid(record: Mapping[str, Any]) -> Grid | None:
     """KL to the parent on windows that took no part, text by text; None where none were kept back."""
     names = ("pruned", "unrepaired", "repaired")
