@@ -12,6 +12,7 @@ import pytest
 import torch
 from makers import LLAMA3_ROPE, Blocks, Made, llama_config, nas_config, random_ids, write_model
 from reference import Reference, identity_steps
+from rounding import rounding
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -82,7 +83,10 @@ def logits_of(model: Any, ids: Tensor) -> Tensor:
     return logits
 
 
-def close(have: Tensor, want: Tensor, tolerance: float = 1e-5) -> bool:
+FLOAT32 = rounding(torch.float32, blocks=8, terms=256)
+
+
+def close(have: Tensor, want: Tensor, tolerance: float = FLOAT32) -> bool:
     return float((have - want).abs().max()) <= tolerance * float(want.abs().max())
 
 
@@ -134,7 +138,7 @@ def wanted(made: Made, edit: Edit, ids: Tensor, folder: Path) -> Tensor:
 def test_states_and_logits_are_transformers(made: Made, stack: Stack, ids: Tensor) -> None:
     states = final_states(stack, ids)
     assert states.shape == (3, 12, 32)
-    assert close(stack.logits(states), logits_of(transformers_model(made.folder), ids), 1e-6)
+    assert close(stack.logits(states), logits_of(transformers_model(made.folder), ids))
     assert close(states.double(), Reference(made.config, made.tensors).states(ids, identity_steps(COUNT)))
 
 
@@ -152,7 +156,7 @@ def test_every_kind_of_block(tied: bool, tmp_path: Path) -> None:
 
 def test_one_window_of_one_token(made: Made, stack: Stack) -> None:
     ids = random_ids(made.config, 1, 1)
-    assert close(stack.logits(final_states(stack, ids)), logits_of(transformers_model(made.folder), ids), 1e-6)
+    assert close(stack.logits(final_states(stack, ids)), logits_of(transformers_model(made.folder), ids))
 
 
 def test_a_child_that_isnt_built_runs_like_the_built_one(made: Made, ids: Tensor, tmp_path: Path) -> None:
@@ -162,7 +166,7 @@ def test_a_child_that_isnt_built_runs_like_the_built_one(made: Made, ids: Tensor
     for multiple in (1, 256):
         stack = Stack(Child(parent, blueprint, multiple))
         assert len(stack) == 4
-        assert close(stack.logits(final_states(stack, ids)), logits_of(built, ids), 2e-6)
+        assert close(stack.logits(final_states(stack, ids)), logits_of(built, ids))
 
 
 def test_dtypes(made: Made, ids: Tensor) -> None:
@@ -173,7 +177,7 @@ def test_dtypes(made: Made, ids: Tensor) -> None:
         assert close(
             states.double(),
             Reference(made.config, made.tensors).states(ids, identity_steps(COUNT)),
-            1e-5 if dtype == torch.float64 else 0.1,
+            FLOAT32 if dtype == torch.float64 else rounding(dtype, blocks=COUNT, terms=48),  # rotary in float32
         )
 
 
@@ -199,7 +203,7 @@ def test_residency_and_grouping_dont_matter(made: Made, ids: Tensor) -> None:
     for parent, variants in results[1:]:
         assert torch.equal(parent, results[0][0])
         assert set(variants) == set(results[0][1])
-        assert all(close(variants[name], state, 1e-6) for name, state in results[0][1].items())
+        assert all(close(variants[name], state) for name, state in results[0][1].items())
 
 
 def test_edits_can_be_used_again(stack: Stack, ids: Tensor) -> None:
@@ -279,7 +283,7 @@ def test_any_child_sub_block_alone_in_the_parent(made: Made, ids: Tensor, tmp_pa
     _, variants = run(stack, ids, chosen, rows=1)
     for name, blueprint in (("run", apply(identity, [2, 3], [(1, 3)])), ("last", apply(identity, [5], []))):
         want = final_states(Stack(Child(parent, blueprint, 1)), ids)
-        assert close(variants[name], want, 1e-6), name
+        assert close(variants[name], want), name
 
 
 # ---- the head

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from makers import LLAMA3_ROPE, Blocks, Made, nas_config, random_ids, tree_sha256, write_model
 from reference import Reference, identity_steps
+from rounding import rounding
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -139,7 +140,7 @@ def test_transformers_computes_the_same(tmp_path: Path) -> None:
     ]
     with torch.inference_mode():
         want, have = (model(ids).logits for model in models)
-        assert relative(have, want) <= 1e-5
+        assert relative(have, want) <= rounding(torch.float32, blocks=6, terms=256)
         texts = [model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0) for model in models]
     assert torch.equal(*texts)
 

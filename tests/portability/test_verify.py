@@ -11,6 +11,7 @@ import pytest
 import torch
 from makers import llama_config, random_ids, write_model
 from reference import Reference, Step
+from rounding import rounding
 from safetensors.torch import load_file, save_file
 
 from ffn_fusion.blueprint import Blueprint, apply, narrow_ffn
@@ -68,7 +69,7 @@ def test_the_parallel_form_is_the_reference(norm: str, tmp_path: Path) -> None:
     tensors = {name: parent.read(name) for name in parent.tensors}
     steps = [Step(None, (0,)), Step(1, (1, 2, 3), norm), Step(4, (4,))]
     want = Reference(dict(parent.spec.config), tensors).logits(ids, steps)
-    assert float((have.double() - want).norm() / want.norm()) < 1e-5
+    assert float((have.double() - want).norm() / want.norm()) < rounding(torch.float32, blocks=5, terms=3 * 256)
 
 
 def test_narrowed_and_odd_multiples(tmp_path: Path) -> None:
