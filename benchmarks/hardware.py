@@ -15,13 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from common import finish
+from lab.fit import Bounds, Fit, Observation, errors, fit_machine, predicted
 from published import CONTEXT, NEW_TOKENS, observations, published, published_spec
+from scipy.optimize import brentq
 
-from ffn_fusion.latency.fit import Bounds, Fit, Observation, errors, fit_machine, predicted
-from ffn_fusion.latency.hardware import largest_batch, predict
+from ffn_fusion.families import ModelSpec
+from ffn_fusion.latency.hardware import USABLE_MEMORY, predict
 from ffn_fusion.latency.machines import Machine, find_machine
-from ffn_fusion.latency.speculative import Draft, implied_acceptance
-from ffn_fusion.latency.work import Setting
+from ffn_fusion.latency.speculative import Draft, predict_drafted, tokens_per_round
+from ffn_fusion.latency.work import Setting, kv_bytes, weight_bytes
 
 MATRIX_VECTOR, READ = 0.852, 0.922  # of the data sheet's bandwidth: benchmarks/hardware_gpu.py on an H100
 FREE: Bounds = {"memory_efficiency": (MATRIX_VECTOR, READ), "sync_seconds": (0.0, 1e-4)}
@@ -117,6 +119,16 @@ def elsewhere() -> dict[str, float]:
     return figures
 
 
+def implied_acceptance(
+    machine: Machine, spec: ModelSpec, setting: Setting, draft: Draft, tokens_per_second: float
+) -> float | None:
+    """Find the acceptance with which a draft of this length gives this speed; None if no acceptance does."""
+    wanted = tokens_per_second * predict_drafted(machine, spec, setting, draft).decode.total  # tokens a round
+    if not 1 <= wanted <= draft.length + 1:
+        return None
+    return float(brentq(lambda acceptance: tokens_per_round(draft.length, acceptance) - wanted, 0, 1))
+
+
 def throughput() -> dict[str, float]:
     """Tokens a second of a device, with as many sequences as fit, on the best or the stated number of devices."""
     row = published()["throughput"]
@@ -139,6 +151,17 @@ def throughput() -> dict[str, float]:
 
 def _ratio(figures: Mapping[str, float], column: str) -> float:
     return figures[f"51B throughput | {column}"] / figures[f"70B throughput | {column}"]
+
+
+def largest_batch(machine: Machine, spec: ModelSpec, setting: Setting) -> int:
+    """Count the sequences that a machine can serve at once, each finished one giving its place to a new one.
+
+    They are half written on average, and a paged cache holds no more than that of them. 0: not even one fits.
+    """
+    one = replace(setting, batch=1, new_tokens=-(-setting.new_tokens // 2))
+    free = machine.memory * USABLE_MEMORY - weight_bytes(spec, one)
+    each = kv_bytes(spec, one)
+    return max(0, int(free / each)) if each else setting.batch
 
 
 def _throughput(machine: Machine, model: str, devices: int, row: Mapping[str, str | int]) -> float:

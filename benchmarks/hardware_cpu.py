@@ -21,6 +21,7 @@ from statistics import median
 
 import torch
 from common import finish
+from lab.fit import Observation, errors, fit_machine
 from random_llama import TINY, llama_config
 
 from ffn_fusion.blueprint import Blueprint, drop_attention, fuse_run
@@ -28,7 +29,6 @@ from ffn_fusion.checkpoint.random_model import write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.errors import BlueprintError
-from ffn_fusion.latency.fit import Observation, errors, fit_machine
 from ffn_fusion.latency.load import realise
 from ffn_fusion.latency.machines import Machine
 from ffn_fusion.latency.measure import bench

@@ -26,9 +26,8 @@ from pathlib import Path
 from statistics import median
 
 from common import finish_parts, parts_parser
+from lab.generated import Generated
 from multipliers_bench import DRAFT, LOOKUP, NO_DRAFT, PROPOSERS, SIXTEEN, Models, Served, Way, measure, real, tiny
-
-from ffn_fusion.engines.generated import Generated
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = Path(os.environ.get("FFN_FUSION_LLAMA_CPP") or ROOT / ".engines" / "llama.cpp") / "build" / "bin"

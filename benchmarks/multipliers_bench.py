@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from lab.generated import Generated, generate
 from quality_bench import Bench, Run
 from random_llama import TINY, llama_config
 
@@ -16,7 +17,6 @@ from ffn_fusion.blueprint.blocks import Block, NoSubBlock
 from ffn_fusion.checkpoint.random_model import write_byte_tokenizer, write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data import TokenWindows
-from ffn_fusion.engines.generated import Generated
 from ffn_fusion.engines.llama_cpp import LlamaServer, served
 from ffn_fusion.errors import CheckError
 from ffn_fusion.export.gguf_writer import plan_gguf, write_gguf
@@ -99,10 +99,10 @@ def measure(models: Models, programs: Path, threads: int) -> Served:
     with ExitStack() as stack:
         servers = {way: stack.enter_context(server(models, way, programs, threads)) for way in ways}
         for one in servers.values():
-            one.generate(models.prompts[0], models.new)
+            generate(one, models.prompts[0], models.new)
         for turn, prompt in enumerate(models.prompts):
             for way in turned(ways, turn):
-                found.rounds.setdefault(way, []).append(servers[way].generate(prompt, models.new))
+                found.rounds.setdefault(way, []).append(generate(servers[way], prompt, models.new))
             for way in ways:
                 plain = (*way[:2], NO_DRAFT)
                 texts = [found.rounds[w][-1].tokens for w in (plain, way)]

@@ -9,9 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lab.fit import Observation
+
 from ffn_fusion.families import BlockSpec, FfnSpec, ModelSpec
 from ffn_fusion.families.pattern import pattern_spec
-from ffn_fusion.latency.fit import Observation
 from ffn_fusion.latency.work import Setting
 
 CONTEXT, NEW_TOKENS = 1024, 256

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 from common import finish
+from lab.tensor_parallel import TensorParallel, measure_tensor_parallel
 from random_llama import TINY, llama_config
 
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.random_model import write_random_model
 from ffn_fusion.checkpoint.reader import open_folder
-from ffn_fusion.latency.tensor_parallel import TensorParallel, measure_tensor_parallel
 from ffn_fusion.surgery.build import build
 
 NAMES = ("parent", "pruned", "fused")

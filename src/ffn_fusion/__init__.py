@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from ffn_fusion.evaluation.quality import Quality
     from ffn_fusion.export.forms import export_model, plan_export
     from ffn_fusion.families.pattern import pattern_spec
-    from ffn_fusion.latency.fit import Fit, Observation, fit_machine
     from ffn_fusion.latency.hardware import Prediction, predict, sub_block_seconds
     from ffn_fusion.latency.load import load_model, realise
     from ffn_fusion.latency.machines import Machine, find_machine
@@ -97,7 +96,6 @@ _HOMES = {
     "evaluation.quality": ("Quality",),
     "export.forms": ("export_model", "plan_export"),
     "families.pattern": ("pattern_spec",),
-    "latency.fit": ("Fit", "Observation", "fit_machine"),
     "latency.hardware": ("Prediction", "predict", "sub_block_seconds"),
     "latency.load": ("load_model", "realise"),
     "latency.machines": ("Machine", "find_machine"),
@@ -134,7 +132,7 @@ __all__ = [  # noqa: RUF022  (in the order of a run)
     "evaluate", "Quality",
     "bench", "Latency", "load_model", "realise", "bench_in", "BenchSettings", "time_sub_blocks", "SubBlocks",
     "predict", "Setting", "Prediction", "Machine", "find_machine", "pattern_spec", "sub_block_seconds",
-    "predict_drafted", "Draft", "fit_machine", "Observation", "Fit",
+    "predict_drafted", "Draft",
     "write_report", "ReportData",
     "run", "Recipe", "Result",
     "FfnFusionError",

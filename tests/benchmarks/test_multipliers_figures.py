@@ -7,8 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-from ffn_fusion.engines.generated import Generated
+from lab.generated import Generated
 
 SPEED = {"parent": 1.0, "pruned": 1.25, "fused": 1.5, "draft": 8.0}
 FORMAT = {"f16": 1.0, "q8_0": 2.0, "q4_0": 4.0}

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ffn_fusion.families.layout import model_tensors
-from ffn_fusion.latency.machines import find_machine
+from ffn_fusion.families.pattern import pattern_spec
+from ffn_fusion.latency.hardware import USABLE_MEMORY, predict
+from ffn_fusion.latency.machines import Machine, find_machine
+from ffn_fusion.latency.speculative import Draft, predict_drafted
+from ffn_fusion.latency.work import Setting
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
 
 
 def parameters(spec: Any) -> float:
@@ -69,6 +70,40 @@ def test_the_fit_feels_the_published_speeds() -> None:
     slower = [replace(one, seconds=one.seconds * 1.2) for one in observations("h100")]
     found = hardware.fit_machine(hardware.start(), slower, hardware.FREE, goal="largest").machine
     assert found.sync_seconds > 2 * find_machine("h100").sync_seconds
+
+
+@given(st.integers(1, 8), st.floats(0.01, 0.99))
+def test_implied_acceptance_is_the_inverse(length: int, acceptance: float) -> None:
+    from hardware import implied_acceptance
+
+    big = pattern_spec([(8, 28672)] * 8, hidden_size=8192, heads=64, vocab_size=128256)
+    small = pattern_spec([(8, 2048)] * 4, hidden_size=1024, heads=16, vocab_size=128256)
+    machine, setting, draft = (
+        find_machine("h100"),
+        Setting(context=256, new_tokens=64),
+        Draft(small, length, acceptance),
+    )
+    speed = predict_drafted(machine, big, setting, draft).tokens_per_second
+    assert implied_acceptance(machine, big, setting, draft, speed) == pytest.approx(acceptance, abs=1e-6)
+    assert implied_acceptance(machine, big, setting, draft, 100 * speed) is None
+
+
+def test_the_largest_batch_is_of_half_written_sequences() -> None:
+    from hardware import largest_batch
+
+    spec = pattern_spec([(2, 96), (None, 160), (2, 96)], hidden_size=64, heads=8, vocab_size=100)
+    setting, plain = (
+        Setting(context=100, new_tokens=50),
+        Machine(name="m", memory=1e6, bandwidth=1e3, flops={"bf16": 1}),
+    )
+
+    def batch(memory: float) -> int:
+        return largest_batch(plain.model_copy(update={"memory": memory}), spec, setting)
+
+    found = predict(plain, spec, setting)
+    assert batch((found.weight_bytes + found.kv_bytes) / USABLE_MEMORY * 1.0001) == 1  # two don't fit even half written
+    assert batch((found.weight_bytes + found.kv_bytes * 10) / USABLE_MEMORY) == 12  # 125 of 150 tokens each
+    assert batch(10.0) == 0
 
 
 def test_kept_measurements_of_the_gpu_are_the_shipped_ones() -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ffn_fusion.errors import UsageError
 from ffn_fusion.families.pattern import pattern_spec
 from ffn_fusion.latency.hardware import decode_step, predict, step_seconds
 from ffn_fusion.latency.machines import find_machine
-from ffn_fusion.latency.speculative import Draft, implied_acceptance, predict_drafted, tokens_per_round
+from ffn_fusion.latency.speculative import Draft, predict_drafted, tokens_per_round
 from ffn_fusion.latency.work import Setting
 
 BIG = pattern_spec([(8, 28672)] * 8, hidden_size=8192, heads=64, vocab_size=128256)
@@ -56,14 +54,6 @@ def test_a_draft_of_few_heads_runs_on_few_devices() -> None:
     alone, model = (predict(H100, *of) for of in ((few, Setting()), (BIG, wide)))
     found = predict_drafted(H100, BIG, wide, Draft(few, 2))
     assert found.weight_bytes == model.weight_bytes + alone.weight_bytes
-
-
-@given(st.integers(1, 8), st.floats(0.01, 0.99))
-def test_implied_acceptance_is_the_inverse(length: int, acceptance: float) -> None:
-    draft = Draft(SMALL, length, acceptance)
-    speed = predict_drafted(H100, BIG, SETTING, draft).tokens_per_second
-    assert implied_acceptance(H100, BIG, SETTING, draft, speed) == pytest.approx(acceptance, abs=1e-6)
-    assert implied_acceptance(H100, BIG, SETTING, draft, 100 * speed) is None
 
 
 @pytest.mark.parametrize("wrong", [{"length": 0}, {"acceptance": 1.2}, {"acceptance": -0.1}])

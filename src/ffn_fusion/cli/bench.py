@@ -20,7 +20,7 @@ Batches = Annotated[list[int], typer.Option(help="Batch size; may be given sever
 Contexts = Annotated[list[int], typer.Option(help="Tokens of the prompt; may be given several times.", min=1)]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; for llama.cpp also q8_0, q4_k_m, ...")]
 Plot = Annotated[Path | None, typer.Option(help="Draw the times into this .png or .svg file.")]
-Sharers = Annotated[int, typer.Option(help="Processes that share a model, in transformers and vLLM.", min=1)]
+Sharers = Annotated[int, typer.Option(help="Processes that share a model, in vLLM.", min=1)]
 SubBlocksFlag = Annotated[
     bool,
     typer.Option(
@@ -91,11 +91,6 @@ def bench(
             )
         _sub_blocks(named, asked, cuda_graph, as_json)
         return
-    if engine == "transformers" and tensor_parallel > 1:
-        if plot:
-            raise UsageError("--plot draws one process", "leave --plot or --tensor-parallel out")
-        _sharded(named, asked, as_json)
-        return
     with progress_bars() as bars:
         latency = bench_in(engine, named, asked, bars)
     if plot:
@@ -104,18 +99,6 @@ def bench(
         emit(latency.model_dump(mode="json") | {"figures": figures(latency)})
         return
     say(latency_table(latency), *filter(None, [work_table(latency)]), err=False)
-
-
-def _sharded(named: dict[str, str], asked: BenchSettings, as_json: bool) -> None:
-    from ffn_fusion.engines.bench import sharded_in_transformers
-    from ffn_fusion.report.terminal import sharded_table
-
-    with progress_bars() as bars:
-        found = sharded_in_transformers(named, asked, bars)
-    if as_json:
-        emit([one.model_dump(mode="json") for one in found])
-        return
-    say(sharded_table(found), err=False)
 
 
 def _sub_blocks(named: dict[str, str], asked: BenchSettings, cuda_graph: bool | None, as_json: bool) -> None:

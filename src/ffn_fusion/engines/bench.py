@@ -17,14 +17,12 @@ from ffn_fusion.errors import UsageError
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.latency.interleave import Progress
 from ffn_fusion.latency.load import load_model
-from ffn_fusion.latency.machine import cores
 from ffn_fusion.latency.measure import bench, workloads_of
 from ffn_fusion.latency.sub_block_costs import SubBlocks
 from ffn_fusion.latency.sub_blocks import time_sub_blocks
-from ffn_fusion.latency.tensor_parallel import TensorParallel, measure_tensor_parallel
 from ffn_fusion.latency.timing import BenchEngine, Latency
 
-__all__ = ["BenchEngine", "BenchSettings", "bench_in", "sharded_in_transformers", "sub_blocks_of"]
+__all__ = ["BenchEngine", "BenchSettings", "bench_in", "sub_blocks_of"]
 
 
 def bench_in(
@@ -96,43 +94,11 @@ def sub_blocks_of(
     return found, specs
 
 
-def sharded_in_transformers(
-    models: Mapping[str, str], asked: BenchSettings, progress: Progress = lambda what, done, total: None
-) -> list[TensorParallel]:
-    """Time decode steps of models, name -> where it is, in transformers on several processes: all-reduces told apart.
-
-    One for each batch and context. Raises: as ``bench_in``, and CheckError: heads that the processes can't share.
-    """
-    check_asked(asked)
-    dtype_of(asked.dtype)
-    checkpoints = {name: open_model(place) for name, place in models.items()}
-    workloads = workloads_of(asked.batches, asked.contexts, asked.new_tokens)
-    for name, checkpoint in checkpoints.items():
-        check_context(name, checkpoint.spec, workloads)
-    found = []
-    for done, workload in enumerate(workloads):
-        progress("timing", done, len(workloads))
-        found.append(
-            measure_tensor_parallel(
-                {name: checkpoint.folder for name, checkpoint in checkpoints.items()},
-                asked.tensor_parallel,
-                batch=workload.batch,
-                context=workload.context,
-                new_tokens=workload.new_tokens,
-                rounds=asked.rounds,
-                dtype=asked.dtype,
-                device=asked.device,
-                threads=asked.threads or max(1, cores() // asked.tensor_parallel),
-            )
-        )
-    progress("timing", len(workloads), len(workloads))
-    return found
-
-
 def _in_transformers(models: Mapping[str, str], asked: BenchSettings, progress: Progress) -> Latency:
     if asked.tensor_parallel > 1:
         raise UsageError(
-            "in transformers, several processes are timed by sharded_in_transformers", "leave tensor_parallel at 1"
+            "transformers is timed in one process",
+            "take --engine vllm for --tensor-parallel, or run benchmarks/tensor_parallel.py",
         )
     dtype = dtype_of(asked.dtype)
     checkpoints = {name: open_model(place) for name, place in models.items()}

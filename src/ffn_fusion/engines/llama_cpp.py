@@ -24,7 +24,6 @@ from torch import Tensor
 
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.engines.answers import Answers
-from ffn_fusion.engines.generated import Generated, read_generated
 from ffn_fusion.errors import CheckError, MissingExtraError
 from ffn_fusion.programs import named_program, program_on_path
 
@@ -82,31 +81,24 @@ class LlamaServer:
             "logit_bias": [[self._sampled, 1e6]],  # probabilities are those before it
             "cache_prompt": cached,
         }
-        answer = self._ask("completion", asked)
+        answer = self.ask("completion", asked)
         try:
             found = answer["completion_probabilities"][0]["top_logprobs"]
             return [(int(entry["id"]), float(entry["logprob"])) for entry in found]
         except (KeyError, IndexError) as error:
             raise CheckError("llama.cpp tells no probabilities of single tokens", "try a newer llama-server") from error
 
-    def generate(self, ids: Sequence[int], new: int) -> Generated:
-        """``new`` tokens behind these, the likeliest one after another, whether a text ends meanwhile or not."""
-        asked = {
-            "prompt": list(ids),
-            "n_predict": new,
-            "temperature": 0,
-            "ignore_eos": True,
-            "cache_prompt": False,
-            "return_tokens": True,
-        }
-        return read_generated(self._ask("completion", asked))
-
     def tokens(self, text: str) -> list[int]:
         """Token ids of a text; special tokens in it are found, none are added."""
-        found = self._ask("tokenize", {"content": text, "add_special": False, "parse_special": True})
+        found = self.ask("tokenize", {"content": text, "add_special": False, "parse_special": True})
         return [int(token) for token in found["tokens"]]
 
-    def _ask(self, what: str, asked: dict[str, Any]) -> Any:
+    def ask(self, what: str, asked: dict[str, Any]) -> Any:
+        """Post a request to ``/what`` and return its JSON answer.
+
+        Raises:
+            CheckError: the server refused, or is gone.
+        """
         body = json.dumps(asked).encode()
         request = Request(f"{self._address}/{what}", body, {"Content-Type": "application/json"})
         try:

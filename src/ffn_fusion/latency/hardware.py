@@ -11,7 +11,7 @@ the fixed parts and the all-reduces of the FFNs that it lays side by side, as th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ffn_fusion.errors import UsageError
 from ffn_fusion.families import ModelSpec
@@ -163,17 +163,6 @@ def predict(machine: Machine, spec: ModelSpec, setting: Setting) -> Prediction:
         kv_bytes=kv_bytes(spec, setting),
         memory=machine.memory,
     )
-
-
-def largest_batch(machine: Machine, spec: ModelSpec, setting: Setting) -> int:
-    """Sequences that are served together where each new one takes the place of a finished one; 0 if not one fits.
-
-    So they're half written on average, and a paged cache holds no more than that of them.
-    """
-    one = replace(setting, batch=1, new_tokens=-(-setting.new_tokens // 2))
-    free = machine.memory * USABLE_MEMORY - weight_bytes(spec, one)
-    each = kv_bytes(spec, one)
-    return max(0, int(free / each)) if each else setting.batch
 
 
 def _sum(parts: Iterable[Parts]) -> Parts:

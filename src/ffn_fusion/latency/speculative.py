@@ -61,20 +61,6 @@ def predict_drafted(machine: Machine, spec: ModelSpec, setting: Setting, draft: 
     )
 
 
-def implied_acceptance(
-    machine: Machine, spec: ModelSpec, setting: Setting, draft: Draft, tokens_per_second: float
-) -> float | None:
-    """The acceptance with which a draft of this length gives this speed; None if even 1 doesn't."""
-    wanted = tokens_per_second * _round(machine, spec, setting, draft).total
-    if not 1 <= wanted <= draft.length + 1:
-        return None
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if tokens_per_round(draft.length, middle) < wanted else (low, middle)
-    return low
-
-
 def _round(machine: Machine, spec: ModelSpec, setting: Setting, draft: Draft) -> Parts:
     own = draft.setting(setting)
     proposing = step_seconds(machine, draft.spec, own, decode_step(own)).times(draft.length)

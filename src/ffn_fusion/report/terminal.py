@@ -18,7 +18,6 @@ from ffn_fusion.families.layout import attention_tensors, ffn_tensors, model_ten
 from ffn_fusion.families.spec import BlockSpec, ModelSpec
 from ffn_fusion.report.diagram import block_diagram
 from ffn_fusion.report.evidence_tables import ONE_OF, importance_grid, reverse_order_grid
-from ffn_fusion.report.sharded_table import sharded_grid, sharded_place
 from ffn_fusion.report.sub_block_table import sub_block_grid, sub_block_place
 from ffn_fusion.report.tables import (
     NOTHING,
@@ -37,7 +36,6 @@ if TYPE_CHECKING:  # numpy and torch stay out
     from ffn_fusion.analysis.evidence import Evidence, Part
     from ffn_fusion.evaluation.quality import Quality
     from ffn_fusion.latency.sub_block_costs import SubBlocks
-    from ffn_fusion.latency.tensor_parallel import TensorParallel
     from ffn_fusion.latency.timing import Latency
 
 __all__ = [
@@ -48,7 +46,6 @@ __all__ = [
     "plan_table",
     "quality_table",
     "reverse_order_table",
-    "sharded_table",
     "sub_block_table",
     "work_table",
 ]
@@ -92,13 +89,6 @@ def work_table(latency: Latency) -> Table | None:
         return None
     table = _by_setting(grid)
     table.caption = Text("bytes and FLOPs of a prefill, or of a decode step: weights once, KV cache read and written")
-    return table
-
-
-def sharded_table(found: Sequence[TensorParallel]) -> Table:
-    """Models on several processes."""
-    table = _by_setting(sharded_grid(found))
-    table.caption = Text(sharded_place(found))
     return table
 
 

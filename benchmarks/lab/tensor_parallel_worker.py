@@ -1,6 +1,6 @@
-"""What every process of ``measure_tensor_parallel`` does: ``torchrun -m ffn_fusion.latency.tensor_parallel_worker``.
+"""The program of each process of ``measure_tensor_parallel``: ``torchrun -m lab.tensor_parallel_worker``.
 
-Arguments: a JSON file that says what to measure, and the one for the first process's answer.
+Arguments: a JSON file that says what to measure, and the file for the first process's answer.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ffn_fusion.latency.all_reduces import fit_cost
 from ffn_fusion.latency.machine import machine
+from lab.all_reduces import fit_cost
 
 BARE_BYTES = tuple(4**k for k in range(6, 12))  # 4 KiB to 4 MiB
 _BARE_REPEATS = 20
@@ -26,7 +26,7 @@ _REDUCE_NAMES = ("gloo:all_reduce", "nccl:all_reduce")
 
 
 class Sharded:
-    """A model on all processes, with a prompt behind it: ``step`` decodes one token a sequence."""
+    """A model shared by all processes: ``prefill`` reads a prompt, then each ``step`` decodes one token a sequence."""
 
     def __init__(self, folder: str, asked: Mapping[str, Any], device: torch.device) -> None:
         self.model = load_sharded(Path(folder), getattr(torch, asked["dtype"]))
@@ -57,7 +57,7 @@ class Sharded:
 
 
 def load_sharded(folder: Path, dtype: torch.dtype) -> Any:
-    """A checkpoint on all processes of this torchrun, each with its share of heads and channels."""
+    """Load a checkpoint on all processes of this torchrun, each with its share of heads and channels."""
     from transformers import AutoModelForCausalLM
     from transformers.distributed import DistributedConfig
 
@@ -70,7 +70,7 @@ def load_sharded(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def step_seconds(model: Sharded, steps: int) -> float:
-    """Seconds of one decode step, over ``steps`` of them behind a prompt."""
+    """Measure the mean seconds of ``steps`` decode steps after a prompt."""
     model.prefill()
     dist.barrier()
     synchronise(model.device)
@@ -82,7 +82,7 @@ def step_seconds(model: Sharded, steps: int) -> float:
 
 
 def profiled(model: Sharded, steps: int) -> tuple[float, float]:
-    """All-reduces of a decode step, and the part of its time that they take."""
+    """Count the all-reduces of a decode step, and measure the part of its time that they take."""
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = model.device.type == "cuda"
@@ -105,7 +105,7 @@ def profiled(model: Sharded, steps: int) -> tuple[float, float]:
 
 
 def bare_seconds(nbytes: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Seconds of one all-reduce among many."""
+    """Measure the mean seconds of an all-reduce, many in a row."""
     values = torch.zeros(max(1, nbytes // dtype.itemsize), dtype=dtype, device=device)
     dist.barrier()
     synchronise(device)
@@ -122,7 +122,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def turns(names: Sequence[str], rounds: int) -> Iterable[tuple[int, str]]:
-    """(round, name): all in every round, the order turning; round 0 doesn't count."""
+    """Yield (round, name): every name in every round, another one first each time. Round 0 warms up."""
     for turn in range(rounds + 1):
         for name in [*names[turn % len(names) :], *names[: turn % len(names)]]:
             yield turn, name

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from lab.all_reduces import AllReduceCost, all_reduces, check_divides, fit_cost
+from lab.tensor_parallel import measure_tensor_parallel
 from makers import Blocks, llama_config, nas_config, random_ids, write_model
 from reference import Reference, identity_steps
 
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.errors import CheckError
-from ffn_fusion.latency.all_reduces import AllReduceCost, all_reduces, check_divides, fit_cost
-from ffn_fusion.latency.tensor_parallel import measure_tensor_parallel
 from ffn_fusion.surgery.build import build
 
 MIXED: Blocks = [(None, 40), (2, 48), (4, None), ("linear", 24), (2, "linear"), (None, 256), (None, None), (2, 33)]
@@ -95,7 +95,7 @@ def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
 LOGITS = """
 import json, sys, torch, torch.distributed as dist
 from pathlib import Path
-from ffn_fusion.latency.tensor_parallel_worker import load_sharded
+from lab.tensor_parallel_worker import load_sharded
 folder, ids, out = map(Path, sys.argv[1:4])
 dist.init_process_group("gloo")
 try:
@@ -117,7 +117,7 @@ def on_two(folder: Path, ids: torch.Tensor, place: Path) -> torch.Tensor | str:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     done = subprocess.run(
         [*launcher, str(place / "logits.py"), str(folder), str(place / "ids.pt"), str(place / "out.pt")],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,13 +1,15 @@
-"""All-reduces of tensor parallelism: how many a forward pass needs, and what one takes. No torch.
+"""All-reduces of tensor parallelism: how many a forward pass needs, and the time that one takes.
 
-Attention and FFN are each split over the processes by columns, then by rows: each ends in the sum of all processes'
-parts [B, T, D] (Shoeybi et al., "Megatron-LM", arXiv 1909.08053). An attention dropped or an FFN fused away saves one.
+Attention and FFN are each split over the processes by columns, then by rows, so each ends in the sum of all processes'
+parts [B, T, D] (Shoeybi et al., "Megatron-LM", arXiv 1909.08053). Each dropped attention
+and each FFN fused away saves one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from ffn_fusion.errors import CheckError
@@ -15,7 +17,7 @@ from ffn_fusion.families import ModelSpec
 
 
 class AllReduceCost(BaseModel):
-    """Seconds of one all-reduce of n bytes: ``alpha`` + ``beta`` * n."""
+    """The time of one all-reduce of n bytes: ``alpha`` + ``beta`` * n seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,10 +29,12 @@ class AllReduceCost(BaseModel):
 
 
 def all_reduces(spec: ModelSpec, *, embedding: bool = False) -> int:
-    """All-reduces of one forward pass, so of a token: one an attention, one an FFN.
+    """Count the all-reduces of one forward pass: one for each attention and one for each FFN.
 
-    Linear layers in their places are held whole by every process. ``embedding``: split by the vocabulary, one more; the
-    head's logits are gathered, not summed.
+    Every process holds linear layers whole. The head's logits are gathered, not summed.
+
+    Args:
+        embedding: it is split by the vocabulary, which takes one more.
     """
     attentions = sum(block.attention is not None and block.attention.kind == "attention" for block in spec.blocks)
     ffns = sum(block.ffn is not None and block.ffn.kind == "gated" for block in spec.blocks)
@@ -38,7 +42,11 @@ def all_reduces(spec: ModelSpec, *, embedding: bool = False) -> int:
 
 
 def check_divides(spec: ModelSpec, processes: int) -> None:
-    """Raises: CheckError: attentions whose heads can't be shared out evenly."""
+    """Check that the processes can share the heads of every attention evenly.
+
+    Raises:
+        CheckError: they can't.
+    """
     if spec.heads % processes:
         raise CheckError(
             f"{spec.heads} attention heads can't be divided by {processes} processes", "take a number that divides them"
@@ -52,13 +60,11 @@ def check_divides(spec: ModelSpec, processes: int) -> None:
 
 
 def fit_cost(nbytes: Sequence[float], seconds: Sequence[float]) -> AllReduceCost:
-    """The line through measured times, by least squares of relative errors; neither part is negative."""
-    import numpy as np
-
+    """Fit a line to measured times by least squares of relative errors; neither of its parts is negative."""
     sizes, times = np.asarray(nbytes, dtype=float), np.asarray(seconds, dtype=float)
     columns = np.stack([1 / times, sizes / times], axis=1)
     (alpha, beta), *_ = np.linalg.lstsq(columns, np.ones_like(times), rcond=None)
-    if min(alpha, beta) < 0:  # then the line through the origin, or a level one
+    if min(alpha, beta) < 0:  # then a line through the origin, or a level one
         kept = columns[:, int(alpha < 0)]
         only = kept.sum() / (kept @ kept)
         alpha, beta = (0.0, only) if alpha < 0 else (only, 0.0)

@@ -1,4 +1,4 @@
-"""Texts that llama-server generates: how its answers are read, and that a draft doesn't change one."""
+"""Texts that llama-server generates with a draft and without one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from llama_cpp import ENGINE, SERVER, VARIABLE, needs_llama_cpp
@@ -15,44 +14,18 @@ from makers import llama_config, write_model
 from vocabularies import SIZES, write_tokenizer
 
 from ffn_fusion.checkpoint.reader import open_folder
-from ffn_fusion.engines.generated import read_generated
 from ffn_fusion.engines.llama_cpp import served
-from ffn_fusion.errors import CheckError
 from ffn_fusion.export.gguf_writer import plan_gguf, write_gguf
 
-TIMINGS = {"prompt_ms": 20.0, "predicted_ms": 500.0, "predicted_n": 6}
 MULTIPLIERS = Path(__file__).parents[2] / "benchmarks" / "multipliers.py"
-
-
-def answer(**timings: object) -> dict[str, Any]:
-    return {"tokens": [5, 6, 7, 8, 9, 10], "timings": {**TIMINGS, **timings}}
-
-
-def test_an_answer_is_read() -> None:
-    found = read_generated(answer())
-    assert (found.tokens, found.prompt_s, found.decode_s) == ((5, 6, 7, 8, 9, 10), 0.02, 0.5)
-    assert (found.decoded, found.steps, found.drafted) == (5, 5, 0)
-
-
-def test_accepted_tokens_take_no_step() -> None:
-    found = read_generated(answer(draft_n=6, draft_n_accepted=3))
-    assert (found.decoded, found.steps, found.drafted, found.accepted) == (5, 2, 6, 3)
-
-
-@pytest.mark.parametrize("broken", [{}, {"tokens": [1, 2]}, {"tokens": [1, 2], "timings": {"prompt_ms": 1}}])
-def test_an_answer_without_times(broken: dict[str, Any]) -> None:
-    with pytest.raises(CheckError, match="no times"):
-        read_generated(broken)
-
-
-def test_one_token_is_too_few() -> None:
-    with pytest.raises(CheckError, match="1 tokens"):
-        read_generated({"tokens": [1], "timings": TIMINGS})
 
 
 @pytest.mark.engines
 @needs_llama_cpp
-def test_a_draft_changes_no_text(tmp_path: Path) -> None:
+def test_a_draft_changes_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(MULTIPLIERS.parent)
+    from lab.generated import generate
+
     write_model(tmp_path / "model", llama_config(**SIZES, hidden_size=64, num_hidden_layers=3))
     write_tokenizer(tmp_path / "model")
     file = write_gguf(plan_gguf(open_folder(tmp_path / "model"), dtype="f32"), tmp_path / "model.gguf")
@@ -60,7 +33,7 @@ def test_a_draft_changes_no_text(tmp_path: Path) -> None:
     texts = []
     for words in ((), itself):
         with served(file, SERVER, 64, words) as llama:
-            texts.append(llama.generate([5, 6, 7, 8], 13))
+            texts.append(generate(llama, [5, 6, 7, 8], 13))
     plain, drafted = texts
     assert plain.tokens == drafted.tokens
     assert (plain.drafted, plain.steps) == (0, 12)

@@ -1,20 +1,22 @@
-"""What an engine says of a text that it generated: its tokens, how long it took, what a draft was good for."""
+"""A text that llama-server generated: its tokens, the time it took, and how many tokens a draft contributed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ffn_fusion.engines.llama_cpp import LlamaServer
 from ffn_fusion.errors import CheckError
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Tokens behind a prompt. The first comes with the prompt; the others take ``decode_s`` seconds.
+    """The tokens that follow a prompt. The first comes with the prompt; the others take ``decode_s`` seconds.
 
-    Args:
-        drafted: tokens that were proposed by a draft, of which so many were accepted.
+    Attributes:
+        drafted: how many tokens a draft proposed.
+        accepted: how many of those the model accepted.
     """
 
     tokens: tuple[int, ...]
@@ -25,20 +27,33 @@ class Generated:
 
     @property
     def decoded(self) -> int:
-        """Tokens behind the first."""
+        """The number of tokens after the first."""
         return len(self.tokens) - 1
 
     @property
     def steps(self) -> int:
-        """Of the model itself: each brings a token, and those of the draft that it accepts."""
+        """The decode steps of the model: each brings one token, and the draft's tokens that it accepts."""
         return self.decoded - self.accepted
 
 
+def generate(llama: LlamaServer, ids: Sequence[int], new: int) -> Generated:
+    """Generate ``new`` tokens after these by greedy search, also past the end of a text."""
+    asked = {
+        "prompt": list(ids),
+        "n_predict": new,
+        "temperature": 0,
+        "ignore_eos": True,
+        "cache_prompt": False,
+        "return_tokens": True,
+    }
+    return read_generated(llama.ask("completion", asked))
+
+
 def read_generated(answer: Mapping[str, Any]) -> Generated:
-    """llama-server's answer to a completion.
+    """Read llama-server's answer to a completion.
 
     Raises:
-        CheckError: it tells no tokens or times, or too few tokens to time.
+        CheckError: it has no tokens or times, or too few tokens to time.
     """
     try:
         timings = answer["timings"]

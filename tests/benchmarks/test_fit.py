@@ -6,10 +6,10 @@ import random
 
 import numpy as np
 import pytest
+from lab.fit import CPU_CONSTANTS, Observation, errors, fit_machine, least_largest, least_squares, predicted
 
 from ffn_fusion.errors import UsageError
 from ffn_fusion.families.pattern import pattern_spec
-from ffn_fusion.latency.fit import CPU_CONSTANTS, Observation, _least_squares, errors, fit_machine, predicted
 from ffn_fusion.latency.machines import Machine
 from ffn_fusion.latency.work import Setting
 
@@ -81,12 +81,16 @@ def test_no_point_within_the_limits_is_better(seed: int) -> None:
     if seed % 4 == 0:
         rows[:, 2] = rows[:, 1]
     limits = [(1.0, 3.0), (0.0, 1e-3), (0.0, 50.0)]
-    x = _least_squares(rows, wanted, limits)
+    x = least_squares(rows, wanted, limits)
     assert all(low - 1e-9 <= v <= high + 1e-9 for v, (low, high) in zip(x, limits, strict=True))
     points = random_.uniform(*zip(*limits, strict=True), size=(2000, 3))
     nearby = np.clip(x + random_.normal(size=(2000, 3)) * [1e-3, 1e-6, 1e-1], *zip(*limits, strict=True))
     errors_there = ((np.concatenate([points, nearby]) @ rows.T - wanted) ** 2).sum(1)
     assert ((rows @ x - wanted) ** 2).sum() <= errors_there.min() + 1e-9
+    largest = least_largest(rows, wanted, limits)
+    assert all(low - 1e-9 <= v <= high + 1e-9 for v, (low, high) in zip(largest, limits, strict=True))
+    off = np.abs(np.concatenate([points, nearby, x[None]]) @ rows.T - wanted).max(1)
+    assert np.abs(rows @ largest - wanted).max() <= off.min() + 1e-9
 
 
 def test_too_few_times() -> None:

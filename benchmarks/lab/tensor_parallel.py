@@ -1,6 +1,6 @@
-"""Tensor parallelism in transformers, on processes of this machine: tokens' times and what of them is all-reduces.
+"""Time models in transformers that several processes of this machine share, and the part of it that all-reduces take.
 
-``measure_tensor_parallel`` starts torchrun on ``latency.tensor_parallel_worker`` and reads what it measured.
+``measure_tensor_parallel`` starts torchrun on ``lab.tensor_parallel_worker`` and reads what it measured.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pydantic import BaseModel, ConfigDict
 
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.errors import CheckError
-from ffn_fusion.latency.all_reduces import AllReduceCost, all_reduces, check_divides
+from lab.all_reduces import AllReduceCost, all_reduces, check_divides
 
 _PATIENCE = 3600.0  # seconds
 _LAST_LINES = 5
+_BENCHMARKS = Path(__file__).parents[1]
 
 
 class _Frozen(BaseModel):
@@ -29,13 +30,14 @@ class _Frozen(BaseModel):
 
 
 class ShardedTiming(_Frozen):
-    """One model's decode steps on all processes.
+    """The decode steps of one model on all processes.
 
-    Args:
-        counted: all-reduces of a step by the block pattern. measured: those that torch's profiler saw.
-        median_s: seconds of a step, with 10th and 90th percentile over rounds.
-        all_reduce_share: part of a step that was spent in all-reduces, waiting for the others included (profiled).
-        message_bytes: what one all-reduce sums.
+    Attributes:
+        counted: all-reduces of a step by the block pattern.
+        measured: all-reduces of a step that torch's profiler saw.
+        median_s: seconds of a step, with their 10th and 90th percentile over rounds.
+        all_reduce_share: the part of a step spent in all-reduces, waiting for the others included (profiled).
+        message_bytes: the bytes that one all-reduce sums.
         speedup: how many times as fast as each other model, as the median of ratios within rounds.
     """
 
@@ -56,14 +58,14 @@ class ShardedTiming(_Frozen):
 
 
 class BareAllReduce(_Frozen):
-    """Nothing but all-reduces, one behind the other."""
+    """All-reduces alone, one after the other."""
 
     nbytes: int
     median_s: float
 
 
 class TensorParallel(_Frozen):
-    """All models of one interleaved run."""
+    """The timings of all models, which took turns in every round."""
 
     engine: str
     machine: str
@@ -92,15 +94,15 @@ def measure_tensor_parallel(
     device: str = "cpu",
     threads: int = 1,
 ) -> TensorParallel:
-    """Time decode steps of every model, all of them in turn in every round, on ``processes`` processes.
+    """Time decode steps of several models, each shared by ``processes`` processes; all take turns in every round.
 
     Args:
         models: name -> checkpoint folder.
-        device: cpu (gloo), or cuda (nccl): a GPU for each process.
-        threads: of each process.
+        device: cpu (gloo), or cuda (nccl, one GPU for each process).
+        threads: threads of each process.
 
     Raises:
-        CheckError: heads that the processes can't share; a process failed.
+        CheckError: the processes can't share a model's heads evenly, or one of them failed.
     """
     counts = {}
     for name, folder in models.items():
@@ -118,13 +120,11 @@ def measure_tensor_parallel(
         "device": device,
         "threads": threads,
     }
-    return TensorParallel.model_validate(
-        _torchrun("ffn_fusion.latency.tensor_parallel_worker", asked, processes, threads)
-    )
+    return TensorParallel.model_validate(_torchrun("lab.tensor_parallel_worker", asked, processes, threads))
 
 
 def _torchrun(module: str, asked: dict[str, Any], processes: int, threads: int) -> Any:
-    """What the first process of ``module`` answers; see its ``main``."""
+    """Run ``module`` under torchrun and return the answer of its first process; see its ``main``."""
     with TemporaryDirectory(prefix="ffn-fusion-") as place:
         question, answer = Path(place) / "asked.json", Path(place) / "answer.json"
         question.write_text(json.dumps(asked), encoding="utf-8")
@@ -145,11 +145,13 @@ def _torchrun(module: str, asked: dict[str, Any], processes: int, threads: int) 
 def _environment(threads: int) -> dict[str, str]:
     outer = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     inherited = {name: value for name, value in os.environ.items() if name not in outer}
-    return {**inherited, "OMP_NUM_THREADS": str(threads), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    path = os.pathsep.join(filter(None, [str(_BENCHMARKS), os.environ.get("PYTHONPATH")]))
+    fixed = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return inherited | fixed
 
 
 def _reason(stderr: str) -> str:
-    """The last line that an exception left, before torchrun's own report."""
+    """Find the last line of the process's exception, before torchrun's own report."""
     lines = [line.strip() for line in stderr.splitlines()]
     errors: Sequence[str] = [line for line in lines if "Error: " in line and "ChildFailedError" not in line]
     return (errors or lines[-_LAST_LINES:] or ["no answer"])[0]

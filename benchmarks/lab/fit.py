@@ -1,16 +1,15 @@
-"""Fitting a machine's constants to measured times, and how well a fit predicts what it hasn't seen. No torch.
+"""Fit a machine's constants to measured times, and tell how well the fit predicts times that it hasn't seen.
 
-A decode step's time is linear in 1 / memory_efficiency and in every constant that is a time, as long as reading and
-not arithmetic binds. So the fit is linear least squares on relative errors, solved anew where the maximum in the model
-makes it not quite linear, with bounds kept by trying every set of constants that could stand on theirs. "largest" fits
-for the least largest error instead, by weighing again what is off most (Lawson's algorithm).
+A decode step's time is linear in 1 / memory_efficiency and in every constant that is a time, as long as it is bound by
+reading and not by arithmetic. So the fit is linear: least squares of relative errors, or the least largest relative
+error (a linear programme). It is solved again around its own solution, because the maximum in the model of the machine
+makes it not quite linear.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -32,12 +31,13 @@ CPU_CONSTANTS: Bounds = {
     "ffn_seconds": (0.0, 1.0),
     "step_seconds": (0.0, 1.0),
 }
-"""Fitted of a machine that decodes were measured on: what an engine reaches of its bandwidth, and its overheads."""
+"""The constants to fit where whole decode steps were timed: the share of the bandwidth that the engine reaches, and its
+overheads."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """A measured decode step of a model: ``seconds``, one token a sequence."""
+    """The measured time of one decode step of a model: ``seconds`` for one token of every sequence."""
 
     name: str
     spec: ModelSpec
@@ -47,9 +47,12 @@ class Observation:
 
 @dataclass(frozen=True)
 class Fit:
-    """The machine with its fitted constants, and the relative errors of its predictions, observation by observation.
+    """A machine with its fitted constants, and the relative errors of its predictions.
 
-    ``left_out``: each predicted by a machine that was fitted without it; None where too few were left for that.
+    Attributes:
+        errors: of each observation that was fitted to.
+        left_out: of each observation, predicted by a machine that was fitted without it; None where too few
+            observations were left for that.
     """
 
     machine: Machine
@@ -58,25 +61,27 @@ class Fit:
 
 
 def predicted(machine: Machine, seen: Observation) -> float:
-    """Seconds of the observation's decode step."""
+    """Predict the seconds of an observed decode step."""
     return step_seconds(machine, seen.spec, seen.setting, decode_step(seen.setting)).total
 
 
 def errors(machine: Machine, seen: Sequence[Observation]) -> tuple[float, ...]:
-    """Predicted / measured - 1."""
+    """Compute predicted / measured - 1 of each observation."""
     return tuple(predicted(machine, one) / one.seconds - 1 for one in seen)
 
 
 def fit_machine(
     machine: Machine, seen: Sequence[Observation], free: Bounds = CPU_CONSTANTS, *, goal: Goal = "squares"
 ) -> Fit:
-    """Fit the constants named in ``free``, within their bounds, to measured decode steps.
+    """Fit some of a machine's constants to measured decode steps.
 
     Args:
-        machine: its other constants are kept. free: constant -> (least, largest).
+        machine: where the fit begins, and the source of the constants that aren't fitted.
+        free: the constants to fit, each with its least and its largest value.
+        goal: what is made small: the sum of squared relative errors, or the largest relative error.
 
     Raises:
-        UsageError: fewer observations than constants.
+        UsageError: there are fewer observations than constants.
     """
     if len(seen) < len(free):
         raise UsageError(f"{len(free)} constants can't be fitted to {len(seen)} times", "measure more models")
@@ -89,9 +94,9 @@ def fit_machine(
 
 
 def _fitted(machine: Machine, seen: Sequence[Observation], free: Bounds, goal: Goal) -> Machine:
-    for _ in range(6):  # exact after the first while nothing changes sides of a maximum
+    for _ in range(6):  # exact after the first as long as no maximum changes sides
         rows, rest = _linear(machine, seen, free)
-        solve = _least_squares if goal == "squares" else _least_largest
+        solve = least_squares if goal == "squares" else least_largest
         here, values = _values(machine, free), solve(rows, 1 - rest, _limits(free))
         machine = _with(machine, free, values)
         if np.allclose(here, values, rtol=1e-6, atol=0):
@@ -100,7 +105,7 @@ def _fitted(machine: Machine, seen: Sequence[Observation], free: Bounds, goal: G
 
 
 def _linear(machine: Machine, seen: Sequence[Observation], free: Bounds) -> tuple[Array, Array]:
-    """Relative to what was measured: how each observation's time changes with each constant, and what's left of it."""
+    """Linearise each observation's time, as a share of the measured one: its slope in each constant, and the rest."""
     measured = np.asarray([one.seconds for one in seen])
     here = _values(machine, free)
     times = np.asarray([predicted(machine, one) for one in seen])
@@ -129,37 +134,34 @@ def _limits(free: Bounds) -> list[tuple[float, float]]:
     return [(1 / high, 1 / low) if name == _EFFICIENCY else (low, high) for name, (low, high) in free.items()]
 
 
-def _least_squares(rows: Array, wanted: Array, limits: Sequence[tuple[float, float]]) -> Array:
-    """min |rows x - wanted|, x within limits. The problem is convex: a solution with some constants held on a limit is
-    the one if the others lie within theirs and the error would grow wherever a held one left its own.
+def least_squares(rows: Array, wanted: Array, limits: Sequence[tuple[float, float]]) -> Array:
+    """Find the x within ``limits`` that makes |rows x - wanted| least."""
+    from scipy.optimize import lsq_linear
+
+    scale, bounds = _scaled(rows, limits)
+    found: Array = lsq_linear(rows / scale, wanted, bounds, method="bvls", tol=1e-14).x
+    return found / scale
+
+
+def least_largest(rows: Array, wanted: Array, limits: Sequence[tuple[float, float]]) -> Array:
+    """Find the x within ``limits`` that makes the largest entry of |rows x - wanted| least.
+
+    That is a linear programme: minimise t where -t <= rows x - wanted <= t.
     """
-    ways = product(*[(None, low, high) for low, high in limits])
-    for held in sorted(ways, key=lambda way: len(way) - way.count(None)):
-        x = np.asarray([0.0 if value is None else value for value in held])
-        loose = np.asarray([value is None for value in held])
-        if loose.any():
-            x[loose] = np.linalg.lstsq(rows[:, loose], wanted - rows @ x, rcond=None)[0]
-        slope = rows.T @ (rows @ x - wanted)
-        least = 1e-9 * float(np.abs(rows.T @ wanted).max())
-        if all(
-            low * (1 - 1e-9) <= v <= high * (1 + 1e-9) if h is None else (g >= -least if h == low else g <= least)
-            for v, g, h, (low, high) in zip(x, slope, held, limits, strict=True)
-        ):
-            return x
-    raise AssertionError("a convex problem without a least point")
+    from scipy.optimize import linprog
+
+    scale, (low, high) = _scaled(rows, limits)
+    within = np.full((len(rows), 1), -1.0)
+    sides = np.block([[rows / scale, within], [-rows / scale, within]])
+    aim = [*np.zeros(len(scale)), 1.0]
+    found = linprog(aim, sides, [*wanted, *-wanted], bounds=[*zip(low, high, strict=True), (0, None)])
+    solution: Array = found.x[:-1]
+    return solution / scale
 
 
-def _least_largest(rows: Array, wanted: Array, limits: Sequence[tuple[float, float]]) -> Array:
-    weights = np.full(len(wanted), 1 / len(wanted))
-    best, least = _least_squares(rows, wanted, limits), np.inf
-    for _ in range(200):
-        root = np.sqrt(weights)
-        x = _least_squares(rows * root[:, None], wanted * root, limits)
-        off = np.abs(rows @ x - wanted)
-        if off.max() < least:
-            best, least = x, float(off.max())
-        if off.max() < 1e-12:
-            break
-        weights = weights * off + 1e-15
-        weights /= weights.sum()
-    return best
+def _scaled(rows: Array, limits: Sequence[tuple[float, float]]) -> tuple[Array, tuple[Array, Array]]:
+    """The columns' lengths, and the limits in units of them: seconds are far smaller than shares of a bandwidth."""
+    scale = np.linalg.norm(rows, axis=0)
+    scale[scale == 0] = 1.0
+    low, high = np.asarray(limits, dtype=float).T
+    return scale, (low * scale, high * scale)
