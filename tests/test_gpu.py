@@ -98,7 +98,7 @@ def test_kl_and_perplexity(made: Made, parent: Checkpoint, child: Path) -> None:
     assert one == pytest.approx(two, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("solver", ["exact", "streamed"])
+@pytest.mark.parametrize("solver", ["primal", "dual"])
 def test_repair(made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path, solver: str) -> None:
     ids = torch.from_numpy(np.asarray(texts(made)[0].ids_NT))
     finals = []

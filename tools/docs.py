@@ -17,7 +17,7 @@ def main() -> int:
     candidates = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     pages = sorted(str(path) for path in candidates if "[[[cog" in path.read_text(encoding="utf-8"))
     check = ["--check", "--diff"] if "--check" in sys.argv[1:] else ["-r"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
     return subprocess.run([sys.executable, "-m", "cogapp", *check, *pages], env=environment, check=False).returncode
 
 

@@ -26,12 +26,13 @@ from ffn_fusion.blockwise import (
     sweep,
 )
 from ffn_fusion.checkpoint.reader import open_folder
-from ffn_fusion.repair import candidate, dual_ridge
+from ffn_fusion.repair import candidate
 from ffn_fusion.repair.candidate import RepairedStretch, Workbench
-from ffn_fusion.repair.dual_ridge import CrossFit
-from ffn_fusion.surgery.normal_equations import NormalEquations
-from ffn_fusion.surgery.ridge import solve_path
-from ffn_fusion.surgery.token_weights import median_norm, token_weights
+from ffn_fusion.solve import cross_fit
+from ffn_fusion.solve.cross_fit import CrossFit
+from ffn_fusion.solve.normal_equations import NormalEquations
+from ffn_fusion.solve.primal import solve_primal
+from ffn_fusion.solve.token_weights import median_norm, token_weights
 
 L, T, N = 6, 8, 13
 RIDGE = 0.3
@@ -70,7 +71,7 @@ def candidates(bench: Workbench) -> dict[str, RepairedStretch]:
 @pytest.fixture
 def one_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it's better than the old weights or not."""
-    monkeypatch.setattr(candidate, "cross_fit", lambda folds, width: dual_ridge._fit(folds, width, RIDGE, 1.0))
+    monkeypatch.setattr(candidate, "cross_fit", lambda folds, width: cross_fit._fit(folds, width, RIDGE, 1.0))
 
 
 def parents(stack: Stack, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -96,7 +97,7 @@ def primal(inner: Tensor, state: Tensor, goal: Tensor) -> Tensor:
         sums.append(equations)
     repaired = state.clone()
     for fold in (0, 1):
-        change = solve_path(sums[1 - fold], [RIDGE], sums[1 - fold], refit=False, tolerance=1e-12).change_DF
+        change = solve_primal(sums[1 - fold], [RIDGE], sums[1 - fold], refit=False, tolerance=1e-12).change_DF
         assert change is not None
         repaired[fold::2] += inner[fold::2] @ change.mT
     return repaired

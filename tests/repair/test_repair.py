@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,10 +33,10 @@ from ffn_fusion.repair.program import make_program
 from ffn_fusion.repair.repair import plan_repair, repair_child, split_windows
 from ffn_fusion.repair.settings import RepairSettings, Solver, Target
 from ffn_fusion.repair.walk import Pair, PlaceRepair, walk
+from ffn_fusion.solve.choice import Fit
 from ffn_fusion.surgery import repairs as repairs_module
 from ffn_fusion.surgery.build import build
 from ffn_fusion.surgery.child import Child
-from ffn_fusion.surgery.ridge_choice import Fit
 
 L = 7
 
@@ -103,10 +104,11 @@ def found_by(
     todo = places(child.blueprint, settings.horizon, attention=settings.attention)
     program = make_program(child.blueprint, todo, range(len(teacher.spec.blocks)))
     windows = Windows([slice(0, fitted)], [slice(fitted, N)])
-    columns = None if settings.solver != "streamed" else 32
     stored = torch.float64
     pair = Pair(stacks[0], stacks[1], theirs, ours)
-    return list(walk(pair, program, ids, windows, settings, columns=lambda _: columns, stored=lambda _: stored))
+    return list(
+        walk(pair, program, ids, windows, settings, dual=lambda _: settings.solver == "dual", stored=lambda _: stored)
+    )
 
 
 def lstsq(h: torch.Tensor, wanted: torch.Tensor, w0: np.ndarray, lam: float, bias: bool = False) -> np.ndarray:
@@ -120,7 +122,7 @@ def lstsq(h: torch.Tensor, wanted: torch.Tensor, w0: np.ndarray, lam: float, bia
     return best
 
 
-@pytest.mark.parametrize("solver", ["exact", "streamed"])
+@pytest.mark.parametrize("solver", ["primal", "dual"])
 @pytest.mark.parametrize("target", ["parent", "sequential"])
 def test_a_place_is_lstsq(
     made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path, solver: Solver, target: Target
@@ -236,15 +238,16 @@ def test_every_window_is_fitted_or_decides(count: int, share: float) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
-    """They sum their normal equations; the same windows decide."""
+@pytest.mark.parametrize("solver", ["primal", "dual"])
+def test_two_processes_find_what_one_does(tmp_path: Path, solver: str) -> None:
+    """They sum their normal equations, or their channels' kernels; the same windows decide."""
     tiny = tiny_model(tmp_path / "parent").folder
     tiny_text(tmp_path / "t.txt")
     command = Path(sys.executable).with_name("ffn-fusion")
     words = [command, "fuse", tiny, "-o", tmp_path / "child", "--drop-attention", "2-4", "--runs", "2-3"]
     subprocess.run(words, check=True, capture_output=True)
     words = [command, "repair", tmp_path / "child", "--parent", tiny, "--text", tmp_path / "t.txt"]
-    words += ["--tokens", "800", "--context", "32", "--json"]
+    words += ["--tokens", "800", "--context", "32", "--solver", solver, "--json"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     places = []
     for start, out in (([], "one"), (launch, "two")):
@@ -265,7 +268,7 @@ def test_deterministic(made: Made, parent: Checkpoint, blueprint: Blueprint, tmp
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("solver", ["exact", "streamed"])
+@pytest.mark.parametrize("solver", ["primal", "dual"])
 def test_killed_anywhere_it_goes_on_to_the_same_bits(
     made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path, solver: Solver
 ) -> None:
@@ -332,34 +335,73 @@ def test_independent_places_see_the_unrepaired_child(
     assert not torch.equal(kept.rows(second, 0, 32), apart.rows(second, 0, 32))
 
 
-def test_streamed_finds_what_exact_does(made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path) -> None:
-    exact, streamed = (
-        repair_child(parent, blueprint, texts(made), tmp_path / solver, settings=RepairSettings(solver=solver))
-        for solver in ("exact", "streamed")
+@pytest.mark.parametrize("biases", [False, True])
+def test_the_dual_finds_what_the_primal_does(biases: bool, blueprint: Blueprint, tmp_path: Path) -> None:
+    """Held-out errors agree to 1e-6, in order on each one's own repairs; in float64 sums, far closer."""
+    config = llama_config(num_hidden_layers=L, attention_bias=biases, mlp_bias=biases)
+    made = write_model(tmp_path / "m", config, dtype="F64")
+    parent = open_folder(made.folder)
+    primal, dual = (
+        repair_child(
+            parent,
+            apply(Blueprint.identity(parent.spec.parent("p")), [2, 3, 4], [(2, 3)]),
+            texts(made),
+            tmp_path / solver,
+            settings=RepairSettings(solver=solver, horizon=2),
+            dtype=torch.float64,
+        )
+        for solver in ("primal", "dual")
     )
-    for one, two in zip(exact.record["places"], streamed.record["places"], strict=True):
+    for one, two in zip(primal.record["places"], dual.record["places"], strict=True):
         assert (one["lambda"], one["reason"]) == (two["lambda"], two["reason"])
-        assert two["held_out_error"] == pytest.approx(one["held_out_error"], rel=1e-3)
-        assert two["residual"] is None or two["residual"] < 1e-4
-    for name in exact:
-        assert torch.allclose(exact.rows(name, 0, 32), streamed.rows(name, 0, 32), rtol=1e-2, atol=1e-3)
+        assert two["held_out_error"] == pytest.approx(one["held_out_error"], rel=1e-6)
+        assert two["residual"] is None or two["residual"] < 1e-5
+    assert set(primal) == set(dual)
+    for name, info in primal.items():
+        a, b = (found.rows(name, 0, info.shape[0]) for found in (primal, dual))
+        assert torch.allclose(a, b, rtol=1e-7, atol=1e-9)
 
 
-def test_a_small_budget_streams_and_a_smaller_one_is_refused(
+@pytest.mark.parametrize("channels", [1, 7, 4096])
+def test_the_dual_sums_over_any_groups_of_channels(
+    channels: int, made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = RepairSettings(horizon=0, solver="dual", lambdas=(0.1,))
+    ids = random_ids(made.config, 30, 16)
+    child = Child(parent, blueprint, 1)
+    whole = found_by(parent, child, ids, 24, settings, tmp_path)[0].tensors
+    monkeypatch.setattr("ffn_fusion.repair.fit.CHANNELS", channels)
+    grouped = found_by(parent, child, ids, 24, settings, tmp_path)[0].tensors
+    assert whole
+    for name, tensor in whole.items():
+        torch.testing.assert_close(grouped[name], tensor, rtol=1e-9, atol=1e-11)
+
+
+def test_the_smaller_form_is_taken_and_too_small_a_budget_refused(
     made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def plan(memory: int) -> RepairPlan:
-        return plan_repair(parent, blueprint, texts(made), tmp_path / "r", memory=memory)
+    def plan(memory: int, windows: int = 40, solver: Solver = "auto") -> RepairPlan:
+        settings = RepairSettings(solver=solver)
+        return plan_repair(parent, blueprint, texts(made, windows), tmp_path / "r", settings=settings, memory=memory)
 
     room = Room(used=0, free=1 << 30, cache=1 << 30, disk=1 << 30)
     monkeypatch.setattr(Room, "here", lambda device, folder: room)
-    monkeypatch.setattr("ffn_fusion.repair.plan.solve_path_bytes", lambda F, hidden: 1000 * F * F)
-    assert all(found.exact for found in plan(1 << 30).places)
-    fewest = [found.columns for found in plan(1 << 20).places]
-    assert not any(columns is None for columns in fewest)
-    assert plan(1 << 20).peak_memory <= 1 << 20
-    with pytest.raises(UsageError, match="too little for this repair: it needs"):
-        plan(1 << 18)
+    assert not any(found.dual for found in plan(1 << 30).places)  # 640 tokens
+    few = plan(1 << 30, windows=5).places  # 80 tokens
+    assert [found.dual for found in few] == [found.width > 80 for found in few]
+    assert {found.dual for found in few} == {False, True}
+    assert all(found.dual for found in plan(1 << 30, solver="dual").places)
+    monkeypatch.setattr("ffn_fusion.repair.plan.dual_bytes", lambda tokens, F, hidden, dtype: 50 * tokens * tokens)
+    monkeypatch.setattr("ffn_fusion.repair.plan.primal_bytes", lambda F, hidden, dtype: 1000 * F * F)
+    with pytest.raises(UsageError, match="too little for this repair: it needs") as refused:
+        plan(1 << 23)
+    fitting = int(re.findall(r"at most ([\d,]+)", str(refused.value.hint))[0].replace(",", ""))
+    assert plan(1 << 23, windows=fitting // 16).peak_memory <= 1 << 23
+    with pytest.raises(UsageError, match="too little for this repair"):
+        plan(1 << 23, windows=fitting // 16 + 1)
+    with pytest.raises(UsageError, match="too little for this repair") as refused:
+        plan(1 << 14)
+    assert "--max-width" in str(refused.value.hint)
     monkeypatch.setattr(Room, "here", lambda device, folder: Room(used=0, free=1 << 30, cache=1 << 30, disk=1000))
     with pytest.raises(OutputError, match="states of 640 tokens"):
         plan(1 << 30)

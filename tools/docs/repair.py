@@ -30,7 +30,7 @@ _MACHINES = {
 
 def repair_scale() -> str:
     """What a repair takes on models that aren't here, by the planner that ``--dry-run`` prints."""
-    columns = ("model", "machine", "widest", "solved", "peak memory", "disk", "PFLOPs", "time")
+    columns = ("model", "machine", "widest", "by the dual", "peak memory", "disk", "PFLOPs", "time")
     specs = llamas()
     rows = []
     for model, (first, last) in _DROPPED.items():
@@ -46,11 +46,11 @@ def _cells(machine: str, spec: ModelSpec, first: int, last: int) -> tuple[str, .
     if found is None:
         return (machine, "too little memory", "", "", "", "", "")
     plan, dtype = found
-    streamed = sum(not place.exact for place in plan.places)
+    dual = sum(place.dual for place in plan.places)
     return (
         f"{machine}, {str(dtype).removeprefix('torch.')}",
         f"{max(place.width for place in plan.places):,}",
-        f"{streamed} of {len(plan.places)} streamed" if streamed else "exactly",
+        f"{dual} of {len(plan.places)}",
         gib(plan.peak_memory), gb(plan.disk_bytes), f"{plan.flops / 1e15:,.1f}", duration(plan.seconds or 0),
     )  # fmt: skip
 
@@ -66,7 +66,7 @@ def _widest(machine: str, spec: ModelSpec, first: int, last: int) -> tuple[Repai
     from ffn_fusion.repair.places import places
     from ffn_fusion.repair.plan import make_plan
     from ffn_fusion.repair.program import make_program
-    from ffn_fusion.repair.settings import RepairSettings
+    from ffn_fusion.repair.settings import DEFAULT_TOKENS, RepairSettings
 
     memory, flops, processes = _MACHINES[machine]
     room = Room(used=_GIB // 2, free=memory, cache=memory, disk=4 << 40)
@@ -79,7 +79,8 @@ def _widest(machine: str, spec: ModelSpec, first: int, last: int) -> tuple[Repai
         with suppress(UsageError):
             plan = make_plan(
                 program, spec, child_spec(spec, blueprint, 1), RepairSettings(),
-                windows=256 // processes, context=512, processes=processes, stored=2, dtype=dtype,
+                windows=DEFAULT_TOKENS // 512 // processes, context=512, tokens=DEFAULT_TOKENS, processes=processes,
+                stored=2, dtype=dtype,
                 room=room, memory=memory, pace=Pace(flops, flops, 1e9),
             )  # fmt: skip
             return plan, dtype

@@ -226,6 +226,21 @@ class Block:
             hook.remove()
         return caught[0], outer
 
+    def inner(self, part: Literal["attention", "ffn"], x: Tensor, channels: slice) -> Tensor:
+        """Return some channels of what a sub-block's output projection reads: [N, T, D] -> [N, T, C].
+
+        Of a gated FFN, only these are computed.
+        """
+        if part == "attention":
+            return self.inner_and_outer(part, x)[0][..., channels]
+        mlp, normed = self._layer.mlp, self._layer.post_attention_layernorm(x)
+        gated, raised = (
+            nn.functional.linear(normed, layer.weight[channels], None if layer.bias is None else layer.bias[channels])
+            for layer in (mlp.gate_proj, mlp.up_proj)
+        )
+        found: Tensor = mlp.act_fn(gated) * raised
+        return found
+
     def projection(self, part: Literal["attention", "ffn"]) -> nn.Linear:
         """The output projection itself: weight [D, F], and a bias [D] where the model has one."""
         found = self._layer.self_attn.o_proj if part == "attention" else self._layer.mlp.down_proj

@@ -113,7 +113,7 @@ def repair_plan_table(plan: RepairPlan) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    streamed = sum(not found.exact for found in plan.places)
+    dual = sum(found.dual for found in plan.places)
     widest = max(found.width for found in plan.places)
     table = Table(box=SIMPLE_HEAD)
     table.add_column("to repair")
@@ -121,7 +121,7 @@ def repair_plan_table(plan: RepairPlan) -> Table:
     for label, cell in (
         ("places", f"{len(plan.places)}"),
         ("widest", f"{widest:,}"),
-        ("solved", f"{streamed} streamed, the rest exactly" if streamed else "exactly"),
+        ("solved by the dual", f"{dual}"),
         ("tokens", f"{plan.tokens:,}"),
         ("TFLOPs", f"{plan.flops / 1e12:,.1f}"),
         ("weights read", gb(plan.weight_bytes)),
@@ -137,7 +137,7 @@ def repair_plan_table(plan: RepairPlan) -> Table:
 
 def repair_json(plan: RepairPlan) -> dict[str, Any]:
     """The same for programs."""
-    places = [{**vars(found.place), "width": found.width, "exact": found.exact} for found in plan.places]
+    places = [{**vars(found.place), "width": found.width, "dual": found.dual} for found in plan.places]
     return {**{name: value for name, value in vars(plan).items() if name != "places"}, "places": places}
 
 

@@ -43,7 +43,7 @@ def repair(
     lambdas: Annotated[str | None, typer.Option(help="Ridges to try, like 0.3,0.1,0.03.")] = None,
     bias: Annotated[bool, typer.Option("--bias/--no-bias", help="Solve biases too, where the model has any.")] = True,
     solver: Annotated[
-        str, typer.Option(help="exact factorises width^2 numbers, streamed never forms them, auto: what fits.")
+        str, typer.Option(help="primal factorises width^2 numbers, dual tokens^2, with one solution; auto: the fewer.")
     ] = "auto",
     width_multiple: WidthMultiple = 256,
     seed: Seed = 0,

@@ -1,7 +1,7 @@
 """A candidate run as it will be once it's repaired: a stretch of blocks in the sweep, output projections solved anew.
 
 With U the run's input, H_j the activations of FFN j on it, S = U + sum_j FFN_j and Y the parent's state behind the last
-of them, the repaired state is S + k(t, a) b: see ``repair.dual_ridge``. K = sum_j H_j H_j^T is gathered block by block
+of them, the repaired state is S + k(t, a) b: see ``solve.cross_fit``. K = sum_j H_j H_j^T is gathered block by block
 and carried with the states, so nothing stays in memory from block to block, and no matrix has (FFN width)^2 numbers.
 FFNs behind the fused ones follow one by one, each repaired by itself on the state that the repairs before it leave.
 """
@@ -20,9 +20,9 @@ from ffn_fusion.blockwise.stack import Block, Contributions
 from ffn_fusion.blockwise.work import ffn_flops
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.repair.anchors import MOST, Anchors, Folds, pack, slots, unpack
-from ffn_fusion.repair.dual_ridge import Fold, cross_fit, solve_bytes, solve_flops
 from ffn_fusion.repair.settings import DEFAULT_WEIGHTING
-from ffn_fusion.surgery.token_weights import median_norm, token_weights
+from ffn_fusion.solve.cross_fit import Fold, cross_fit, solve_bytes, solve_flops
+from ffn_fusion.solve.token_weights import median_norm, token_weights
 
 Kernels = tuple[Folds, Folds]
 """K within each fold, and of each fold to the other."""

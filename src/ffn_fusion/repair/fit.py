@@ -1,13 +1,16 @@
-"""Solve one place: gather what its projection reads and what is missing there, and solve in the way that fits.
+"""Solve one place: gather what its projection reads and what is missing there, and solve in the form that fits.
 
-residual  r_t = y_t - x_t - h_t W0^T - b0        x the child's state before the sub-block, y the teacher's behind it
+residual  r_t = y_t - x_t - h_t W0^T - b0      x the child's state before the sub-block, y the teacher's state after it
+
+Processes that share the work split it by the numbers that the form adds up: tokens for the primal (each has windows of
+its own), channels for the dual (each has all tokens, and some of the channels).
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,13 +20,15 @@ from ffn_fusion.blockwise.stack import Block
 from ffn_fusion.processes import current
 from ffn_fusion.repair.places import Place
 from ffn_fusion.repair.settings import RepairSettings
-from ffn_fusion.surgery.normal_equations import NormalEquations
-from ffn_fusion.surgery.ridge import solve_path
-from ffn_fusion.surgery.ridge_choice import Fit
-from ffn_fusion.surgery.ridge_streamed import solve_streamed
-from ffn_fusion.surgery.token_weights import median_norm, token_weights
+from ffn_fusion.solve.choice import Fit
+from ffn_fusion.solve.dual import solve_dual
+from ffn_fusion.solve.normal_equations import NormalEquations, add_product, mirror
+from ffn_fusion.solve.primal import solve_primal
+from ffn_fusion.solve.token_weights import median_norm, token_weights
 
 SLOT = ("", 0)
+CHANNELS = 2048
+"""Channels of a place that are computed for all tokens at a time, where it is solved by the dual."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,41 @@ class Windows:
         return [*self.fitted, *self.deciding]
 
 
+@dataclass(frozen=True)
+class _Work:
+    """One place, with the states of both models there.
+
+    Args:
+        block: the child's, with the projection as it is.
+        ours: the child's state before the sub-block. theirs: the teacher's after it.
+    """
+
+    place: Place
+    block: Block
+    ours: States
+    theirs: States
+    windows: Windows
+    settings: RepairSettings
+
+    @property
+    def bias(self) -> bool:
+        return self.settings.bias and self.block.projection(self.place.part).bias is not None
+
+    @property
+    def sums(self) -> torch.dtype:
+        """What sums over tokens or channels are in: float32, or float64 where the model is."""
+        weight = self.block.projection(self.place.part).weight
+        return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+    def weights(self, goal_ND: Tensor, median: float) -> Tensor:
+        return token_weights(goal_ND, self.settings.weighting, median=median)
+
+    def median(self) -> float:
+        """Median norm of the teacher's states: of the medians of chunks, over all processes."""
+        norms = [median_norm(self.theirs.read(SLOT, part).flatten(0, 1)) for part in self.windows.parts]
+        return statistics.median(current().gather(norms))
+
+
 def solve_place(
     place: Place,
     block: Block,
@@ -46,62 +86,95 @@ def solve_place(
     windows: Windows,
     settings: RepairSettings,
     *,
-    columns: int | None = None,
+    dual: bool = False,
 ) -> Fit:
-    """The change of a place's projection, and how much is left on windows that weren't fitted.
+    """Find the change of a place's projection, and how much is left on windows that weren't fitted.
 
     Args:
         block: the child's, with the projection as it is.
-        ours: the child's state before the sub-block. theirs: the teacher's behind it.
-        columns: None: width^2 numbers are factorised; else tokens pass by many times, for so many output channels at a
-            time.
+        ours: the child's state before the sub-block. theirs: the teacher's after it.
+        dual: solve with (number of tokens)^2 numbers; else with (width)^2.
     """
-    bias = settings.bias and block.projection(place.part).bias is not None
-    tokens = _Tokens(place, block, ours, theirs, settings.weighting, _median(theirs, windows.parts))
-    if columns is not None:
-        hidden = block.projection(place.part).weight.shape[0]
-        return solve_streamed(
-            lambda: tokens.of(windows.fitted),
-            lambda: tokens.of(windows.deciding),
-            settings.lambdas,
-            bias=bias,
-            add_up=current().add_up,
-            columns=columns if columns < hidden else None,
-        )
-    hidden, width = block.projection(place.part).weight.shape
-    device = block.projection(place.part).weight.device
+    work = _Work(place, block, ours, theirs, windows, settings)
+    return _solve_dual(work) if dual else _solve_primal(work)
+
+
+def _solve_primal(work: _Work) -> Fit:
+    weight = work.block.projection(work.place.part).weight
+    hidden, width = weight.shape
+    median = work.median()
     sums = []
-    for parts in (windows.fitted, windows.deciding):
-        added = NormalEquations(width, hidden, bias=bias, device=device)
-        for chunk in tokens.of(parts):
-            added.add(*chunk)
+    for parts in (work.windows.fitted, work.windows.deciding):
+        added = NormalEquations(width, hidden, bias=work.bias, dtype=work.sums, device=weight.device)
+        for part in parts:
+            x, goal = work.ours.read(SLOT, part), work.theirs.read(SLOT, part)
+            inner, outer = work.block.inner_and_outer(work.place.part, x)
+            missing = (goal - x - outer).flatten(0, 1)
+            added.add(inner.flatten(0, 1), missing, work.weights(goal.flatten(0, 1), median))
         added.sum_over(current().add_up)
         sums.append(added)
-    return solve_path(sums[0], settings.lambdas, sums[1])
+    return solve_primal(sums[0], work.settings.lambdas, sums[1])
 
 
-@dataclass(frozen=True)
-class _Tokens:
-    place: Place
-    block: Block
-    ours: States
-    theirs: States
-    weighting: str
-    median: float
+@torch.inference_mode()
+def _solve_dual(work: _Work) -> Fit:
+    here = current()
+    projection = work.block.projection(work.place.part)
+    hidden, width = projection.weight.shape
+    median = work.median()
+    (x, fitted), (goal, _) = (_of_all_processes(states, work.windows) for states in (work.ours, work.theirs))
+    tokens = x.shape[0] * x.shape[1]
+    kernel = x.new_zeros(tokens, tokens, dtype=work.sums)
+    outer = x.new_zeros(tokens, hidden, dtype=work.sums)
+    for channels in _channels(width):
+        inner = _inner(work, x, channels)
+        add_product(kernel, inner.mT.to(kernel))
+        outer += inner @ projection.weight[:, channels].mT
+    here.add_up(kernel, outer)
+    mirror(kernel)
+    goal_ND = goal.flatten(0, 1)
+    residual = (goal_ND - x.flatten(0, 1)).to(outer) - outer
+    if projection.bias is not None:
+        residual -= projection.bias
+    weights = work.weights(goal_ND, median)
+    found = solve_dual(kernel, residual, weights, width, fitted * x.shape[1], work.settings.lambdas, bias=work.bias)
+    if found.dual_ND is None:
+        return found
+    change = found.dual_ND.new_zeros(hidden, width)
+    for channels in _channels(width):
+        inner = _inner(work, x, channels).to(change)
+        # tokens that aren't finite have a row of zeros in the dual, and zero times infinity would be NaN
+        change[:, channels] = found.dual_ND.mT @ inner.nan_to_num(0.0, 0.0, 0.0)
+    here.add_up(change)
+    return replace(found, change_DF=change, dual_ND=None)
 
-    def of(self, parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Activations [N, F], residuals [N, D] and weights [N] of some windows at a time; none at least once."""
-        for part in parts or [slice(0, 0)]:
-            x, goal = self.ours.read(SLOT, part), self.theirs.read(SLOT, part)
-            inner, outer = self.block.inner_and_outer(self.place.part, x)
-            weights = token_weights(goal.flatten(0, 1), self.weighting, median=self.median)  # type: ignore[arg-type]
-            yield inner.flatten(0, 1), (goal - x - outer).flatten(0, 1), weights
+
+def _channels(width: int) -> list[slice]:
+    """This process's channels, some at a time."""
+    here = current()
+    return [slice(start, min(start + CHANNELS, width)) for start in range(0, width, CHANNELS)][here.rank :: here.world]
 
 
-def _median(theirs: States, parts: Sequence[slice]) -> float:
-    """Of the chunks' medians, over all processes."""
-    norms = [median_norm(theirs.read(SLOT, part).flatten(0, 1)) for part in parts]
-    return statistics.median(current().gather(norms))
+def _inner(work: _Work, x_NTD: Tensor, channels: slice) -> Tensor:
+    """What the projection reads in some channels: [N * T, C]."""
+    rows = max((part.stop - part.start for part in work.windows.parts), default=1)
+    found = [work.block.inner(work.place.part, some, channels).flatten(0, 1) for some in torch.split(x_NTD, rows)]
+    return torch.cat(found)
+
+
+def _of_all_processes(states: States, windows: Windows) -> tuple[Tensor, int]:
+    """All processes' states [N, T, D], the fitted windows first, and how many those are."""
+    here = current()
+    found: list[Tensor] = []
+    for parts in (windows.fitted, windows.deciding):
+        mine = torch.cat([states.read(SLOT, part) for part in parts or [slice(0, 0)]])
+        counts = here.gather([len(mine)])
+        start = sum(counts[: here.rank])
+        everyone = mine.new_zeros(sum(counts), *mine.shape[1:])
+        everyone[start : start + len(mine)] = mine
+        found.append(everyone)
+    here.add_up(*found)
+    return torch.cat(found), len(found[0])
 
 
 @torch.inference_mode()

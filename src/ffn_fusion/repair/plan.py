@@ -12,12 +12,13 @@ from ffn_fusion.blockwise.work import attention_flops, ffn_flops
 from ffn_fusion.errors import OutputError, UsageError
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.layout import sub_block_parameters
+from ffn_fusion.repair.fit import CHANNELS
 from ffn_fusion.repair.places import Place
 from ffn_fusion.repair.program import Program, Step
 from ffn_fusion.repair.settings import RepairSettings, Solver
-from ffn_fusion.surgery.normal_equations import adding_bytes
-from ffn_fusion.surgery.ridge import solve_path_bytes
-from ffn_fusion.surgery.ridge_streamed import solve_streamed_bytes
+from ffn_fusion.solve.dual import dual_bytes
+from ffn_fusion.solve.normal_equations import adding_bytes
+from ffn_fusion.solve.primal import primal_bytes
 from ffn_fusion.units import gib
 
 ROWS = 2048
@@ -27,23 +28,15 @@ _SLACK = 1.1  # what allocators and buffers add
 _STATES_OF_ROW = 16  # hidden states that one token has at a time
 _WIDTHS_OF_ROW = 5  # FFN activations: gate, its activation, up, their product, and that once more in float32
 _TYPICAL_LAMBDAS = 5  # of the path, before the error rises again
-_FEWEST_COLUMNS = 64
-_TYPICAL_STEPS = 14  # of conjugate gradients, for one lambda
 
 
 @dataclass(frozen=True)
 class PlannedPlace:
-    """A place and the width of its projection's input; ``columns`` None: width^2 numbers are factorised, else so many
-    output channels are solved at a time, without that matrix.
-    """
+    """A place, the width of its projection's input, and which form of the regression solves it."""
 
     place: Place
     width: int
-    columns: int | None
-
-    @property
-    def exact(self) -> bool:
-        return self.columns is None
+    dual: bool
 
 
 @dataclass(frozen=True)
@@ -63,9 +56,9 @@ class RepairPlan:
     flops: float
     seconds: float | None = None
 
-    def columns(self, place: Place) -> int | None:
-        """How a place is solved; see ``PlannedPlace``."""
-        return next(found.columns for found in self.places if found.place == place)
+    def is_dual(self, place: Place) -> bool:
+        """Whether a place is solved by the dual."""
+        return next(found.dual for found in self.places if found.place == place)
 
 
 def make_plan(
@@ -76,6 +69,7 @@ def make_plan(
     *,
     windows: int,
     context: int,
+    tokens: int,
     processes: int,
     stored: int,
     dtype: torch.dtype,
@@ -86,6 +80,7 @@ def make_plan(
     """Decide for the ``windows`` windows of this process.
 
     Args:
+        tokens: of all processes.
         stored: bytes of a stored element.
         memory: bytes that the process may have; default: half of what's free.
 
@@ -97,28 +92,24 @@ def make_plan(
     blocks = _blocks_bytes(program, teacher, child, dtype)
 
     def peak(rows: int, solver: int) -> int:
-        widest = max(width(child, place) for place in places)
-        activations = rows * (_STATES_OF_ROW * hidden + _WIDTHS_OF_ROW * widest) * dtype.itemsize
+        activations = rows * (_STATES_OF_ROW * hidden + _WIDTHS_OF_ROW * max(widths)) * dtype.itemsize
         return int(room.used + _SLACK * (blocks + activations + solver))
 
     places = [step.place for step in program.steps if step.place]
     rows = min(max(ROWS // context, 1), windows) * context
-    found: list[PlannedPlace] = []
-    need = 0
-    for place in places:
-        F = width(child, place)
-        options = _ways(F, hidden, settings.solver)
-        smallest = min(options, key=lambda way: way[1])
-        columns, solver = next((way for way in options if peak(rows, way[1]) <= budget), smallest)
-        found.append(PlannedPlace(place, F, columns))
-        need = max(need, solver)
-    while peak(rows, need) > budget and rows > context:
+    widths = [width(child, place) for place in places]
+    found = [PlannedPlace(p, F, _is_dual(F, tokens, settings.solver)) for p, F in zip(places, widths, strict=True)]
+
+    def need(tokens: int) -> int:
+        return max(_solver_bytes(F, tokens, hidden, settings.solver, dtype) for F in widths)
+
+    while peak(rows, need(tokens)) > budget and rows > context:
         rows -= context
-    if peak(rows, need) > budget:
+    if peak(rows, need(tokens)) > budget:
         raise UsageError(
-            f"{gib(budget)} of memory are too little for this repair: it needs {gib(peak(rows, need))}, "
-            f"for two blocks of each model and the widest place ({max(p.width for p in found):,} channels)",
-            "give more (--memory), or a narrower fused width (--max-width)",
+            f"{gib(budget)} of memory are too little for this repair: it needs {gib(peak(rows, need(tokens)))}, "
+            f"for two blocks of each model and the widest place ({max(widths):,} channels)",
+            _way_out([n for n in range(context, tokens, context) if peak(rows, need(n)) <= budget]),
         )
     disk = 4 * windows * context * hidden * dtype.itemsize
     if disk > room.disk:
@@ -126,13 +117,13 @@ def make_plan(
             f"the states of {windows * context:,} tokens take {gib(disk)}, and {gib(room.disk)} are free on the disk",
             "free some space, or repair on less text (--tokens)",
         )
-    flops = _flops(program, found, teacher, child, windows, context)
+    flops = _flops(program, found, teacher, child, windows, context, tokens)
     return RepairPlan(
         places=tuple(found),
         tokens=windows * context,
         processes=processes,
         rows=rows,
-        peak_memory=peak(rows, need),
+        peak_memory=peak(rows, need(tokens)),
         weight_bytes=_weights(program, teacher, child) * stored,
         disk_bytes=disk,
         flops=flops,
@@ -149,16 +140,24 @@ def width(child: ModelSpec, place: Place) -> int:
     return block.ffn.width
 
 
-def _ways(F: int, hidden: int, solver: Solver) -> list[tuple[int | None, int]]:
-    """(columns, bytes) of the ways to solve a place, the fastest first: exactly, or some columns at a time."""
-    ways: list[tuple[int | None, int]] = []
-    if solver != "streamed":
-        ways.append((None, solve_path_bytes(F, hidden) + adding_bytes(F, hidden)))
-    columns = hidden
-    while solver != "exact" and columns >= min(_FEWEST_COLUMNS, hidden):
-        ways.append((columns, solve_streamed_bytes(F, columns, hidden)))
-        columns //= 2
-    return ways
+def _is_dual(F: int, tokens: int, solver: Solver) -> bool:
+    """The form with fewer numbers is also the faster one. Free memory has no say: processes may have different amounts,
+    and all have to take the same form.
+    """
+    return solver == "dual" or (solver == "auto" and tokens < F)
+
+
+def _solver_bytes(F: int, tokens: int, hidden: int, solver: Solver, dtype: torch.dtype) -> int:
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    if not _is_dual(F, tokens, solver):
+        return primal_bytes(F, hidden, sums) + adding_bytes(F, hidden, sums)
+    states = 3 * tokens * hidden * dtype.itemsize  # of both models, and one of them while it is gathered
+    return dual_bytes(tokens, F, hidden, sums) + states + 4 * tokens * min(F, CHANNELS) * sums.itemsize
+
+
+def _way_out(fitting: Sequence[int]) -> str:
+    fewer = f"fewer tokens (--tokens, at most {fitting[-1]:,})" if fitting else "smaller fused FFNs (--max-width)"
+    return f"give more (--memory), or {fewer}"
 
 
 def _blocks_bytes(program: Program, teacher: ModelSpec, child: ModelSpec, dtype: torch.dtype) -> int:
@@ -187,7 +186,13 @@ def _weights(program: Program, teacher: ModelSpec, child: ModelSpec) -> int:
 
 
 def _flops(
-    program: Program, places: Sequence[PlannedPlace], teacher: ModelSpec, child: ModelSpec, windows: int, context: int
+    program: Program,
+    places: Sequence[PlannedPlace],
+    teacher: ModelSpec,
+    child: ModelSpec,
+    windows: int,
+    context: int,
+    tokens: int,
 ) -> float:
     walked = sum(
         windows * _step_flops(step, teacher if step.who == "teacher" else child, context) for step in program.steps
@@ -197,7 +202,7 @@ def _flops(
     for step in program.steps:
         if step.place:
             once = windows * _step_flops(step, child, context)
-            solved += _place_flops(planned[step.place], child.hidden_size, windows * context, once)
+            solved += _place_flops(planned[step.place], child.hidden_size, windows * context, tokens, once)
     return walked + solved
 
 
@@ -206,12 +211,12 @@ def _step_flops(step: Step, spec: ModelSpec, context: int) -> float:
     return attention + (ffn_flops(spec, step.block, context) if step.what != "attention" else 0.0)
 
 
-def _place_flops(place: PlannedPlace, hidden: int, tokens: int, once: float) -> float:
-    """The activations (``once``), then either G and a factorisation for every lambda, or both again for every step."""
-    F = place.width
-    if place.exact:
-        factor = F**3 / 3 + 6.0 * F * F * hidden
-        return once + tokens * (F * F + 2.0 * F * hidden) + (_TYPICAL_LAMBDAS + 1) * factor
-    groups = -(-hidden // (place.columns or hidden))
-    solves = _TYPICAL_LAMBDAS + 1 if groups == 1 else 2 * groups + _TYPICAL_LAMBDAS
-    return solves * _TYPICAL_STEPS * (once + 4.0 * tokens * F * hidden / groups)
+def _place_flops(place: PlannedPlace, hidden: int, mine: int, tokens: int, once: float) -> float:
+    """The activations (``once``, and again for the dual's change), G or K of this process's share, and a factorisation
+    for every lambda.
+    """
+    F, size = place.width, tokens if place.dual else place.width
+    factors = (_TYPICAL_LAMBDAS + 1) * (size**3 / 3 + 6.0 * size * size * hidden)
+    if place.dual:
+        return 2 * once + mine * F * (tokens + 2.0 * hidden) + factors
+    return once + mine * (F * F + 2.0 * F * hidden) + factors

@@ -7,7 +7,7 @@ from typing import Literal
 
 Weighting = Literal["none", "inverse-energy", "capped"]
 Target = Literal["parent", "sequential"]
-Solver = Literal["auto", "exact", "streamed"]
+Solver = Literal["auto", "primal", "dual"]
 
 DEFAULT_TOKENS = 24_576
 DEFAULT_HORIZON = 6
@@ -25,11 +25,12 @@ class RepairSettings:
         horizon: unchanged blocks behind a changed one that are solved as well, to absorb what is left.
         lambdas: relative to the mean diagonal of the normal equations; the best on held-out windows is taken, or none.
         held_out: share of the windows that decides.
-        weighting: how outlier tokens are kept from owning the fit (``surgery.token_weights``).
+        weighting: how outlier tokens are kept from owning the fit (``solve.token_weights``).
         target: whose states are to be reached: the parent's, or those of the same child never fused.
         attention: output projections of attentions are solved too, wherever a place's block has one.
         bias: where the model's projections have a bias, it's solved too.
-        solver: ``exact`` factorises a matrix of width^2, ``streamed`` never forms it; ``auto``: exact where it fits.
+        solver: ``primal`` factorises a matrix of width^2 numbers, ``dual`` one of (tokens)^2; the solution is the same.
+            ``auto``: the smaller of the two.
         in_order: every place sees the states that the places before it leave. False, for comparison: the unrepaired
             child's.
     """

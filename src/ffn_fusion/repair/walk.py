@@ -25,7 +25,7 @@ from ffn_fusion.repair.fit import SLOT, Windows, solve_place, take_change
 from ffn_fusion.repair.places import Place
 from ffn_fusion.repair.program import Program, Step, Who
 from ffn_fusion.repair.settings import RepairSettings
-from ffn_fusion.surgery.ridge_choice import Fit
+from ffn_fusion.solve.choice import Fit
 
 Progress = Callable[[int], None]
 
@@ -61,7 +61,7 @@ def walk(
     windows: Windows,
     settings: RepairSettings,
     *,
-    columns: Callable[[Place], int | None] = lambda place: None,
+    dual: Callable[[Place], bool] = lambda place: False,
     stored: Callable[[str], torch.dtype] = lambda module: torch.float32,
     journal: Journal | None = None,
     on_step: Progress = lambda done: None,
@@ -70,7 +70,7 @@ def walk(
 
     Args:
         ids_NT: this process's windows.
-        columns: how a place is solved (``repair.fit.solve_place``).
+        dual: which form a place is solved in (``repair.fit.solve_place``).
         stored: the dtype that a projection is stored in.
         journal: where it's noted how far the walk has come.
         on_step: called with the number of steps done.
@@ -92,7 +92,7 @@ def walk(
         block = hands[step.who].take(step.block)
         if step.place:
             before = _kept(block, step.place)
-            fit = solve_place(step.place, block, pair.ours, pair.theirs, windows, settings, columns=columns(step.place))
+            fit = solve_place(step.place, block, pair.ours, pair.theirs, windows, settings, dual=dual(step.place))
             tensors = take_change(step.place, block, fit, stored(step.place.module))
             if not settings.in_order:
                 _restore(block, step.place, before)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ffn_fusion.repair.dual_ridge import RIDGES, CrossFit, Fold, cross_fit
-from ffn_fusion.surgery.normal_equations import NormalEquations
-from ffn_fusion.surgery.ridge import ridge_vector
+from ffn_fusion.solve.cross_fit import RIDGES, CrossFit, Fold, cross_fit
+from ffn_fusion.solve.normal_equations import NormalEquations
+from ffn_fusion.solve.primal import ridge_vector
 
 D = 5
 

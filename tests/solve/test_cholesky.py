@@ -6,7 +6,7 @@ import pytest
 import torch
 from regressions import distance, spd
 
-from ffn_fusion.surgery.cholesky import CholeskySolver
+from ffn_fusion.solve.cholesky import CholeskySolver
 
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
@@ -14,14 +14,40 @@ def test_solves_without_touching_the_grams(dtype: torch.dtype, close: float) -> 
     a, b = spd(20, 10).to(dtype), spd(20, 10, seed=1).to(dtype)
     ridge, right = torch.linspace(0.1, 1, 20).double(), torch.ones(20, 3).double()
     before = a.clone()
-    solution = CholeskySolver([a, b]).solve(ridge, right)
+    seen: list[torch.Tensor] = []
+
+    def judge(columns: slice, x: torch.Tensor, product: torch.Tensor) -> tuple[float]:
+        assert (columns.start, columns.stop) == (0, 3)
+        seen.extend((x, product))
+        return (float(x.sum()),)
+
+    solution = CholeskySolver([a, b]).solve(ridge, right, judge)
     assert solution is not None
     whole = a.double() + b.double()
     assert distance(solution.x_FD, torch.linalg.solve(whole + ridge.diag(), right)) < close
-    assert distance(solution.product_FD, whole @ solution.x_FD) < 1e-14
+    assert solution.x_FD.dtype == dtype
+    x, product = seen
+    assert distance(product, whole @ x) < 1e-14
+    assert solution.judged == (float(x.sum()),)
     assert solution.residual < close
     assert torch.equal(a, before)
     assert torch.equal(b, spd(20, 10, seed=1).to(dtype))
+
+
+def test_groups_of_columns_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, right = spd(20, 10), torch.randn(20, 7, generator=torch.Generator().manual_seed(0)).double()
+    ridge = torch.full((20,), 0.1, dtype=torch.float64)
+
+    def judge(columns: slice, x: torch.Tensor, product: torch.Tensor) -> tuple[float, float]:
+        return float(x.sum()), float(right[:, columns].sum())
+
+    whole = CholeskySolver([a]).solve(ridge, right, judge)
+    monkeypatch.setattr("ffn_fusion.solve.cholesky._COLUMNS", 3)
+    parts = CholeskySolver([a]).solve(ridge, right, judge)
+    assert whole is not None
+    assert parts is not None
+    assert distance(parts.x_FD, whole.x_FD) < 1e-14
+    assert parts.judged == pytest.approx(whole.judged)
 
 
 def test_refines_what_float32_leaves() -> None:

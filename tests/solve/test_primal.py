@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from regressions import Problem, distance, numpy_ridge, problem
 from torch import Tensor
 
-from ffn_fusion.surgery.normal_equations import NormalEquations
-from ffn_fusion.surgery.ridge import solve_path, solve_path_bytes
-from ffn_fusion.surgery.ridge_choice import Fit
-from ffn_fusion.surgery.token_weights import Weighting, token_weights
+from ffn_fusion.solve.choice import Fit
+from ffn_fusion.solve.normal_equations import NormalEquations
+from ffn_fusion.solve.primal import primal_bytes, solve_primal
+from ffn_fusion.solve.token_weights import Weighting, token_weights
 
 SHAPES = [(5, 9, 2), (9, 9, 3), (60, 9, 1), (60, 9, 4), (40, 1, 2), (1, 3, 1)]
 
@@ -28,7 +28,7 @@ def with_bias(fit: Fit) -> Tensor:
 @pytest.mark.parametrize("ridge", [1.0, 0.01])
 def test_numpy_agrees(n: int, f: int, d: int, bias: bool, ridge: float) -> None:
     p = problem(n, f, d, shift=2.0)
-    fit = solve_path(p.sums(bias=bias), [ridge], p.sums(bias=bias), refit=False)
+    fit = solve_primal(p.sums(bias=bias), [ridge], p.sums(bias=bias), refit=False)
     expected = numpy_ridge(p, ridge, bias=bias)
     assert fit.change_DF is not None
     assert (fit.bias_D is not None) == bias
@@ -39,7 +39,7 @@ def test_numpy_agrees(n: int, f: int, d: int, bias: bool, ridge: float) -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_without_a_ridge_it_is_least_squares(bias: bool) -> None:
     p = problem(80, 9, 3, zeros=0.2, shift=1.0)
-    fit = solve_path(p.sums(bias=bias), [0.0], p.sums(bias=bias), refit=False)
+    fit = solve_primal(p.sums(bias=bias), [0.0], p.sums(bias=bias), refit=False)
     assert fit.change_DF is not None
     assert distance(fit.change_DF.mT, numpy_ridge(p, 0.0, bias=bias)[:9]) < 1e-9
 
@@ -54,7 +54,7 @@ def test_without_a_ridge_it_is_least_squares(bias: bool) -> None:
 )
 def test_any_shape(n: int, f: int, d: int, bias: bool, ridge: float, seed: int) -> None:
     p = problem(n, f, d, seed, zeros=0.3)
-    fit = solve_path(p.sums(bias=bias), [ridge], p.sums(bias=bias), refit=False)
+    fit = solve_primal(p.sums(bias=bias), [ridge], p.sums(bias=bias), refit=False)
     if not bool((p.w > 0).any()):
         assert fit.reason == "no tokens"
         return
@@ -79,7 +79,7 @@ def test_never_worse_on_held_out_tokens(
 ) -> None:
     whole = problem(n + m, f, 2, seed, noise=noise)
     seen, unseen = whole.part(0, n), whole.part(n)
-    fit = solve_path(seen.sums(dtype=dtype), [1e-6, 1e-3, 1.0, 100.0], unseen.sums(dtype=dtype), refit=refit)
+    fit = solve_primal(seen.sums(dtype=dtype), [1e-6, 1e-3, 1.0, 100.0], unseen.sums(dtype=dtype), refit=refit)
     assert fit.held_out_error <= 1
     assert (fit.change_DF is None) == (fit.reason is not None) == (fit.ridge is None)
     if fit.change_DF is None:
@@ -94,7 +94,7 @@ def test_never_worse_on_held_out_tokens(
 
 def test_path_is_from_large_to_small() -> None:
     p = problem(60, 9, 2)
-    fit = solve_path(p.part(0, 40).sums(), [1e-4, 1.0, 1e-2, 1.0], p.part(40).sums())
+    fit = solve_primal(p.part(0, 40).sums(), [1e-4, 1.0, 1e-2, 1.0], p.part(40).sums())
     assert [point.ridge for point in fit.path] == [1.0, 1e-2, 1e-4]
     errors = [point.fit_error for point in fit.path]
     assert errors == sorted(errors, reverse=True, key=lambda error: error or 0)
@@ -103,7 +103,7 @@ def test_path_is_from_large_to_small() -> None:
 
 def test_refit_is_the_fit_of_all_tokens() -> None:
     p = problem(60, 9, 2)
-    fit = solve_path(p.part(0, 40).sums(), [0.01], p.part(40).sums())
+    fit = solve_primal(p.part(0, 40).sums(), [0.01], p.part(40).sums())
     assert fit.refitted
     assert fit.change_DF is not None
     assert distance(fit.change_DF.mT, numpy_ridge(p, 0.01)) < 1e-9
@@ -112,7 +112,7 @@ def test_refit_is_the_fit_of_all_tokens() -> None:
 def test_ridge_has_no_unit() -> None:
     p = problem(60, 9, 2)
     large = Problem(p.h * 1000, p.r, p.w * 7)
-    a, b = (solve_path(q.sums(), [0.1], q.sums()).change_DF for q in (p, large))
+    a, b = (solve_primal(q.sums(), [0.1], q.sums()).change_DF for q in (p, large))
     assert a is not None
     assert b is not None
     assert distance(b * 1000, a) < 1e-12
@@ -122,7 +122,7 @@ def test_ridge_has_no_unit() -> None:
 def test_duplicate_channels_share_with_a_ridge(dtype: torch.dtype) -> None:
     p = problem(60, 4, 2)
     twice = Problem(torch.cat([p.h, p.h], 1), p.r, p.w)
-    fit = solve_path(twice.sums(dtype=dtype), [0.01], twice.sums(dtype=dtype))
+    fit = solve_primal(twice.sums(dtype=dtype), [0.01], twice.sums(dtype=dtype))
     assert fit.change_DF is not None
     assert distance(fit.change_DF[:, :4], fit.change_DF[:, 4:]) < (1e-4 if dtype == torch.float32 else 1e-9)
 
@@ -130,17 +130,17 @@ def test_duplicate_channels_share_with_a_ridge(dtype: torch.dtype) -> None:
 def test_without_a_ridge_a_dead_channel_is_singular() -> None:
     sums = NormalEquations(2, 1)
     sums.add(torch.tensor([[1.0, 0.0]] * 8), torch.ones(8, 1))
-    fit = solve_path(sums, [0.0], sums)
+    fit = solve_primal(sums, [0.0], sums)
     assert fit.reason == "singular"
     assert fit.path[0].held_out_error is None
-    with_ridge = solve_path(sums, [0.0, 0.1], sums)
+    with_ridge = solve_primal(sums, [0.0, 0.1], sums)
     assert with_ridge.ridge == 0.1
 
 
 def test_noise_is_left_alone() -> None:
     p = problem(40, 20, 2, noise=0.0)
     noise = Problem(p.h, problem(40, 20, 2, seed=5).h[:, :2], p.w)
-    fit = solve_path(noise.part(0, 21).sums(), [1e-6], noise.part(21).sums())
+    fit = solve_primal(noise.part(0, 21).sums(), [1e-6], noise.part(21).sums())
     assert fit.reason == "no gain on held-out tokens"
     assert fit.change_DF is None
     assert fit.held_out_error == 1
@@ -149,15 +149,15 @@ def test_noise_is_left_alone() -> None:
 def test_what_is_already_reached_is_left_alone() -> None:
     p = problem(40, 5, 2)
     reached = Problem(p.h, p.r * 0, p.w)
-    assert solve_path(reached.sums(), [0.1], reached.sums()).reason == "no gain on held-out tokens"
-    assert solve_path(p.sums(), [0.1], reached.sums()).reason == "no gain on held-out tokens"
+    assert solve_primal(reached.sums(), [0.1], reached.sums()).reason == "no gain on held-out tokens"
+    assert solve_primal(p.sums(), [0.1], reached.sums()).reason == "no gain on held-out tokens"
 
 
 def test_dead_channels_stay() -> None:
     p = problem(40, 5, 2)
     h = p.h.clone()
     h[:, 2] = 0
-    fit = solve_path(Problem(h, p.r, p.w).sums(), [0.1], Problem(h, p.r, p.w).sums())
+    fit = solve_primal(Problem(h, p.r, p.w).sums(), [0.1], Problem(h, p.r, p.w).sums())
     assert fit.change_DF is not None
     assert not fit.change_DF[:, 2].any()
 
@@ -165,7 +165,7 @@ def test_dead_channels_stay() -> None:
 def test_all_channels_dead_leave_the_bias() -> None:
     p = problem(40, 5, 2, shift=3.0)
     dead = Problem(p.h * 0, p.r, p.w)
-    fit = solve_path(dead.sums(bias=True), [0.1], dead.sums(bias=True))
+    fit = solve_primal(dead.sums(bias=True), [0.1], dead.sums(bias=True))
     assert fit.change_DF is not None
     assert not fit.change_DF.any()
     assert fit.bias_D is not None
@@ -176,19 +176,19 @@ def test_reasons_for_nothing_to_solve() -> None:
     p = problem(10, 3, 2)
     empty, good = NormalEquations(3, 2, dtype=torch.float64), p.sums()
     lost = Problem(p.h * float("nan"), p.r, p.w).sums()
-    assert solve_path(empty, [0.1], good).reason == "no tokens"
-    assert solve_path(good, [0.1], empty).reason == "no held-out tokens"
-    assert solve_path(lost, [0.1], good).reason == "not finite"
-    assert solve_path(good, [0.1], lost).reason == "not finite"
+    assert solve_primal(empty, [0.1], good).reason == "no tokens"
+    assert solve_primal(good, [0.1], empty).reason == "no held-out tokens"
+    assert solve_primal(lost, [0.1], good).reason == "not finite"
+    assert solve_primal(good, [0.1], lost).reason == "not finite"
     none = NormalEquations(0, 2)
     none.add(torch.zeros(5, 0), torch.ones(5, 2))
-    assert solve_path(none, [0.1], none).reason == "no channels"
+    assert solve_primal(none, [0.1], none).reason == "no channels"
 
 
 def test_sums_that_overflow_are_not_finite() -> None:
     sums = NormalEquations(2, 1)
     sums.add(torch.full((8, 2), 1e19), torch.ones(8, 1))
-    assert solve_path(sums, [0.1], sums).reason == "not finite"
+    assert solve_primal(sums, [0.1], sums).reason == "not finite"
 
 
 def test_some_tokens_that_are_not_finite_are_left_out() -> None:
@@ -196,7 +196,7 @@ def test_some_tokens_that_are_not_finite_are_left_out() -> None:
     h = p.h.clone()
     h[3, 1] = float("nan")
     sums = Problem(h, p.r, p.w).sums()
-    fit = solve_path(sums, [0.1], sums)
+    fit = solve_primal(sums, [0.1], sums)
     kept = torch.arange(40) != 3
     assert fit.change_DF is not None
     assert distance(fit.change_DF.mT, numpy_ridge(Problem(p.h[kept], p.r[kept], p.w[kept]), 0.1)) < 1e-9
@@ -206,14 +206,14 @@ def test_some_tokens_that_are_not_finite_are_left_out() -> None:
 def test_ridges_that_are_none_are_refused(ridges: list[float]) -> None:
     sums = problem(10, 3, 2).sums()
     with pytest.raises(ValueError, match="ridges"):
-        solve_path(sums, ridges, sums)
+        solve_primal(sums, ridges, sums)
 
 
 def test_float32_is_as_good_where_it_matters() -> None:
     """Channels over two decades and a small ridge: the error on held-out tokens is that of float64."""
     p = problem(3000, 60, 5)
     wide, narrow = (
-        solve_path(p.part(0, 2000).sums(dtype=dtype), [1e-4, 1e-2], p.part(2000).sums(dtype=dtype), refit=False)
+        solve_primal(p.part(0, 2000).sums(dtype=dtype), [1e-4, 1e-2], p.part(2000).sums(dtype=dtype), refit=False)
         for dtype in (torch.float64, torch.float32)
     )
     assert narrow.ridge == wide.ridge
@@ -227,7 +227,7 @@ def test_float32_is_as_good_where_it_matters() -> None:
 def test_same_twice() -> None:
     p = problem(60, 9, 2)
     a, b = (
-        solve_path(p.part(0, 40).sums(dtype=torch.float32), [0.1, 0.01], p.part(40).sums(dtype=torch.float32))
+        solve_primal(p.part(0, 40).sums(dtype=torch.float32), [0.1, 0.01], p.part(40).sums(dtype=torch.float32))
         for _ in range(2)
     )
     assert a.change_DF is not None
@@ -237,7 +237,7 @@ def test_same_twice() -> None:
 
 
 def test_memory_is_three_matrices() -> None:
-    assert 3 * 4 * 10_000**2 < solve_path_bytes(10_000, 576) < 5 * 4 * 10_000**2
+    assert 3 * 4 * 10_000**2 < primal_bytes(10_000, 576) < 5 * 4 * 10_000**2
 
 
 @pytest.mark.parametrize(("kind", "repaired"), [("none", False), ("inverse-energy", True), ("capped", True)])
@@ -249,7 +249,7 @@ def test_massive_tokens_own_the_fit_unless_weighted(kind: Weighting, repaired: b
     y[massive] = 300 * p.h[massive] @ problem(8, 3, 1, seed=7).h
     sums = NormalEquations(8, 3, dtype=torch.float64)
     sums.add(p.h, y, token_weights(y, kind))
-    fit = solve_path(sums, [1e-6], sums)
+    fit = solve_primal(sums, [1e-6], sums)
     assert fit.change_DF is not None
     ordinary = Problem(p.h[~massive], y[~massive], torch.ones(int((~massive).sum()), dtype=torch.float64))
     left = ordinary.error(fit.change_DF) / ordinary.error(fit.change_DF * 0)

@@ -9,6 +9,7 @@ With a bias, H has one more column of ones, the last: G is [F + 1, F + 1] and C 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -70,11 +71,7 @@ class NormalEquations:
     def gram(self) -> Tensor:
         """G [F, F] (with a bias [F + 1, F + 1]), symmetric to the last bit. Not a copy: don't write to it."""
         if not self._mirrored:
-            for start in range(0, len(self._gram), PRODUCT_ROWS):
-                rows = slice(start, start + PRODUCT_ROWS)
-                corner = self._gram[rows, rows]
-                corner.copy_(corner.triu() + corner.triu(1).mT)
-                self._gram[start + PRODUCT_ROWS :, rows] = self._gram[rows, start + PRODUCT_ROWS :].mT
+            mirror(self._gram)
             self._mirrored = True
         return self._gram
 
@@ -123,9 +120,7 @@ class NormalEquations:
     def _add(self, h: Tensor, r: Tensor, root: Tensor) -> None:
         """Add rows that are scaled by the roots of their weights."""
         width = self.width
-        for start in range(0, width, PRODUCT_ROWS):
-            rows = slice(start, min(start + PRODUCT_ROWS, width))
-            self._gram[rows, start:width].addmm_(h[:, rows].mT, h[:, start:])
+        add_product(self._gram[:width, :width], h)
         self.cross[:width] += h.mT @ r
         self._energy += r.double().square().sum()
         if self.bias:
@@ -159,14 +154,6 @@ class NormalEquations:
         self.count, self.dropped = (int(count) for count in counts)
         self._mirrored = False
 
-    def __add__(self, other: NormalEquations) -> NormalEquations:
-        """Both sets of tokens together; needs a third G."""
-        device = self._gram.device
-        both = NormalEquations(self.width, self.hidden, bias=self.bias, dtype=self.dtype, device=device)
-        both.merge(self)
-        both.merge(other)
-        return both
-
     def error(self, change_DF: Tensor, bias_D: Tensor | None = None) -> float:
         """sum_t w_t |r_t - h_t dW^T - b|^2, from the sums alone.
 
@@ -180,13 +167,40 @@ class NormalEquations:
             x = torch.cat([x, b[None]])
         elif bias_D is not None:
             raise ValueError("these sums have no bias")
-        # In G's own precision: what is left is some percent of E, and a product is off by a millionth of it.
-        return self.error_of(x, (self.gram @ x.to(self.dtype)).to(x))
+        return self.error_after(self.change_of_error(slice(None), x))
 
-    def error_of(self, x_FD: Tensor, product_FD: Tensor) -> float:
-        """The same of dW^T (with the bias as last row) whose product with G is known. Both float64."""
-        error = (x_FD * (product_FD - 2 * self.cross)).sum() + self._energy
-        return max(0.0, float(error)) if error.isfinite() else float("inf")
+    def change_of_error(self, columns: slice, x_FC: Tensor, product_FC: Tensor | None = None) -> float:
+        """Return what some columns of dW^T (with the bias as last row) change in the error: they add up over columns.
+
+        Args:
+            x_FC: the columns of dW^T, in float64.
+            product_FC: G times them.
+        """
+        if product_FC is None:
+            # In G's own precision: what is left is some percent of E, and a product is off by a millionth of it.
+            product_FC = (self.gram @ x_FC.to(self.dtype)).to(x_FC)
+        return float((x_FC * (product_FC - 2 * self.cross[:, columns])).sum())
+
+    def error_after(self, change: float) -> float:
+        """Return the error with that change of E (``change_of_error``); infinity where it isn't a number."""
+        error = self.energy + change
+        return max(0.0, error) if math.isfinite(error) else math.inf
+
+
+def add_product(gram_FF: Tensor, h_NF: Tensor) -> None:
+    """Add H^T H to G in place: only the blocks on and right of the diagonal (see ``mirror``)."""
+    for start in range(0, len(gram_FF), PRODUCT_ROWS):
+        rows = slice(start, start + PRODUCT_ROWS)
+        gram_FF[rows, start:].addmm_(h_NF[:, rows].mT, h_NF[:, start:])
+
+
+def mirror(gram_FF: Tensor) -> None:
+    """Copy what is right of the diagonal to its left, in place: G is then symmetric to the last bit."""
+    for start in range(0, len(gram_FF), PRODUCT_ROWS):
+        rows = slice(start, start + PRODUCT_ROWS)
+        corner = gram_FF[rows, rows]
+        corner.copy_(corner.triu() + corner.triu(1).mT)
+        gram_FF[start + PRODUCT_ROWS :, rows] = gram_FF[rows, start + PRODUCT_ROWS :].mT
 
 
 def scale_rows(h: Tensor, r: Tensor, w: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,12 +1,10 @@
-"""The ridge regression of ``surgery.ridge`` by its dual: what a repair changes at tokens, without the projection.
+"""The dual of a ridge regression (``solve.dual``) for two folds of tokens that judge each other.
 
-    primal:  change at t = h_t dW^T,   (H^T W H + lambda s I) dW^T = H^T W R
-    dual:    change at t = k(t, a) b,  b = W^1/2 (W^1/2 K W^1/2 + lambda s I)^-1 W^1/2 R
+    change at t = k(t, a) b,   b = W^1/2 (W^1/2 K W^1/2 + lambda s I)^-1 W^1/2 R
 
 H [M, F] the activations of the tokens fitted (anchors), R [M, D] what is missing there, W their weights; K = H H^T,
-k(t, a) = h_t . h_a; s = mean diagonal of H^T W H = trace(W^1/2 K W^1/2) / F. M x M numbers instead of F x F, and the K
-of FFNs side by side is the sum of theirs, so it can be gathered block by block. Two folds of anchors repair each
-other's tokens: every token is judged by a repair that hasn't seen it. Shapes: M anchors of a fold, O of the other.
+k(t, a) = h_t . h_a. Every token is changed, and lambda judged on it, by the fold that hasn't seen it. No matrix of the
+layer's width is made. Shapes: M anchors of a fold, O of the other.
 """
 
 from __future__ import annotations
@@ -17,10 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ffn_fusion.repair.settings import LAMBDAS
-
-RIDGES = (100.0, 30.0, 10.0, 3.0, *LAMBDAS)
-"""Lambdas tried for candidates: larger ones than for a repair, which is fitted to far more tokens."""
+RIDGES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+"""Lambdas tried: larger ones than for a repair, which is fitted to far more tokens."""
 _MIDDLE = 1.0
 _SAFE = 0.1  # lambdas that float32 is precise enough for: the condition is F / lambda at most
 

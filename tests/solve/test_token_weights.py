@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ffn_fusion.surgery.token_weights import Weighting, median_norm, token_weights
+from ffn_fusion.solve.token_weights import Weighting, median_norm, token_weights
 
 KINDS: list[Weighting] = ["none", "inverse-energy", "capped"]
 NORMS = torch.tensor([0.0, 0.5, 1.0, 1.0, 1.0, 2.0, 1000.0])

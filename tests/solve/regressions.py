@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ffn_fusion.surgery.normal_equations import NormalEquations
+from ffn_fusion.solve.normal_equations import NormalEquations
 
 
 @dataclass(frozen=True)
