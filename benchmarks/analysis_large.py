@@ -67,7 +67,7 @@ def random_model(folder: Path, sizes: Mapping[str, int]) -> Path:
 
 def command(folder: Path, text: Path, out: Path) -> list[Any]:
     words = [Path(sys.executable).with_name("ffn-fusion"), "analyze", folder, "-o", out, "--memory", "4GiB"]
-    words += ["--parts", "block,attention", "--scores", "attention", "--max-stretch", "1"]
+    words += ["--parts", "block,attention", "--scores", "attention", "--max-run", "1"]
     return [*words, "--tokens", 4 * 32, "--context", 32, "--text", text, "--json"]
 
 

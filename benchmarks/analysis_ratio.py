@@ -18,6 +18,7 @@ from random_llama import TINY, llama_config
 
 import ffn_fusion
 from ffn_fusion.analysis.evidence import Evidence
+from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.checkpoint.random_model import write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data import TokenWindows
@@ -26,6 +27,8 @@ DEMO = Path(__file__).parents[1] / ".demo"
 MODEL = DEMO / "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = DEMO / "texts" / "calibration" / "speeches.txt"
 T = TypeVar("T")
+MATRIX_ALONE = AnalysisSettings(parts=("block",), scores=(), max_run=1)
+WITH_SCORES = AnalysisSettings(parts=("block", "attention"), scores=("attention",), max_run=1)
 
 
 def ratio(work: Path, rounds: int, quick: bool) -> dict[str, float]:
@@ -73,12 +76,10 @@ def naive_round(model: Any, ids_NT: torch.Tensor) -> Round:
 
 def our_round(checkpoint: Checkpoint, windows: TokenWindows) -> Round:
     def matrix_alone() -> Evidence:
-        return ffn_fusion.analyze(checkpoint, [windows], parts=("block",), scores=(), max_stretch=1)
+        return ffn_fusion.analyze(checkpoint, [windows], MATRIX_ALONE)
 
     def both() -> Evidence:
-        return ffn_fusion.analyze(
-            checkpoint, [windows], parts=("block", "attention"), scores=("attention",), max_stretch=1
-        )
+        return ffn_fusion.analyze(checkpoint, [windows], WITH_SCORES)
 
     matrix_seconds, alone = timed(matrix_alone)
     with counted_reads() as read:

@@ -13,6 +13,7 @@ from makers import Made, llama_config, random_ids, write_model
 
 from ffn_fusion.analysis.evidence import Evidence
 from ffn_fusion.analysis.measure import analyze
+from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.blockwise import Stack, final_states
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
@@ -74,10 +75,7 @@ def test_the_evidence(made: Made, parent: Checkpoint, tmp_path: Path, memory: in
         return analyze(
             parent,
             texts(made),
-            scores=("attention", "block"),
-            candidate_share=1,
-            max_stretch=3,
-            reverse=[(1, 3)],
+            AnalysisSettings(scores=("attention", "block"), candidate_share=1, max_run=3, reverse=((1, 3),)),
             device=device,
             memory=memory if device == "cuda" else None,
             workspace=tmp_path / device,

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 from ffn_fusion.registration import register as _register
 
 if TYPE_CHECKING:
-    from ffn_fusion.analysis.budget import Budget
     from ffn_fusion.analysis.changes import score_changes
     from ffn_fusion.analysis.channels import channel_contributions, narrow_ffns
     from ffn_fusion.analysis.evidence import Evidence
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from ffn_fusion.analysis.measure import analyze, plan_analysis
     from ffn_fusion.analysis.parallel_windows import parallel_windows
     from ffn_fusion.analysis.plan import Plan, plan
-    from ffn_fusion.analysis.questions import Questions
+    from ffn_fusion.analysis.settings import AnalysisSettings, PlanSettings
     from ffn_fusion.blueprint import Blueprint, apply, drop_attention, fuse_run, narrow_ffn, unfused
     from ffn_fusion.checkpoint.reader import Checkpoint
     from ffn_fusion.checkpoint.source import open_model, summarise
@@ -74,8 +73,7 @@ _HOMES = {
     "analysis.changes": ("score_changes",),
     "analysis.channels": ("channel_contributions", "narrow_ffns"),
     "analysis.measure": ("analyze", "plan_analysis"),
-    "analysis.questions": ("Questions",),
-    "analysis.budget": ("Budget",),
+    "analysis.settings": ("AnalysisSettings", "PlanSettings"),
     "analysis.plan": ("Plan", "plan"),
     "analysis.explain": ("explain",),
     "analysis.explanation": ("Explanation",),
@@ -121,8 +119,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [  # noqa: RUF022  (in the order of a run)
     "open_model", "summarise", "Checkpoint",
     "load_tokenizer", "make_windows", "write_windows", "TokenWindows", "HubText",
-    "analyze", "plan_analysis", "Questions", "Evidence", "score_changes",
-    "plan", "Budget", "Plan", "explain", "Explanation", "parallel_windows",
+    "analyze", "plan_analysis", "AnalysisSettings", "Evidence", "score_changes",
+    "plan", "PlanSettings", "Plan", "explain", "Explanation", "parallel_windows",
     "Blueprint", "drop_attention", "fuse_run", "narrow_ffn", "apply", "unfused",
     "channel_contributions", "narrow_ffns",
     "repair_child", "plan_repair", "RepairSettings", "RepairPlan",

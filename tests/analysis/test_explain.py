@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from made_evidence import damage, make_evidence
 
-from ffn_fusion.analysis.budget import Budget
 from ffn_fusion.analysis.evidence import Evidence, Geometry, Removal, Stretch
 from ffn_fusion.analysis.explain import explain
 from ffn_fusion.analysis.explanation import Explanation
+from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Block, Blueprint, KeptSubBlock, NoSubBlock, ParentBlock, apply
 from ffn_fusion.errors import BlueprintError, UsageError
 
 KL = [0.9, 0.8, 0.1, 0.2, 0.3, 0.7, 0.15, 0.6]
-BUDGET = Budget(max_damage=2)
+BUDGET = PlanSettings(max_damage=2)
 
 
 def stretch(first: int, last: int, fused_last: int, kl: float, *, keeps: bool = False) -> Stretch:
@@ -118,11 +118,11 @@ def test_counterfactuals_of_what_was_kept(evidence: Evidence) -> None:
 
 def test_limits_of_the_budget_hold(evidence: Evidence) -> None:
     blueprint = child(evidence, (2, 3, 4), [(2, 3)])
-    strict = explain(blueprint, evidence, 3, budget=Budget(max_damage=1.5))
+    strict = explain(blueprint, evidence, 3, budget=PlanSettings(max_damage=1.5))
     assert strict.counterfactuals[0].damage is None  # 5-7 does more than that
     default = explain(blueprint, evidence, 3)
     assert default.counterfactuals[0].damage is None
-    tight = explain(blueprint, evidence, 3, budget=Budget(max_damage=0.1))
+    tight = explain(blueprint, evidence, 3, budget=PlanSettings(max_damage=0.1))
     assert (tight.chosen_by, tight.least, tight.damage) == ("unknown", None, pytest.approx(0.5))
 
 

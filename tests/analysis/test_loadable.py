@@ -14,12 +14,12 @@ from made_evidence import damage, make_evidence
 from makers import llama_config, nas_config
 from tiny import tiny_model
 
-from ffn_fusion.analysis.budget import Budget
 from ffn_fusion.analysis.evidence import Evidence, Stretch
 from ffn_fusion.analysis.loadable import loadable_moves, plan_problems
 from ffn_fusion.analysis.plan import plan
 from ffn_fusion.analysis.rules import control_plans
 from ffn_fusion.analysis.runs import Move, possible_moves
+from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.errors import BlueprintError, CheckError
@@ -41,7 +41,7 @@ def as_blueprint(evidence: Evidence, moves: Sequence[Move]) -> Blueprint:
 def test_an_attention_that_an_engine_needs_is_kept() -> None:
     evidence = make_evidence(8)  # the first attention does the least
     for engines, dropped in (((), (0, 1)), (("transformers",), (0, 1)), (("vllm",), (1, 2)), (("llama.cpp",), (1, 2))):
-        made = plan(spec(), evidence, Budget(drop_attention=2, engines=engines))
+        made = plan(spec(), evidence, PlanSettings(drop_attention=2, for_engines=engines))
         assert made.blueprint.dropped_attentions == dropped
 
 
@@ -51,12 +51,12 @@ def test_a_stretch_from_the_first_block_needs_its_attention() -> None:
         for keeps, kl in ((False, 0.01), (True, 0.02))
     ]
     evidence = make_evidence(8, stretches)
-    made = plan(spec(), evidence, Budget(drop_attention=3, fuse=1, engines=("vllm",)))
+    made = plan(spec(), evidence, PlanSettings(drop_attention=3, fuse=1, for_engines=("vllm",)))
     assert made.blueprint.runs == ((0, 1),)
     assert 0 not in made.blueprint.dropped_attentions
     (greedy,) = (
         row.blueprint
-        for row in control_plans(made.blueprint, evidence, Budget(), loadable_moves(spec(), ("vllm",)))
+        for row in control_plans(made.blueprint, evidence, PlanSettings(), loadable_moves(spec(), ("vllm",)))
         if row.name == "greedy rule"
     )
     assert 0 not in greedy.dropped_attentions
@@ -72,7 +72,9 @@ def test_least_damage_of_all_that_load(evidence: Evidence, engines: tuple[Engine
         if not any(blueprint_problems(child, model, engine) for engine in engines):
             best[size_of(moves)] = min(best.get(size_of(moves), np.inf), damage_of(moves))
     for (drop, fuse), least in best.items():
-        made = plan(model, evidence, Budget(drop_attention=drop, fuse=fuse, max_damage=np.inf, engines=engines))
+        made = plan(
+            model, evidence, PlanSettings(drop_attention=drop, fuse=fuse, max_damage=np.inf, for_engines=engines)
+        )
         assert made.selection.damage == pytest.approx(least)
         assert plan_problems(model, made.blueprint, engines) == ()
         assert not any(blueprint_problems(made.blueprint, model, engine) for engine in engines)
@@ -83,21 +85,21 @@ def test_the_built_child_loads(tmp_path: Path) -> None:
     parent = open_folder(tiny_model(tmp_path / "parent").folder)
     stretch = Stretch(first=1, last=3, fused_last=2, keeps_attention=False, damage=damage(0.1))
     evidence = make_evidence(len(parent.spec.blocks), [stretch], width=parent.spec.parent("").blocks[0].ffn_width)
-    chosen = plan(parent.spec, evidence, Budget(drop_attention=3, fuse=1, engines=ENGINES))
+    chosen = plan(parent.spec, evidence, PlanSettings(drop_attention=3, fuse=1, for_engines=ENGINES))
     build(parent, chosen.blueprint, tmp_path / "child")
     assert [row.verdict for row in check(open_folder(tmp_path / "child"))] == ["loads"] * len(ENGINES)
 
 
 def test_more_than_may_go() -> None:
     with pytest.raises(BlueprintError, match="the model has 8, and vllm can do without 7"):
-        plan(spec(), make_evidence(8), Budget(drop_attention=8, engines=("vllm",)))
+        plan(spec(), make_evidence(8), PlanSettings(drop_attention=8, for_engines=("vllm",)))
 
 
 def test_no_child_of_this_parent() -> None:
     gelu = spec(hidden_act="gelu")
     with pytest.raises(CheckError, match="vllm can't load any child of this model: it refuses an activation"):
-        plan(gelu, make_evidence(8), Budget(engines=("mlx", "vllm")))
-    assert plan(gelu, make_evidence(8), Budget(engines=("mlx",))).blueprint.dropped_attentions
+        plan(gelu, make_evidence(8), PlanSettings(for_engines=("mlx", "vllm")))
+    assert plan(gelu, make_evidence(8), PlanSettings(for_engines=("mlx",))).blueprint.dropped_attentions
 
 
 def test_a_child_that_a_person_named() -> None:

@@ -22,7 +22,7 @@ from ffn_fusion.analysis import passes
 from ffn_fusion.analysis.evidence import STATISTICS, Evidence, Stretch
 from ffn_fusion.analysis.measure import analyze, plan_analysis
 from ffn_fusion.analysis.passes import PassPlan
-from ffn_fusion.analysis.questions import Questions
+from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data import TokenWindows
@@ -51,11 +51,13 @@ def measured(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Measured
     evidence = analyze(
         checkpoint,
         windows(ids),
-        scores=("block", "attention", "ffn"),
-        candidate_share=1,
-        max_stretch=3,
-        leave_last=False,
-        reverse=[(0, 1), (3, 5)] if blocks else [(1, 3)],
+        AnalysisSettings(
+            scores=("block", "attention", "ffn"),
+            candidate_share=1,
+            max_run=3,
+            leave_last=False,
+            reverse=((0, 1), (3, 5)) if blocks else ((1, 3),),
+        ),
     )
     return checkpoint, ids, evidence
 
@@ -240,28 +242,28 @@ def test_however_it_s_carried_out_it_s_the_same(
 ) -> None:
     """Weights resident or streamed, states in memory or in files, all windows at once or in chunks."""
     checkpoint, ids, _ = measured
-    asked: dict[str, Any] = {"candidate_share": 0.8, "max_stretch": 3, "scores": ("attention", "ffn")}
-    want = analyze(checkpoint, windows(ids), **asked)
-    same(analyze(checkpoint, windows(ids), **asked), want)
-    same(analyze(checkpoint, windows(ids), **asked, workspace=tmp_path / "files"), want)
+    asked: dict[str, Any] = {"candidate_share": 0.8, "max_run": 3, "scores": ("attention", "ffn")}
+    want = analyze(checkpoint, windows(ids), AnalysisSettings(**asked))
+    same(analyze(checkpoint, windows(ids), AnalysisSettings(**asked)), want)
+    same(analyze(checkpoint, windows(ids), AnalysisSettings(**asked), workspace=tmp_path / "files"), want)
     real = passes.make_schedule
 
     def decide(**changes: Any) -> None:
         monkeypatch.setattr(passes, "make_schedule", lambda *a, **k: replace(real(*a, **k), **changes))
 
     decide(resident=False)
-    same(analyze(checkpoint, windows(ids), **asked), want)
+    same(analyze(checkpoint, windows(ids), AnalysisSettings(**asked)), want)
     decide(resident=False, in_files=True)
-    same(analyze(checkpoint, windows(ids), **asked), want)
+    same(analyze(checkpoint, windows(ids), AnalysisSettings(**asked)), want)
     for changes in ({"chunk": 2}, {"rows": 12}, {"resident": False, "chunk": 1, "in_files": True}):
         decide(**changes)
-        close(analyze(checkpoint, windows(ids), **asked, workspace=tmp_path / str(changes)), want)
+        close(analyze(checkpoint, windows(ids), AnalysisSettings(**asked), workspace=tmp_path / str(changes)), want)
 
 
 def test_one_pass_answers_what_two_do(measured: Measured) -> None:
     checkpoint, ids, evidence = measured
     reads: list[str] = []
-    once = analyze(Counting(checkpoint, reads), windows(ids), candidate_share=1, max_stretch=3)  # type: ignore[arg-type]
+    once = analyze(Counting(checkpoint, reads), windows(ids), AnalysisSettings(candidate_share=1, max_run=3))  # type: ignore[arg-type]
     assert {name: reads.count(name) for name in reads} == dict.fromkeys(checkpoint.tensors, 1)
     for stretch in once.stretches:
         twin = next(s for s in evidence.stretches if shape_of(s) == shape_of(stretch))
@@ -287,15 +289,17 @@ def test_repaired_only_where_it_can_be(measured: Measured) -> None:
 
 def test_unrepaired_figures_are_the_same_without(measured: Measured) -> None:
     checkpoint, ids, _ = measured
-    asked: dict[str, Any] = {"candidate_share": 1, "max_stretch": 3}
-    both, plain = (analyze(checkpoint, windows(ids), **asked, repaired=repaired) for repaired in (True, False))
+    asked: dict[str, Any] = {"candidate_share": 1, "max_run": 3}
+    both, plain = (
+        analyze(checkpoint, windows(ids), AnalysisSettings(**asked, repair=repair)) for repair in (True, False)
+    )
     close(both, plain)
     assert not plain.repaired
 
 
 def test_one_window_is_not_repaired(measured: Measured) -> None:
     checkpoint, ids, _ = measured
-    assert not analyze(checkpoint, windows(ids[:1]), max_stretch=1).repaired
+    assert not analyze(checkpoint, windows(ids[:1]), AnalysisSettings(max_run=1)).repaired
 
 
 def test_older_evidence_can_be_read(measured: Measured, tmp_path: Path) -> None:
@@ -316,7 +320,7 @@ def test_every_weight_is_read_once_a_pass(measured: Measured, monkeypatch: pytes
     real = passes.make_schedule
     monkeypatch.setattr(passes, "make_schedule", lambda *a, **k: replace(real(*a, **k), resident=False))
     plans: list[PassPlan] = []
-    analyze(Counting(checkpoint, reads), windows(ids), max_stretch=1, on_plan=plans.append)  # type: ignore[arg-type]
+    analyze(Counting(checkpoint, reads), windows(ids), AnalysisSettings(max_run=1), on_plan=plans.append)  # type: ignore[arg-type]
     assert {name: reads.count(name) for name in reads} == dict.fromkeys(checkpoint.tensors, 1)
     assert plans[0].schedule.weight_bytes == checkpoint.nbytes
     assert plans[0].seconds is not None
@@ -343,9 +347,11 @@ def test_a_child_that_isn_t_built(measured: Measured, tmp_path: Path) -> None:
     checkpoint, ids, evidence = measured
     blueprint = apply(Blueprint.identity(evidence.parent), [i for i in (3, 4) if there(checkpoint, "attention", i)], [])
     child = Child(checkpoint, blueprint, 1)
-    virtual = analyze(child, windows(ids), max_stretch=1)
+    virtual = analyze(child, windows(ids), AnalysisSettings(max_run=1))
     built = analyze(
-        open_folder(build(checkpoint, blueprint, tmp_path / "c", width_multiple=1)), windows(ids), max_stretch=1
+        open_folder(build(checkpoint, blueprint, tmp_path / "c", width_multiple=1)),
+        windows(ids),
+        AnalysisSettings(max_run=1),
     )
     assert virtual.parent.blocks == built.parent.blocks == child.spec.parent("").blocks
     assert virtual.parent.name == f"{checkpoint.name} (child)"
@@ -362,15 +368,15 @@ class Killed(BaseException):
 def test_killed_anywhere_it_goes_on_to_the_same_bits(measured: Measured, tmp_path: Path) -> None:
     """Stopped at many points, block after block and at the head; finished blocks aren't loaded again."""
     checkpoint, ids, _ = measured
-    asked: dict[str, Any] = {"max_stretch": 3, "candidate_share": 0.8, "reverse": [(0, 1)]}
-    want = analyze(checkpoint, windows(ids), **asked)
+    asked: dict[str, Any] = {"max_run": 3, "candidate_share": 0.8, "reverse": [(0, 1)]}
+    want = analyze(checkpoint, windows(ids), AnalysisSettings(**asked))
     ticks = 0
 
     def count(*_: Any) -> None:
         nonlocal ticks
         ticks += 1
 
-    analyze(checkpoint, windows(ids), **asked, workspace=tmp_path / "whole", progress=count)
+    analyze(checkpoint, windows(ids), AnalysisSettings(**asked), workspace=tmp_path / "whole", progress=count)
     for stop in range(1, ticks, 9):
         place = tmp_path / str(stop)
         done = 0
@@ -382,12 +388,12 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(measured: Measured, tmp_pat
                 raise Killed
 
         with pytest.raises(Killed):
-            analyze(checkpoint, windows(ids), **asked, workspace=place, progress=kill)
+            analyze(checkpoint, windows(ids), AnalysisSettings(**asked), workspace=place, progress=kill)
         notes = [json.loads(file.read_bytes()) for file in place.rglob("journal.json")]
         finished = [note["blocks"] for note in notes if 0 < note.get("blocks", 0) < len(checkpoint.spec.blocks)]
         reads: list[str] = []
         counting: Any = Counting(checkpoint, reads)
-        same(analyze(counting, windows(ids), **asked, workspace=place), want)
+        same(analyze(counting, windows(ids), AnalysisSettings(**asked), workspace=place), want)
         if finished:
             begun_at = next(int(name.split(".")[2]) for name in reads if ".layers." in name)
             assert begun_at == finished[0], "a block that was finished was done again"
@@ -396,7 +402,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(measured: Measured, tmp_pat
 @pytest.mark.parametrize("lost", ["block-0001.npz", "states-0.bin", "states-1.bin", "journal.json"])
 def test_what_the_disk_lost_is_measured_again(lost: str, measured: Measured, tmp_path: Path) -> None:
     checkpoint, ids, _ = measured
-    want = analyze(checkpoint, windows(ids), max_stretch=1)
+    want = analyze(checkpoint, windows(ids), AnalysisSettings(max_run=1))
     done = 0
 
     def kill(*_: Any) -> None:
@@ -406,10 +412,10 @@ def test_what_the_disk_lost_is_measured_again(lost: str, measured: Measured, tmp
             raise Killed
 
     with pytest.raises(Killed):
-        analyze(checkpoint, windows(ids), max_stretch=1, workspace=tmp_path, progress=kill)
+        analyze(checkpoint, windows(ids), AnalysisSettings(max_run=1), workspace=tmp_path, progress=kill)
     (file,) = tmp_path.rglob(lost)
     file.write_bytes(b"")
-    same(analyze(checkpoint, windows(ids), max_stretch=1, workspace=tmp_path), want)
+    same(analyze(checkpoint, windows(ids), AnalysisSettings(max_run=1), workspace=tmp_path), want)
 
 
 @pytest.mark.slow
@@ -450,10 +456,10 @@ evidence.save(Path(sys.argv[3]))
 
 def test_a_changed_question_begins_anew(measured: Measured, tmp_path: Path) -> None:
     checkpoint, ids, _ = measured
-    first = analyze(checkpoint, windows(ids), max_stretch=1, workspace=tmp_path)
-    other = analyze(checkpoint, windows(ids[:, :8].contiguous()), max_stretch=1, workspace=tmp_path)
+    first = analyze(checkpoint, windows(ids), AnalysisSettings(max_run=1), workspace=tmp_path)
+    other = analyze(checkpoint, windows(ids[:, :8].contiguous()), AnalysisSettings(max_run=1), workspace=tmp_path)
     assert first.parent_loss != other.parent_loss
-    same(other, analyze(checkpoint, windows(ids[:, :8].contiguous()), max_stretch=1))
+    same(other, analyze(checkpoint, windows(ids[:, :8].contiguous()), AnalysisSettings(max_run=1)))
 
 
 # ---- a person's mistakes
@@ -464,21 +470,26 @@ def test_a_changed_question_begins_anew(measured: Measured, tmp_path: Path) -> N
     [
         ({"parts": ("block",)}, "attention can't be scored without being removed"),
         ({"scores": ()}, "chosen by the scores of attentions"),
-        ({"reverse": [(3, 9)], "max_stretch": 1}, "run 3-9 can't be reversed"),
-        ({"memory": 1 << 20}, "too little"),
+        ({"reverse": [(3, 9)], "max_run": 1}, "run 3-9 can't be reversed"),
     ],
 )
 def test_questions_that_can_t_be_asked(asked: dict[str, Any], message: str, measured: Measured) -> None:
     checkpoint, ids, _ = measured
     with pytest.raises(UsageError, match=message):
-        analyze(checkpoint, windows(ids), **asked)
+        analyze(checkpoint, windows(ids), AnalysisSettings(**asked))
+
+
+def test_too_little_memory(measured: Measured) -> None:
+    checkpoint, ids, _ = measured
+    with pytest.raises(UsageError, match="too little"):
+        analyze(checkpoint, windows(ids), memory=1 << 20)
 
 
 def test_what_it_will_take_is_said_first(measured: Measured) -> None:
     checkpoint, ids, _ = measured
-    plans = plan_analysis(checkpoint, windows(ids), Questions(candidate_share=0.8, max_stretch=3))
+    plans = plan_analysis(checkpoint, windows(ids), AnalysisSettings(candidate_share=0.8, max_run=3))
     carried: list[PassPlan] = []
-    analyze(checkpoint, windows(ids), candidate_share=0.8, max_stretch=3, on_plan=carried.append)
+    analyze(checkpoint, windows(ids), AnalysisSettings(candidate_share=0.8, max_run=3), on_plan=carried.append)
     assert [p.name for p in plans] == [p.name for p in carried] == ["dependency and importance", "candidate runs"]
     assert plans[0].work == carried[0].work
     assert plans[1].variants >= carried[1].variants - 2  # which attentions count for little isn't known yet

@@ -4,10 +4,10 @@ import pytest
 from made_evidence import damage, make_evidence
 from makers import llama_config
 
-from ffn_fusion.analysis.budget import Budget
 from ffn_fusion.analysis.cost_count import counted_speedup, steps
 from ffn_fusion.analysis.evidence import Evidence, Stretch
 from ffn_fusion.analysis.plan import plan
+from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families import ModelSpec, read_spec
@@ -28,13 +28,13 @@ def evidence() -> Evidence:
 
 def test_number_and_fraction_of_attentions(evidence: Evidence) -> None:
     for budget in (2, 0.25):
-        made = plan(spec(), evidence, Budget(drop_attention=budget, fuse=0))
+        made = plan(spec(), evidence, PlanSettings(drop_attention=budget, fuse=0))
         assert made.blueprint.dropped_attentions == (0, 1)
         assert made.blueprint.runs == ()
 
 
 def test_fusing_takes_the_measured_stretch(evidence: Evidence) -> None:
-    made = plan(spec(), evidence, Budget(drop_attention=2, fuse=1))
+    made = plan(spec(), evidence, PlanSettings(drop_attention=2, fuse=1))
     assert made.blueprint.runs == ((4, 5),)
     assert made.blueprint.dropped_attentions == (5, 6)
     assert made.selection.damage == pytest.approx(0.12)
@@ -42,51 +42,53 @@ def test_fusing_takes_the_measured_stretch(evidence: Evidence) -> None:
 
 def test_auto_fuses_while_it_costs_no_more_than_dropping(evidence: Evidence) -> None:
     # Three dropped alone cost 0.06, so 0.12 in all is allowed; the cheapest way to fuse costs 0.13 with the third.
-    assert plan(spec(), evidence, Budget(drop_attention=3)).blueprint.runs == ()
+    assert plan(spec(), evidence, PlanSettings(drop_attention=3)).blueprint.runs == ()
     # Four cost 0.10, 0.20 is allowed, and fusing 4-5 with two more dropped costs 0.15.
-    assert plan(spec(), evidence, Budget(drop_attention=4)).blueprint.runs == ((4, 5),)
+    assert plan(spec(), evidence, PlanSettings(drop_attention=4)).blueprint.runs == ((4, 5),)
 
 
 def test_auto_counts_what_repaired_changes_do(evidence: Evidence) -> None:
     """Dropping three does as much as before, and the run, repaired, hardly anything."""
     stretches = tuple(s.model_copy(update={"repaired": damage(s.damage.kl / 10)}) for s in evidence.stretches)
     repaired = evidence.model_copy(update={"stretches": stretches})
-    assert plan(spec(), repaired, Budget(drop_attention=3)).blueprint.runs != ()
-    assert plan(spec(), repaired, Budget(drop_attention=3, repaired=False)).blueprint.runs == ()
+    assert plan(spec(), repaired, PlanSettings(drop_attention=3)).blueprint.runs != ()
+    assert plan(spec(), repaired, PlanSettings(drop_attention=3, repair=False)).blueprint.runs == ()
 
 
 def test_speedup_budget_is_reached_with_the_least_damage(evidence: Evidence) -> None:
-    made = plan(spec(), evidence, Budget(speedup=1.1))
+    made = plan(spec(), evidence, PlanSettings(speedup=1.1))
     assert made.counted_speedup >= 1.1
     assert made.counted_speedup == pytest.approx(counted_speedup(spec(), made.blueprint))
     with pytest.raises(BlueprintError, match="out of reach"):
-        plan(spec(), evidence, Budget(speedup=5))
+        plan(spec(), evidence, PlanSettings(speedup=5))
 
 
 def test_steps_budget_is_met_with_the_least_damage(evidence: Evidence) -> None:
-    made = plan(spec(), evidence, Budget(steps=13))  # three fewer: 0, 1 and 2 alone, or fusing 4-5 with two dropped
+    made = plan(
+        spec(), evidence, PlanSettings(steps=13)
+    )  # three fewer: 0, 1 and 2 alone, or fusing 4-5 with two dropped
     assert steps(made.blueprint) == 13
     assert made.selection.damage == pytest.approx(0.06)
-    assert plan(spec(), evidence, Budget(steps=16)).blueprint.is_identity
-    assert plan(spec(), evidence, Budget(steps=6, max_damage=10)).blueprint.runs == ((2, 3), (5, 6))
+    assert plan(spec(), evidence, PlanSettings(steps=16)).blueprint.is_identity
+    assert plan(spec(), evidence, PlanSettings(steps=6, max_damage=10)).blueprint.runs == ((2, 3), (5, 6))
 
 
 @pytest.mark.parametrize(
     ("budget", "line"),
     [
-        (Budget(drop_attention=9), "has 8"),
-        (Budget(drop_attention=2, fuse=5), "1 at most"),
-        (Budget(steps=6), "6 sequential steps are out of reach: the parent has 16, and 7 is the fewest"),
+        (PlanSettings(drop_attention=9), "has 8"),
+        (PlanSettings(drop_attention=2, fuse=5), "1 at most"),
+        (PlanSettings(steps=6), "6 sequential steps are out of reach: the parent has 16, and 7 is the fewest"),
     ],
 )
-def test_budgets_out_of_reach(evidence: Evidence, budget: Budget, line: str) -> None:
+def test_budgets_out_of_reach(evidence: Evidence, budget: PlanSettings, line: str) -> None:
     with pytest.raises(BlueprintError, match=line):
         plan(spec(), evidence, budget)
 
 
 def test_evidence_of_another_model(evidence: Evidence) -> None:
     with pytest.raises(BlueprintError, match="another model"):
-        plan(spec(9), evidence, Budget())
+        plan(spec(9), evidence, PlanSettings())
 
 
 def test_cost_count() -> None:

@@ -9,15 +9,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from made_evidence import damage, make_evidence
 
-from ffn_fusion.analysis.budget import Budget
 from ffn_fusion.analysis.cost_count import steps
 from ffn_fusion.analysis.evidence import Evidence, Stretch
 from ffn_fusion.analysis.greedy import greedy
 from ffn_fusion.analysis.rules import compare, control_plans
 from ffn_fusion.analysis.runs import Frontier, Move, possible_moves
+from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Blueprint, ParentBlock, apply
 
-BUDGET = Budget(max_damage=9)
+BUDGET = PlanSettings(max_damage=9)
 
 
 def stretch(first: int, last: int, fused_last: int, kl: float, *, keeps: bool = False) -> Stretch:
@@ -98,7 +98,7 @@ def test_the_last_ffn_joins_where_too_little_is_fused_without(
 
 def test_rules_keep_to_the_width(evidence: Evidence) -> None:
     blueprint = child(evidence, tuple(range(1, 7)), [(1, 2), (4, 5)])
-    budget = Budget(max_damage=9, max_width=2 * 48)
+    budget = PlanSettings(max_damage=9, max_width=2 * 48)
     for control in control_plans(blueprint, evidence, budget):
         assert all(last - first == 1 for first, last in control.blueprint.runs)
         assert steps(control.blueprint) == steps(blueprint)
@@ -138,12 +138,12 @@ def test_no_controls_without_fusing(evidence: Evidence) -> None:
 
 def test_comparison_counts_what_was_measured(evidence: Evidence) -> None:
     blueprint = child(evidence, (1, 2, 3), [(1, 2)])
-    found = {row.name: row for row in compare(blueprint, evidence, Budget(max_damage=0.75))}
+    found = {row.name: row for row in compare(blueprint, evidence, PlanSettings(max_damage=0.75))}
     assert found["exact programme"].damage == pytest.approx(0.7)
     assert found["middle"].damage is None  # 3-5 was never measured
     assert found["paper rule"].damage == pytest.approx(0.7)
     assert found["greedy rule"].damage == pytest.approx(0.7)
-    strict = {row.name: row for row in compare(blueprint, evidence, Budget(max_damage=0.5))}
+    strict = {row.name: row for row in compare(blueprint, evidence, PlanSettings(max_damage=0.5))}
     assert strict["paper rule"].damage == pytest.approx(0.7)  # measured, if not allowed
     assert "greedy rule" not in strict
 
@@ -175,7 +175,7 @@ def test_the_exact_programme_is_never_worse(evidence: Evidence, max_width: int |
     exact = frontier.selection(n, f)
     assume(f > 0)
     blueprint = apply(Blueprint.identity(evidence.parent), exact.dropped, exact.runs)
-    rows = compare(blueprint, evidence, Budget(max_damage=9, max_width=max_width))
+    rows = compare(blueprint, evidence, PlanSettings(max_damage=9, max_width=max_width))
     assert rows[0].damage == pytest.approx(exact.damage, abs=1e-9)
     for row in rows:
         assert (len(row.dropped), sum(last - first for first, last in row.runs)) == (n, f)

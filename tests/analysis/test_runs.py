@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from made_evidence import damage, make_evidence
 from makers import llama_config
 
-from ffn_fusion.analysis.budget import Budget
 from ffn_fusion.analysis.cost_count import steps
 from ffn_fusion.analysis.evidence import Evidence, Stretch
 from ffn_fusion.analysis.plan import plan
 from ffn_fusion.analysis.runs import Frontier, Move, Selection, made_of, possible_moves
+from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families import read_spec
@@ -60,7 +60,7 @@ def test_a_budget_of_steps_is_met_with_the_least_damage(
 ) -> None:
     blocks = len(evidence.parent.blocks)
     spec = read_spec(llama_config(num_hidden_layers=blocks, intermediate_size=10))
-    budget = Budget(steps=most, max_damage=9, max_width=max_width, repaired=repaired)
+    budget = PlanSettings(steps=most, max_damage=9, max_width=max_width, repair=repaired)
     best = least_of_every_plan(every_plan(blocks, possible_moves(evidence, 9, max_width, repaired)))
     fewest = min(2 * blocks - n - f for n, f in best)
     if most < fewest:
@@ -121,7 +121,7 @@ def test_what_is_cheap_repaired_is_chosen() -> None:
     evidence = make_evidence(8, stretches, kl=[1.0] * 8)
     spec = read_spec(llama_config(num_hidden_layers=8))
     chosen = [
-        plan(spec, evidence, Budget(drop_attention=3, fuse=1, repaired=repaired)).blueprint.runs
+        plan(spec, evidence, PlanSettings(drop_attention=3, fuse=1, repair=repaired)).blueprint.runs
         for repaired in (True, False)
     ]
     assert chosen == [((1, 2),), ((4, 5),)]

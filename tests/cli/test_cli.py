@@ -30,7 +30,7 @@ def test_inspect(ffn_fusion: Run, parent: Path) -> None:
 
 def test_fuse_eval_inspect(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
     child = tmp_path / "child"
-    code, out, err = ffn_fusion("fuse", parent, "-o", child, "--drop-attention", "2-4", "--runs", "1-3")
+    code, out, err = ffn_fusion("fuse", parent, "-o", child, "--without-attention", "2-4", "--runs", "1-3")
     assert (code, out.strip()) == (0, f"child: {child}")
     assert "fused" in err
     code, out, _ = ffn_fusion("inspect", child, "--json")
@@ -99,7 +99,7 @@ def plain(folder: Path) -> None:
     write_model(folder, llama_config())
 
 
-FUSE = ("--drop-attention", "1-2", "--runs", "1-2")
+FUSE = ("--without-attention", "1-2", "--runs", "1-2")
 
 
 @pytest.mark.parametrize(
@@ -111,11 +111,11 @@ FUSE = ("--drop-attention", "1-2", "--runs", "1-2")
         (leaving, FUSE, 3, "a path"),
         (gemma, FUSE, 4, "gemma3"),
         (remote_code, FUSE, 4, "auto_map"),
-        (plain, ("--drop-attention", "2", "--runs", "2-9"), 5, "outside the model"),
-        (plain, ("--drop-attention", "1-3", "--runs", "0-1,1-2"), 5, "overlap"),
-        (plain, ("--drop-attention", "1", "--runs", "0-2"), 5, "keeps its attention"),
-        (plain, ("--drop-attention", "1-3", "--runs", "0-3", "--max-width", "40"), 5, "maximum width"),
-        (plain, ("--drop-attention", "nine"), 2, "nine"),
+        (plain, ("--without-attention", "2", "--runs", "2-9"), 5, "outside the model"),
+        (plain, ("--without-attention", "1-3", "--runs", "0-1,1-2"), 5, "overlap"),
+        (plain, ("--without-attention", "1", "--runs", "0-2"), 5, "keeps its attention"),
+        (plain, ("--without-attention", "1-3", "--runs", "0-3", "--max-width", "40"), 5, "maximum width"),
+        (plain, ("--without-attention", "nine"), 2, "nine"),
         (plain, (), 2, "nothing to do"),
         (plain, (*FUSE, "--norm", "middle"), 2, "--norm"),
         (plain, (*FUSE, "--surprise"), 2, "--surprise"),

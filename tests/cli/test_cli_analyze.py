@@ -51,7 +51,7 @@ def test_every_question(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("repaired", [True, False])
 def test_repaired_or_not(repaired: bool, ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
     out = tmp_path / "e"
-    flag = "--repaired" if repaired else "--no-repaired"
+    flag = "--repair" if repaired else "--no-repair"
     code, printed, _ = ffn_fusion("analyze", parent, "-o", out, *words(tmp_path), "--parts", "attention", flag)
     assert code == 0
     assert Evidence.load(out).repaired == repaired
@@ -60,8 +60,8 @@ def test_repaired_or_not(repaired: bool, ffn_fusion: Run, parent: Path, tmp_path
 
 def test_of_a_blueprint(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
     child = tmp_path / "child"
-    assert ffn_fusion("fuse", parent, "-o", child, "--drop-attention", "2-4", "--runs", "2-3")[0] == 0
-    of = ("--blueprint", child / "blueprint.json", "--max-stretch", 1)
+    assert ffn_fusion("fuse", parent, "-o", child, "--without-attention", "2-4", "--runs", "2-3")[0] == 0
+    of = ("--blueprint", child / "blueprint.json", "--max-run", 1)
     code, printed, _ = ffn_fusion("analyze", parent, "-o", tmp_path / "e", *words(tmp_path), *of, "--json")
     assert code == 0
     assert len(json.loads(printed)["parent"]["blocks"]) == 5
@@ -70,7 +70,7 @@ def test_of_a_blueprint(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("built", [True, False])
 def test_score(built: bool, ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
     child = tmp_path / "child"
-    assert ffn_fusion("fuse", parent, "-o", child, "--drop-attention", "2-4", "--runs", "2-3")[0] == 0
+    assert ffn_fusion("fuse", parent, "-o", child, "--without-attention", "2-4", "--runs", "2-3")[0] == 0
     of = child if built else child / "blueprint.json"
     code, printed, _ = ffn_fusion("score", of, "--parent", parent, *words(tmp_path))
     assert code == 0
@@ -111,7 +111,7 @@ def test_mistakes(
 def test_a_blueprint_of_another_model(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
     other = tiny_model(tmp_path / "other", blocks=4).folder
     child = tmp_path / "child"
-    assert ffn_fusion("fuse", parent, "-o", child, "--drop-attention", "2-4", "--runs", "2-3")[0] == 0
+    assert ffn_fusion("fuse", parent, "-o", child, "--without-attention", "2-4", "--runs", "2-3")[0] == 0
     for verb in (("analyze", other, "-o", tmp_path / "e", "--blueprint", child / "blueprint.json"),):
         assert ffn_fusion(*verb, *words(tmp_path))[0] == 5
     assert ffn_fusion("score", child, "--parent", other, *words(tmp_path))[0] == 5

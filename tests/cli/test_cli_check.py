@@ -24,7 +24,7 @@ Run = Callable[..., tuple[int, str, str]]
 def child(ffn_fusion: Run, parent: Path, tmp_path: Path) -> Path:
     """Its first block has no attention, so that two engines and llama.cpp don't load it."""
     target = tmp_path / "child"
-    assert ffn_fusion("fuse", parent, "-o", target, "--drop-attention", "0,2-4", "--runs", "2-3")[0] == 0
+    assert ffn_fusion("fuse", parent, "-o", target, "--without-attention", "0,2-4", "--runs", "2-3")[0] == 0
     return target
 
 

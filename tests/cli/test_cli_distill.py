@@ -18,7 +18,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def child(ffn_fusion: Run, parent: Path, tmp_path: Path) -> Path:
-    words = ("--drop-attention", "2-4", "--runs", "2-3")
+    words = ("--without-attention", "2-4", "--runs", "2-3")
     assert ffn_fusion("fuse", parent, "-o", tmp_path / "child", *words)[0] == 0
     return tmp_path / "child"
 

@@ -95,7 +95,7 @@ def test_it_is_the_same_wherever_it_is_asked(ffn_fusion: Run, child: Path, tmp_p
 
 
 def test_a_person_s_recipe(ffn_fusion: Run, child: Path) -> None:
-    recipe = {"model": "m", "output": "child", "plan": {"drop": "2-4", "runs": "2-3"}}
+    recipe = {"model": "m", "output": "child", "plan": {"without_attention": "2-4", "runs": "2-3"}}
     (child.with_name("child.run") / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     code, out, _ = ffn_fusion("explain", child, "--layer", 3)
     assert code == 0

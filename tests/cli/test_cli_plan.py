@@ -60,7 +60,7 @@ def test_repaired_damages_can_be_left_aside(ffn_fusion: Run, words: tuple[object
     ]
     make_evidence(6, stretches).save(tmp_path / "evidence")
     size = ("--drop-attention", 3, "--fuse", 1, "--json")
-    for flags, run, kl in (((), [1, 2], 0.04), (("--repaired",), [1, 2], 0.04), (("--no-repaired",), [2, 3], 0.2)):
+    for flags, run, kl in (((), [1, 2], 0.04), (("--repair",), [1, 2], 0.04), (("--no-repair",), [2, 3], 0.2)):
         code, out, _ = ffn_fusion(*words, *size, *flags)
         assert code == 0
         assert json.loads(out)["damage"] == pytest.approx(kl)
@@ -87,29 +87,29 @@ def test_steps_out_of_reach(
 
 
 def test_engines_that_have_to_load_it(ffn_fusion: Run, words: tuple[object, ...], parent: Path, tmp_path: Path) -> None:
-    code, out, err = ffn_fusion(*words, "--drop-attention", 2, "--engine", "vllm", "--json")
+    code, out, err = ffn_fusion(*words, "--drop-attention", 2, "--for-engine", "vllm", "--json")
     assert code == 0, err
     kinds = [block["attention"]["kind"] for block in json.loads(out)["blueprint"]["blocks"]]
     assert kinds == ["kept", "none", "none", "kept", "kept", "kept"]  # attention 0 alone does less than 2
-    code, _, err = ffn_fusion(*words, "--drop-attention", 2, "--engine", "vllm", "--engine", "mlx")
+    code, _, err = ffn_fusion(*words, "--drop-attention", 2, "--for-engine", "vllm", "--for-engine", "mlx")
     assert code == 0
     assert "loads in vllm, mlx" in err
-    code, _, err = ffn_fusion(*words, "--engine", "vlm")
+    code, _, err = ffn_fusion(*words, "--for-engine", "vlm")
     assert (code, err.splitlines()[0]) == (2, "error: no engine 'vlm'")
 
     out_folder = tmp_path / "child"
-    first = ("fuse", parent, "-o", out_folder, "--drop-attention", "0,3")
-    code, _, err = ffn_fusion(*first, "--engine", "llama.cpp")
+    first = ("fuse", parent, "-o", out_folder, "--without-attention", "0,3")
+    code, _, err = ffn_fusion(*first, "--for-engine", "llama.cpp")
     assert code == 10
     assert err.startswith(
         "error: llama.cpp can't load this child at the child's block 0: it takes the size of the heads"
     )
     assert not out_folder.exists()
-    assert ffn_fusion(*first, "--engine", "transformers")[0] == 0
+    assert ffn_fusion(*first, "--for-engine", "transformers")[0] == 0
 
     assert ffn_fusion(*words, "--drop-attention", 2)[0] == 0  # attentions 0 and 1
     build = ("build", parent, "--blueprint", words[-1], "-o", tmp_path / "built")
-    code, _, err = ffn_fusion(*build, "--engine", "vllm")
+    code, _, err = ffn_fusion(*build, "--for-engine", "vllm")
     assert code == 10
     assert err.startswith("error: vllm can't load this child at the child's block 0: it begins its residual stream")
     assert not (tmp_path / "built").exists()

@@ -18,7 +18,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 def test_tables(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
     child = tmp_path / "child"
-    assert ffn_fusion("fuse", parent, "-o", child, "--drop-attention", "2-4", "--runs", "1-3")[0] == 0
+    assert ffn_fusion("fuse", parent, "-o", child, "--without-attention", "2-4", "--runs", "1-3")[0] == 0
     code, out, err = ffn_fusion("predict", parent, child, "--machine", "h100", "--devices", 2, "--batch", 4)
     assert (code, err) == (0, "")
     assert "modelled, not measured: 2 x h100" in " ".join(out.split())

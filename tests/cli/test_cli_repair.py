@@ -15,7 +15,7 @@ Run = Callable[..., tuple[int, str, str]]
 def test_on_the_command_line(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
     text = ("--text", tiny_text(tmp_path / "t.txt"), "--tokens", 512, "--context", 32)
     child = tmp_path / "child"
-    assert ffn_fusion("fuse", parent, "-o", child, "--drop-attention", "2-4", "--runs", "2-3")[0] == 0
+    assert ffn_fusion("fuse", parent, "-o", child, "--without-attention", "2-4", "--runs", "2-3")[0] == 0
     code, out, err = ffn_fusion("repair", child, "--parent", parent, "-o", tmp_path / "better", *text)
     assert code == 0, err
     assert "held out" in out
@@ -38,7 +38,7 @@ def test_on_the_command_line(ffn_fusion: Run, parent: Path, tmp_path: Path) -> N
 
 def test_dry_run(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
     text = ("--text", tiny_text(tmp_path / "t.txt"), "--tokens", 512, "--context", 32)
-    words = ("--drop-attention", "2-4", "--runs", "2-3", "-o", tmp_path / "child")
+    words = ("--without-attention", "2-4", "--runs", "2-3", "-o", tmp_path / "child")
     code, out, err = ffn_fusion("fuse", parent, *words, *text, "--dry-run", "--json")
     assert (code, json.loads(out)["repair"]["tokens"]) == (0, 512), err
     assert ffn_fusion("fuse", parent, *words)[0] == 0
@@ -52,7 +52,7 @@ def test_dry_run(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
 
 def test_fuse_and_build_repair_where_there_is_text(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
     text = ("--text", tiny_text(tmp_path / "t.txt"), "--tokens", 512, "--context", 32)
-    words = ("--drop-attention", "2-4", "--runs", "2-3")
+    words = ("--without-attention", "2-4", "--runs", "2-3")
     code, out, err = ffn_fusion("fuse", parent, *words, "-o", tmp_path / "a", *text, "--json")
     assert code == 0, err
     record = json.loads(out)["repair"]

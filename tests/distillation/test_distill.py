@@ -240,7 +240,7 @@ def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
     tiny = tiny_model(tmp_path / "parent").folder
     tiny_text(tmp_path / "t.txt")
     command = Path(sys.executable).with_name("ffn-fusion")
-    words = [command, "fuse", tiny, "-o", tmp_path / "child", "--drop-attention", "2-4", "--runs", "2-3"]
+    words = [command, "fuse", tiny, "-o", tmp_path / "child", "--without-attention", "2-4", "--runs", "2-3"]
     subprocess.run(words, check=True, capture_output=True)
     words = [command, "distill", tmp_path / "child", "--parent", tiny, "--text", tmp_path / "t.txt", "--json"]
     words += ["--tokens", "640", "--context", "32", "--batch", "4", "--learning-rate", "0.003"]

@@ -165,7 +165,7 @@ def test_the_command_line_under_accelerate_launch(pairs: Path, tmp_path: Path) -
     tiny = tiny_model(tmp_path / "parent").folder
     command = Path(sys.executable).with_name("ffn-fusion")
     tiny_text(tmp_path / "t.txt")
-    words = [command, "fuse", tiny, "-o", tmp_path / "child", "--drop-attention", "2-4", "--runs", "2-3"]
+    words = [command, "fuse", tiny, "-o", tmp_path / "child", "--without-attention", "2-4", "--runs", "2-3"]
     subprocess.run(words, check=True, capture_output=True)
     words = ["distill", tmp_path / "child", "--parent", tiny, "--text", tmp_path / "t.txt", "--json", "--tokens", "320"]
     words += ["--context", "32", "--batch", "4", "--save-every", "1", "-o", tmp_path / "out"]

@@ -62,7 +62,7 @@ def test_models_and_widths_are_timed_where_the_recipe_says(tmp_path: Path, monke
     assert not result.workspace.benched.exists()
     assert not (tmp_path / "cache").exists()
     kept = Recipe.load(result.workspace.recipe)
-    assert kept.plan.engines == ("llama.cpp",)
+    assert kept.plan.for_engines == ("llama.cpp",)
 
     again = Stages()
     run(Recipe.load(path), listener=again)
@@ -91,7 +91,7 @@ def test_what_the_engine_cannot_load_is_not_planned(tmp_path: Path) -> None:
     """llama.cpp takes a model's first block for one with attention."""
     pretended_programs(tmp_path / "bin")
     bench = {"engine": "llama.cpp", "engine_program": "bin/llama-bench"}
-    path = write_recipe(tmp_path, bench, plan={"drop": "0-1", "runs": "0-1"})
+    path = write_recipe(tmp_path, bench, plan={"without_attention": "0-1", "runs": "0-1"})
     with pytest.raises(CheckError, match=r"llama\.cpp"):
         run(Recipe.load(path))
     assert not (tmp_path / "child.run").exists()

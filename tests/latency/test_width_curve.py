@@ -11,6 +11,7 @@ import torch
 from makers import Blocks, llama_config, nas_config, write_model
 from tiny import tiny_model
 
+from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.cli.main import main
@@ -19,7 +20,7 @@ from ffn_fusion.families import ModelSpec
 from ffn_fusion.latency import width_measure
 from ffn_fusion.latency.width_curve import WidthCurve, WidthPoint, most_fused, multiples, own_width, widest
 from ffn_fusion.latency.width_measure import measure_widths
-from ffn_fusion.pipeline.recipe import PlanSection, Recipe
+from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.widths import limited, measures_widths
 
 
@@ -135,28 +136,28 @@ def saved(folder: Path, made: WidthCurve) -> Path:
 
 def test_a_plan_takes_its_limit_from_the_file(spec: ModelSpec, tmp_path: Path) -> None:
     file = saved(tmp_path, curve(point(1, 1.0), max_width=144))
-    assert limited(PlanSection(widths=file), spec).budget().max_width == 144
-    assert limited(PlanSection(widths=saved(tmp_path, curve(point(1, 1.0)))), spec).max_width is None
-    untouched = PlanSection(max_width=50)
+    assert limited(PlanSettings(width_curve=file), spec).max_width == 144
+    assert limited(PlanSettings(width_curve=saved(tmp_path, curve(point(1, 1.0)))), spec).max_width is None
+    untouched = PlanSettings(max_width=50)
     assert limited(untouched, spec) is untouched
 
 
 def test_ffns_that_are_wider_already_stay(tmp_path: Path) -> None:
     blocks: Blocks = [(2, 48), (2, 48), (2, 96)]
     spec = open_folder(write_model(tmp_path / "m", nas_config(blocks), blocks).folder).spec
-    section = limited(PlanSection(widths=saved(tmp_path, curve(point(1, 1.0), max_width=48))), spec)
+    section = limited(PlanSettings(width_curve=saved(tmp_path, curve(point(1, 1.0), max_width=48))), spec)
     assert section.max_width == 96
     apply(Blueprint.identity(spec.parent("p")), [1, 2], [(1, 2)], max_width=section.max_width)
 
 
 def test_a_curve_of_another_model(spec: ModelSpec, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="FFNs of 64 x 48, the model's are 32 x 48"):
-        limited(PlanSection(widths=saved(tmp_path, curve(point(1, 1.0), hidden=64))), spec)
+        limited(PlanSettings(width_curve=saved(tmp_path, curve(point(1, 1.0), hidden=64))), spec)
     (tmp_path / "widths.json").write_text("{}")
     with pytest.raises(DataError, match="not a width curve"):
-        limited(PlanSection(widths=tmp_path / "widths.json"), spec)
+        limited(PlanSettings(width_curve=tmp_path / "widths.json"), spec)
     with pytest.raises(DataError, match="No such file"):
-        limited(PlanSection(widths=tmp_path / "none.json"), spec)
+        limited(PlanSettings(width_curve=tmp_path / "none.json"), spec)
 
 
 @pytest.mark.parametrize(
@@ -164,10 +165,10 @@ def test_a_curve_of_another_model(spec: ModelSpec, tmp_path: Path) -> None:
     [
         ({}, True, True),
         ({}, False, False),
-        ({"widths": "none"}, True, False),
+        ({"width_curve": "none"}, True, False),
         ({"max_width": 96}, True, False),
         ({"fuse": 0}, True, False),
-        ({"drop": "1-2"}, True, False),
+        ({"without_attention": "1-2"}, True, False),
     ],
 )
 def test_when_a_run_measures(plan: dict[str, Any], bench: bool, measured: bool) -> None:
@@ -201,14 +202,14 @@ def test_the_verb_and_those_that_take_its_file(
     assert (tmp_path / "w.svg").read_text().startswith("<svg")
     code, _, err = ffn_fusion(capsys, monkeypatch, "widths", model, *words)
     assert (code, "exists already" in err) == (8, True)
-    runs = ("--drop-attention", "0-5", "--runs", "0-5", "--dry-run", "--json")
+    runs = ("--without-attention", "0-5", "--runs", "0-5", "--dry-run", "--json")
     blueprints = []
-    for widths in ((), ("--widths", tmp_path / "w.json"), ("--max-width", 192)):
+    for widths in ((), ("--width-curve", tmp_path / "w.json"), ("--max-width", 192)):
         code, out, _ = ffn_fusion(capsys, monkeypatch, "fuse", model, "-o", tmp_path / "c", *runs, *widths)
         assert code == 0
         blueprints.append(json.loads(out)["blueprint"])
     assert blueprints[0] != blueprints[1] == blueprints[2]
-    both = ("--widths", tmp_path / "w.json", "--max-width", 192)
+    both = ("--width-curve", tmp_path / "w.json", "--max-width", 192)
     code, _, err = ffn_fusion(capsys, monkeypatch, "fuse", model, "-o", tmp_path / "c", *runs, *both)
     assert (code, "two limits" in err) == (2, True)
 

@@ -50,8 +50,8 @@ def write_recipe(folder: Path, dtype: str = "BF16", **changes: Any) -> Path:
         "model": "parent",
         "output": "child",
         "calibration": {"texts": [tiny_text(folder / "c.txt").name], "tokens": 64, "context": 32},
-        "analysis": {"parts": ["attention"], "max_stretch": 1, "repaired": False},
-        "plan": {"drop": "1-2", "runs": "1-2"},
+        "analysis": {"parts": ["attention"], "max_run": 1, "repair": False},
+        "plan": {"without_attention": "1-2", "runs": "1-2"},
         "repair": {"tokens": 256, "context": 32, "horizon": 0},
         "evaluation": {
             "texts": [tiny_text(folder / "e.txt", start=3).name],

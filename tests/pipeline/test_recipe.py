@@ -29,8 +29,8 @@ def test_defaults_and_paths(tmp_path: Path) -> None:
 
 
 def test_yaml_round_trip(tmp_path: Path) -> None:
-    recipe = Recipe.load(write(tmp_path, "model: m\noutput: out\nplan: {drop: 5-10, runs: 5}\n"))
-    assert recipe.plan.runs == "5"
+    recipe = Recipe.load(write(tmp_path, "model: m\noutput: out\nplan: {without_attention: 5-10, runs: 5}\n"))
+    assert recipe.plan.runs == ((5, 5),)
     assert Recipe.parse(yaml.safe_load(recipe.to_yaml()), "x") == recipe
 
 

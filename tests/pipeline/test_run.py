@@ -35,7 +35,7 @@ def write_recipe(folder: Path, **changes: object) -> Path:
         "model": "parent",
         "output": "child",
         "calibration": {"texts": [tiny_text(folder / "c.txt").name], "tokens": 128, "context": 32},
-        "analysis": {"candidate_share": 1.0, "max_stretch": 4},
+        "analysis": {"candidate_share": 1.0, "max_run": 4},
         "plan": {"drop_attention": 4, "fuse": 1, "max_damage": 100},
         "repair": {"tokens": 256, "context": 32, "horizon": 1},
         "build": {"max_shard_bytes": 1 << 20},
@@ -124,7 +124,7 @@ def test_dry_run_stops_with_the_plan(tmp_path: Path) -> None:
 
 
 def test_explicit_runs(tmp_path: Path) -> None:
-    path = write_recipe(tmp_path, plan={"drop": "2-4", "runs": "1-3"}, bench={"enabled": False})
+    path = write_recipe(tmp_path, plan={"without_attention": "2-4", "runs": "1-3"}, bench={"enabled": False})
     result = run(Recipe.load(path))
     assert result.plan.blueprint.dropped_attentions == (2, 3, 4)
     assert result.plan.blueprint.runs == ((1, 3),)
@@ -248,7 +248,7 @@ def test_killed_and_resumed(tmp_path: Path, place: str, redone: list[str]) -> No
 
 
 def test_what_an_engine_cannot_load_is_known_before_anything_is_measured(tmp_path: Path) -> None:
-    named = {"drop": "0,2", "engines": ["vllm"]}
+    named = {"without_attention": "0,2", "for_engines": ["vllm"]}
     for folder, plan in (("named", named), ("gelu", {"drop_attention": 2, "engines": "vllm"})):
         recipe = write_recipe(tmp_path / folder, plan=plan)
         if folder == "gelu":
@@ -262,8 +262,8 @@ def test_what_an_engine_cannot_load_is_known_before_anything_is_measured(tmp_pat
         dry_run=True,
     )
     assert 0 not in loads.plan.blueprint.dropped_attentions
-    with pytest.raises(RecipeError, match=r"plan.engines: .*no engine 'vlm'; known are"):
-        Recipe.load(write_recipe(tmp_path / "typo", plan={"engines": ["vlm"]}))
+    with pytest.raises(RecipeError, match=r"plan.for_engines: .*no engine 'vlm'; known are"):
+        Recipe.load(write_recipe(tmp_path / "typo", plan={"for_engines": ["vlm"]}))
 
 
 @pytest.mark.parametrize("section", ["calibration", "repair", "evaluation"])
@@ -296,9 +296,11 @@ def test_a_measured_width_limits_the_plan(tmp_path: Path, monkeypatch: pytest.Mo
     first = run(Recipe.load(path), dry_run=True)
     assert all(last - begin == 1 for begin, last in first.plan.blueprint.runs)
     pinned = Recipe.load(first.workspace.recipe)
-    assert (pinned.plan.max_width, pinned.plan.widths) == (96, "none")
+    assert (pinned.plan.max_width, pinned.plan.width_curve) == (96, "none")
     assert run(pinned, dry_run=True).plan.blueprint == first.plan.blueprint
     assert measured == [(1,)]
-    unlimited = write_recipe(tmp_path / "u", plan={"drop_attention": 6, "fuse": 2, "max_damage": 100, "widths": "none"})
+    unlimited = write_recipe(
+        tmp_path / "u", plan={"drop_attention": 6, "fuse": 2, "max_damage": 100, "width_curve": "none"}
+    )
     assert Recipe.load(run(Recipe.load(unlimited), dry_run=True).workspace.recipe).plan.max_width is None
     assert measured == [(1,)]

@@ -12,6 +12,7 @@ from real_model import HELD_OUT, REAL_MODEL, needs_real_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ffn_fusion.analysis.measure import analyze
+from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.blockwise import FusedStretch, Stack, sweep
 from ffn_fusion.blueprint import Blueprint, apply, unfused
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
@@ -76,7 +77,9 @@ def test_empty_blueprint_is_the_identity(parent: Checkpoint, tmp_path: Path) -> 
 def test_analysis_is_the_naive_one(parent: Checkpoint) -> None:
     """Dependency, replace-1 and geometry of some blocks against hooks on transformers' model, a forward a variant."""
     ids = torch.from_numpy(make_windows(load_tokenizer(parent.folder), HELD_OUT / "speech.txt", 64, 128).ids_NT)
-    evidence = analyze(parent, [TokenWindows("t", ids.numpy())], scores=("block", "attention", "ffn"), max_stretch=1)
+    evidence = analyze(
+        parent, [TokenWindows("t", ids.numpy())], AnalysisSettings(scores=("block", "attention", "ffn"), max_run=1)
+    )
     model = AutoModelForCausalLM.from_pretrained(parent.folder, dtype=torch.float32).eval()
     before, logits = naive_forward(model, ids)
     p = logits[:, :-1].double().log_softmax(-1)

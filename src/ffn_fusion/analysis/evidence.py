@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ffn_fusion.analysis.questions import PARTS, Part
+from ffn_fusion.analysis.settings import PARTS, Part
 from ffn_fusion.blueprint import Parent
 from ffn_fusion.checkpoint.staging import write_atomic
 from ffn_fusion.errors import DataError

@@ -8,7 +8,6 @@ from typing import get_args
 
 import numpy as np
 
-from ffn_fusion.analysis.budget import Budget
 from ffn_fusion.analysis.counterfactual import least_damage
 from ffn_fusion.analysis.evidence import PARTS, Damage, Evidence, Part
 from ffn_fusion.analysis.explanation import (
@@ -27,6 +26,7 @@ from ffn_fusion.analysis.explanation import (
 )
 from ffn_fusion.analysis.loadable import Allows, anything
 from ffn_fusion.analysis.runs import Frontier, Move, Selection, made_of, possible_moves
+from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.errors import BlueprintError, UsageError
@@ -47,7 +47,7 @@ def explain(
     evidence: Evidence,
     block: int,
     *,
-    budget: Budget | None = None,
+    budget: PlanSettings | None = None,
     by_person: bool = False,
     allows: Allows = anything,
     around: int = 2,
@@ -76,8 +76,8 @@ def explain(
             f"the evidence is of {evidence.parent.name}, another model than {blueprint.parent.name}",
             "name the evidence that the child was planned from",
         )
-    limits = budget or Budget()
-    measured = possible_moves(evidence, np.inf, limits.max_width, limits.repaired)
+    limits = budget or PlanSettings()
+    measured = possible_moves(evidence, np.inf, limits.max_width, limits.repair)
     own = made_of(blueprint, measured)
     taken = own.moves if own else ()
 
@@ -87,14 +87,14 @@ def explain(
     allowed = [move for move in measured if may(move) or (budget is None and move in taken)]
     size = len(blueprint.dropped_attentions), sum(last - first for first, last in blueprint.runs)
     least = _least(blocks, allowed, size)
-    alone = partial(_alone, evidence, limits.repaired)
+    alone = partial(_alone, evidence, limits.repair)
     decisions = tuple(_decision(blueprint, part, block, taken, alone(part, block)) for part in get_args(SubBlock))
     return Explanation(
         parent=blueprint.parent.name,
         block=block,
         blocks=blocks,
         size=size,
-        repaired=limits.repaired and evidence.repaired,
+        repaired=limits.repair and evidence.repaired,
         chosen_by=_chosen_by(own, least, by_person),
         damage=own.damage if own else None,
         least=least,
@@ -103,7 +103,7 @@ def explain(
             _neighbour(blueprint, evidence, i, alone)
             for i in range(max(block - around, 0), min(block + around + 1, blocks))
         ),
-        choices=_choices(evidence, measured, block, taken, may, limits.repaired),
+        choices=_choices(evidence, measured, block, taken, may, limits.repair),
         dependencies=_dependencies(evidence, block),
         counterfactuals=tuple(
             _counterfactual(blocks, allowed, size, block, decision, own)

@@ -27,8 +27,8 @@ from ffn_fusion.analysis.evidence import (
 )
 from ffn_fusion.analysis.observe import ContributionObserver, observed, removed
 from ffn_fusion.analysis.passes import Found, Pass, PassPlan, carry_out, plan_pass
-from ffn_fusion.analysis.questions import Questions
 from ffn_fusion.analysis.reverse_order import FORMS, name_of, reverse_order_edits
+from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.blockwise import (
     PARENT,
     Divergence,
@@ -42,6 +42,7 @@ from ffn_fusion.blockwise import (
 )
 from ffn_fusion.blueprint import Parent
 from ffn_fusion.checkpoint.reader import Checkpoint
+from ffn_fusion.compute import compute_dtype
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.errors import UsageError
 from ffn_fusion.families import ModelSpec
@@ -61,16 +62,9 @@ _REMOVE: Mapping[Part, type[RemoveBlock] | type[RemoveAttention] | type[RemoveFf
 def analyze(
     model: Checkpoint | Child,
     texts: Sequence[TokenWindows],
+    settings: AnalysisSettings = AnalysisSettings(),
     *,
     seed: int = 0,
-    parts: Sequence[Part] = PARTS,
-    scores: Sequence[Part] = ("attention",),
-    max_stretch: int = 5,
-    candidate_share: float = 0.5,
-    leave_last: bool = True,
-    reverse: Sequence[tuple[int, int]] = (),
-    repaired: bool = True,
-    dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     memory: int | None = None,
     workspace: Path | None = None,
@@ -82,9 +76,8 @@ def analyze(
     Args:
         model: a checkpoint, or a child that isn't built yet (its own blocks are then what is asked about).
         texts: calibration windows, all of one length.
-        parts, scores, max_stretch, candidate_share, leave_last, reverse, repaired: see :class:`Questions`. Nothing is
-            measured repaired with fewer than two windows a process.
-        dtype: of the computation.
+        settings: what to measure. Nothing is measured repaired with fewer than two windows a process.
+        seed: of the choice of windows, for the record.
         device: with "cuda" and several processes, each takes a GPU of its own.
         memory: bytes that a process may use (default: half of what's free); weights and states are streamed to fit.
         workspace: a folder where finished blocks are kept, so that the same call goes on after a crash.
@@ -98,17 +91,15 @@ def analyze(
     Raises:
         UsageError: too little memory. OutputError: too little disk.
     """
-    asked = Questions(tuple(parts), tuple(scores), max_stretch, candidate_share, leave_last, tuple(reverse), repaired)
-    analysis = _Analysis(model, texts, asked, dtype, device, memory, workspace)
+    analysis = _Analysis(model, texts, settings, device, memory, workspace)
     return analysis.carry_out(seed, on_plan, progress)
 
 
 def plan_analysis(
     model: Checkpoint | Child,
     texts: Sequence[TokenWindows],
-    questions: Questions,
+    settings: AnalysisSettings = AnalysisSettings(),
     *,
-    dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     memory: int | None = None,
     workspace: Path | None = None,
@@ -118,7 +109,7 @@ def plan_analysis(
 
     The speed is measured on one of the model's blocks, in a few seconds.
     """
-    return _Analysis(model, texts, questions, dtype, device, memory, workspace).plans()
+    return _Analysis(model, texts, settings, device, memory, workspace).plans()
 
 
 class _Analysis:
@@ -126,21 +117,21 @@ class _Analysis:
         self,
         model: Checkpoint | Child,
         texts: Sequence[TokenWindows],
-        asked: Questions,
-        dtype: torch.dtype,
+        asked: AnalysisSettings,
         device: str,
         memory: int | None,
         workspace: Path | None,
     ) -> None:
         _check(model.spec, asked)
-        here = current()
+        here, checkpoint = current(), model.parent if isinstance(model, Child) else model
+        dtype = compute_dtype(asked.dtype, checkpoint)
         self.model, self.texts, self.asked, self.memory = model, texts, asked, memory
         self.stack = Stack(model, dtype=dtype, device=here.device(device), resident=False)
         self.ids_NT = torch.from_numpy(np.concatenate([text.ids_NT for text in texts]))
         windows = len(self.ids_NT) // here.world  # of each process, at least
         self.bench = (
             Workbench(model.spec, self.ids_NT.shape[1], -(-len(self.ids_NT) // here.world), dtype)
-            if asked.repaired and windows > 1
+            if asked.repair and windows > 1
             else None
         )
         self.folder = workspace / f"process-{here.rank}-of-{here.world}" if workspace else None
@@ -166,16 +157,16 @@ class _Analysis:
 
     @property
     def one_pass(self) -> bool:
-        return self.asked.candidate_share >= 1 and self.asked.max_stretch > 1
+        return self.asked.candidate_share >= 1 and self.asked.max_run > 1
 
     def _shapes(self, allowed: Iterable[int]) -> list[StretchShape]:
-        return candidate_stretches(self.stack.spec, allowed, self.asked.max_stretch, self.asked.leave_last)
+        return candidate_stretches(self.stack.spec, allowed, self.asked.max_run, self.asked.leave_last)
 
     def plans(self) -> tuple[PassPlan, ...]:
         first = self.first()
         pace = self._pace(first)
         plans = [self._plan(first, pace)]
-        if self.asked.max_stretch > 1 and not self.one_pass:
+        if self.asked.max_run > 1 and not self.one_pass:
             shapes = self._about_as_many()
             if shapes:
                 plans.append(self._plan(_stretch_pass(shapes, self.bench), pace))
@@ -201,7 +192,7 @@ class _Analysis:
         matrices, geometry = observed(found.chunks, len(spec.blocks))
         parent_loss = float(found.divergences[PARENT].loss_N.mean())
         shapes: list[StretchShape] = []
-        if asked.max_stretch > 1:
+        if asked.max_run > 1:
             shapes = self._shapes(least_important(removals, asked.candidate_share))
             if shapes and not self.one_pass:
                 pass_ = _stretch_pass(shapes, self.bench)
@@ -266,14 +257,14 @@ def _stretch_pass(shapes: Sequence[StretchShape], bench: Workbench | None) -> Pa
     return Pass("candidate runs", edits, tuple(edits))
 
 
-def _check(spec: ModelSpec, asked: Questions) -> None:
+def _check(spec: ModelSpec, asked: AnalysisSettings) -> None:
     missing = [part for part in asked.scores if part not in asked.parts]
     if missing:
         raise UsageError(f"{missing[0]} can't be scored without being removed", f"add {missing[0]} to the parts")
-    if asked.max_stretch > 1 and asked.candidate_share < 1 and "attention" not in asked.scores:
+    if asked.max_run > 1 and asked.candidate_share < 1 and "attention" not in asked.scores:
         raise UsageError(
             "candidate runs are chosen by the scores of attentions, which weren't asked for",
-            "score attention, measure every stretch (candidate share 1), or none (longest stretch 1)",
+            "score attention, measure every run (candidate share 1), or none (longest run 1)",
         )
     for first, last in asked.reverse:
         inside = spec.blocks[first : last + 1]

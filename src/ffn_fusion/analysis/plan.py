@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ffn_fusion.analysis.budget import FUSE_TOLERANCE, Budget
 from ffn_fusion.analysis.cost_count import counted_speedup_of, steps
 from ffn_fusion.analysis.evidence import Evidence
 from ffn_fusion.analysis.loadable import loadable_moves, plan_problems
 from ffn_fusion.analysis.runs import Frontier, Selection, possible_moves
+from ffn_fusion.analysis.settings import FUSE_TOLERANCE, PlanSettings
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.portability.rule import EngineCheck
 
-_MORE = "allow more damage (--max-damage), or measure longer stretches (analyze --max-stretch)"
+_MORE = "allow more damage (--max-damage), or measure longer runs (analyze --max-run)"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Plan:
     engines: tuple[EngineCheck, ...] = ()
 
 
-def plan(spec: ModelSpec, evidence: Evidence, budget: Budget) -> Plan:
+def plan(spec: ModelSpec, evidence: Evidence, budget: PlanSettings) -> Plan:
     """The plan of least measured damage within the budget.
 
     Raises:
@@ -41,9 +41,9 @@ def plan(spec: ModelSpec, evidence: Evidence, budget: Budget) -> Plan:
     """
     if evidence.parent.blocks != spec.parent("").blocks:
         raise BlueprintError(f"the evidence is of {evidence.parent.name}, another model", "run `ffn-fusion analyze`")
-    plan_problems(spec, Blueprint.identity(evidence.parent), budget.engines)
-    loads = loadable_moves(spec, budget.engines)
-    moves = [m for m in possible_moves(evidence, budget.max_damage, budget.max_width, budget.repaired) if loads(m)]
+    plan_problems(spec, Blueprint.identity(evidence.parent), budget.for_engines)
+    loads = loadable_moves(spec, budget.for_engines)
+    moves = [m for m in possible_moves(evidence, budget.max_damage, budget.max_width, budget.repair) if loads(m)]
     attentions = sum(move.stretch is None for move in moves)
     frontier = Frontier(len(spec.blocks), moves, attentions)
     if budget.steps is not None:
@@ -57,14 +57,14 @@ def plan(spec: ModelSpec, evidence: Evidence, budget: Budget) -> Plan:
     return Plan(blueprint, selection, _speedup(spec, selection))
 
 
-def _drop_count(budget: Budget, attentions: int, may_go: int) -> int:
+def _drop_count(budget: PlanSettings, attentions: int, may_go: int) -> int:
     """How many attentions go; fewer than all of them ``may_go`` where an engine needs some."""
     asked = budget.drop_attention
     count = round(asked * attentions) if 0 < asked < 1 else round(asked)
     if not 0 <= count <= may_go:
         there = f"the model has {attentions}"
         if may_go < attentions:
-            there += f", and {', '.join(budget.engines)} can do without {may_go} of them"
+            there += f", and {', '.join(budget.for_engines)} can do without {may_go} of them"
         raise BlueprintError(
             f"{count} attentions can't be dropped: {there}",
             "give a number or a fraction of them",
@@ -72,12 +72,12 @@ def _drop_count(budget: Budget, attentions: int, may_go: int) -> int:
     return count
 
 
-def _for_count(evidence: Evidence, frontier: Frontier, drop: int, budget: Budget) -> Selection:
+def _for_count(evidence: Evidence, frontier: Frontier, drop: int, budget: PlanSettings) -> Selection:
     damage, fuse = frontier.damage[drop], budget.fuse
     if fuse == "auto":
         # What dropping costs; in a parent that came with attention-free blocks, what dropping those would have.
         given = sum(block.attention is None and block.ffn is not None for block in evidence.parent.blocks)
-        typical = float(np.median([row.judged(budget.repaired).kl for row in evidence.importance] or [np.inf]))
+        typical = float(np.median([row.judged(budget.repair).kl for row in evidence.importance] or [np.inf]))
         allowed = damage[0] * (1 + FUSE_TOLERANCE) + typical * given
         fuse = int(np.flatnonzero(np.isfinite(damage) & (damage <= allowed)).max())
     if fuse >= len(damage) or not np.isfinite(damage[fuse]):

@@ -11,11 +11,11 @@ from functools import partial
 
 import numpy as np
 
-from ffn_fusion.analysis.budget import Budget
 from ffn_fusion.analysis.evidence import Evidence
 from ffn_fusion.analysis.greedy import greedy
 from ffn_fusion.analysis.loadable import Allows, anything
 from ffn_fusion.analysis.runs import Selection, made_of, possible_moves
+from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Blueprint, apply, split_run
 
 Run = tuple[int, int]
@@ -45,7 +45,7 @@ class Compared:
 
 
 def control_plans(
-    blueprint: Blueprint, evidence: Evidence, budget: Budget, allows: Allows = anything
+    blueprint: Blueprint, evidence: Evidence, budget: PlanSettings, allows: Allows = anything
 ) -> list[ControlPlan]:
     """Children of the same size as ``blueprint``, by the rules; a rule that finds none of this size is left out.
 
@@ -79,10 +79,10 @@ def control_plans(
 
 
 def compare(
-    blueprint: Blueprint, evidence: Evidence, budget: Budget, allows: Allows = anything
+    blueprint: Blueprint, evidence: Evidence, budget: PlanSettings, allows: Allows = anything
 ) -> tuple[Compared, ...]:
     """The exact programme's ``blueprint`` beside every rule's of the same size, with summed measured damages."""
-    moves = possible_moves(evidence, np.inf, budget.max_width, budget.repaired)
+    moves = possible_moves(evidence, np.inf, budget.max_width, budget.repair)
     exact = ControlPlan("exact programme", "the least summed measured damage of this size", blueprint)
     found = []
     for plan in (exact, *control_plans(blueprint, evidence, budget, allows)):
@@ -101,7 +101,7 @@ class _Choice:
     runs: Sequence[Run]
 
 
-def _middle(evidence: Evidence, drop: int, steps: int, budget: Budget) -> _Choice:
+def _middle(evidence: Evidence, drop: int, steps: int, budget: PlanSettings) -> _Choice:
     """The consecutive attentions in the middle of the model, and one run over their FFNs."""
     with_attention = [i for i, block in enumerate(evidence.parent.blocks) if block.attention]
     start = (len(with_attention) - drop) // 2
@@ -111,7 +111,7 @@ def _middle(evidence: Evidence, drop: int, steps: int, budget: Budget) -> _Choic
     return _Choice(meaning, dropped, runs)
 
 
-def _paper_rule(evidence: Evidence, drop: int, steps: int, budget: Budget) -> _Choice:
+def _paper_rule(evidence: Evidence, drop: int, steps: int, budget: PlanSettings) -> _Choice:
     """The attentions that matter least; then the stretches that depend least on one another, but for their last FFNs.
 
     arXiv 2503.18908 fuses the attention-free run of low dependency without its last FFN, and gives no algorithm. Our
@@ -128,8 +128,8 @@ def _paper_rule(evidence: Evidence, drop: int, steps: int, budget: Budget) -> _C
     return _Choice(f"{which} dropped, as many FFNs fused, from {order} on", dropped, runs)
 
 
-def _greedy_rule(evidence: Evidence, drop: int, steps: int, budget: Budget, allows: Allows) -> _Choice:
-    moves = possible_moves(evidence, budget.max_damage, budget.max_width, budget.repaired)
+def _greedy_rule(evidence: Evidence, drop: int, steps: int, budget: PlanSettings, allows: Allows) -> _Choice:
+    moves = possible_moves(evidence, budget.max_damage, budget.max_width, budget.repair)
     moves = [move for move in moves if allows(move)]
     chosen = greedy(len(evidence.parent.blocks), moves, drop, steps) or Selection(())
     meaning = "the measured change with the least damage per step saved taken, again and again"

@@ -24,7 +24,7 @@ def analyze(
     scores: Annotated[
         str, typer.Option(help="Of those, whose damage at the output is measured; planning needs attention.")
     ] = "attention",
-    max_stretch: Annotated[int, typer.Option(help="Longest run to measure, in blocks; 1: none.", min=1)] = 5,
+    max_run: Annotated[int, typer.Option(help="Longest run to measure, in blocks; 1: none.", min=1)] = 5,
     candidate_share: Annotated[
         float,
         typer.Option(help="Measure runs among this share of the attentions; 1: all, in one pass.", min=0.01, max=1),
@@ -33,9 +33,9 @@ def analyze(
         bool,
         typer.Option("--leave-last/--also-last", help="Leave a run's last FFN out, or measure both ways."),
     ] = True,
-    repaired: Annotated[
+    repair: Annotated[
         bool,
-        typer.Option("--repaired/--no-repaired", help="Measure runs and dropped attentions repaired as well."),
+        typer.Option("--repair/--no-repair", help="Measure runs and dropped attentions repaired as well."),
     ] = True,
     reverse: Annotated[str | None, typer.Option(help="Runs whose order is tested, like 5-8,17-20.")] = None,
     blueprint: Annotated[
@@ -54,25 +54,27 @@ def analyze(
     """Measure block dependency, sub-block importance and the damage of candidate runs."""
     from ffn_fusion.analysis.measure import analyze as measure
     from ffn_fusion.analysis.measure import plan_analysis
+    from ffn_fusion.analysis.settings import AnalysisSettings
     from ffn_fusion.blueprint import Blueprint
     from ffn_fusion.checkpoint.reader import Checkpoint
     from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.cli.passes import passes_json, passes_table
-    from ffn_fusion.pipeline.recipe import Text, analysis_from_options
-    from ffn_fusion.pipeline.stages import calibration_windows, compute_dtype
+    from ffn_fusion.pipeline.recipe import Text, settings_from_options, words
+    from ffn_fusion.pipeline.stages import calibration_windows
     from ffn_fusion.report.terminal import importance_table, reverse_order_table
     from ffn_fusion.surgery.build import check_blueprint
     from ffn_fusion.surgery.child import Child
     from ffn_fusion.units import parse_bytes
 
-    asked = analysis_from_options(
-        parts=parts,
-        scores=scores,
-        max_stretch=max_stretch,
+    asked = settings_from_options(
+        AnalysisSettings,
+        parts=words(parts),
+        scores=words(scores),
+        max_run=max_run,
         candidate_share=candidate_share,
         leave_last=leave_last,
         reverse=reverse,
-        repaired=repaired,
+        repair=repair,
         dtype=dtype,
     )
     budget = parse_bytes(memory) if memory else None
@@ -85,11 +87,9 @@ def analyze(
     windows = calibration_windows(
         checkpoint.folder, Text(texts=tuple(text or ()), tokens=tokens, context=context), seed
     )
-    workspace, kind = output / ".analysis", compute_dtype(asked.dtype, checkpoint)
+    workspace = output / ".analysis"
     if dry_run:
-        plans = plan_analysis(
-            measured, windows, asked.questions(), dtype=kind, device=device, memory=budget, workspace=workspace
-        )
+        plans = plan_analysis(measured, windows, asked, device=device, memory=budget, workspace=workspace)
         if as_json:
             emit(passes_json(plans))
         else:
@@ -99,9 +99,8 @@ def analyze(
         evidence = measure(
             measured,
             windows,
-            **vars(asked.questions()),
+            asked,
             seed=seed,
-            dtype=kind,
             device=device,
             memory=budget,
             workspace=workspace,

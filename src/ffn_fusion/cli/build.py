@@ -25,8 +25,8 @@ from ffn_fusion.cli.options import (
     Runs,
     Seed,
     Tokens,
+    WidthCurve,
     WidthMultiple,
-    Widths,
 )
 from ffn_fusion.repair.settings import DEFAULT_TOKENS
 
@@ -44,7 +44,7 @@ def build(
     model: Model,
     blueprint: Annotated[Path, typer.Option(help="Blueprint that `plan` wrote.")],
     output: Output,
-    engine: Engines = None,
+    for_engine: Engines = None,
     width_multiple: WidthMultiple = 256,
     max_shard_bytes: ShardSize = 5_000_000_000,
     text: RepairTexts = None,
@@ -73,7 +73,7 @@ def build(
     checkpoint = open_model(model, revision=revision)
     check_blueprint(checkpoint, decided)
     plan = Plan(decided, Selection(()), counted_speedup(checkpoint.spec, decided))
-    plan = for_engines(plan, checkpoint.spec, parse_engines(engine or ()), width_multiple)
+    plan = for_engines(plan, checkpoint.spec, parse_engines(for_engine or ()), width_multiple)
     section = BuildSection(width_multiple=width_multiple, max_shard_bytes=max_shard_bytes)
     repairing = _repairing(checkpoint, plan, output, text if repair else None, tokens, context, seed, device, memory)
     _build(checkpoint, plan, output, section, repairing, dry_run, as_json)
@@ -82,12 +82,12 @@ def build(
 def fuse(
     model: Model,
     output: Output,
-    drop_attention: DropBlocks = "",
+    without_attention: DropBlocks = "",
     runs: Runs = "",
     max_width: MaxWidth = None,
-    widths: Widths = None,
+    width_curve: WidthCurve = None,
     norm: Norm = "own",
-    engine: Engines = None,
+    for_engine: Engines = None,
     width_multiple: WidthMultiple = 256,
     max_shard_bytes: ShardSize = 5_000_000_000,
     text: RepairTexts = None,
@@ -102,17 +102,24 @@ def fuse(
     as_json: JsonFlag = False,
 ) -> None:
     """Plan and build with explicit runs: drop these attentions, fuse these runs."""
+    from ffn_fusion.analysis.settings import PlanSettings
     from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.errors import UsageError
     from ffn_fusion.pipeline.planning import make_plan
-    from ffn_fusion.pipeline.recipe import BuildSection, section_from_options
+    from ffn_fusion.pipeline.recipe import BuildSection, settings_from_options
     from ffn_fusion.pipeline.widths import limited
-    from ffn_fusion.portability.rule import parse_engines
 
-    if not drop_attention and not runs:
-        raise UsageError("nothing to do: neither --drop-attention nor --runs", "say what to change, like --runs 5-9")
-    changes = {"drop": drop_attention, "runs": runs, "max_width": max_width, "widths": widths or "none", "norm": norm}
-    explicit = section_from_options(**changes, engines=parse_engines(engine or ()))
+    if not without_attention and not runs:
+        raise UsageError("nothing to do: neither --without-attention nor --runs", "say what to change, like --runs 5-9")
+    explicit = settings_from_options(
+        PlanSettings,
+        without_attention=without_attention,
+        runs=runs,
+        max_width=max_width,
+        width_curve=width_curve or "none",
+        norm=norm,
+        for_engines=tuple(for_engine or ()),
+    )
     checkpoint = open_model(model, revision=revision)
     plan = make_plan(checkpoint, None, limited(explicit, checkpoint.spec), width_multiple=width_multiple)
     section = BuildSection(width_multiple=width_multiple, max_shard_bytes=max_shard_bytes)

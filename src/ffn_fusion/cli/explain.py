@@ -36,8 +36,8 @@ def explain(
         decision.blueprint,
         decision.evidence,
         layer,
-        budget=decision.plan.budget(decision.repaired) if decision.plan else None,
-        by_person=decision.plan is not None and decision.plan.drop is not None,
+        budget=decision.plan,
+        by_person=decision.plan is not None and decision.plan.explicit,
         allows=decision.allows,
         around=around,
     )

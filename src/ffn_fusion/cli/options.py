@@ -45,7 +45,7 @@ Drop = Annotated[
     float,
     typer.Option("--drop-attention", help="Attentions to drop: a number, or a fraction below 1.", min=0),
 ]
-DropBlocks = Annotated[str, typer.Option("--drop-attention", help="Blocks whose attention goes, like 5-10,17.")]
+DropBlocks = Annotated[str, typer.Option(help="Blocks that lose their attention, e.g. 5-10,17.")]
 Runs = Annotated[str, typer.Option("--runs", help="Runs whose FFNs are fused, like 5-9,17-19.")]
 Speedup = Annotated[
     float | None,
@@ -58,14 +58,14 @@ Steps = Annotated[
 Fuse = Annotated[str, typer.Option(help="FFN steps to fuse away: a number, or auto.")]
 MaxDamage = Annotated[float, typer.Option(help="Fuse no run with a measured KL above this (nats a token).", min=0)]
 Repaired = Annotated[
-    bool, typer.Option("--repaired/--no-repaired", help="Judge changes by their damage once they're repaired.")
+    bool, typer.Option("--repair/--no-repair", help="Judge changes by the damage they do after the repair.")
 ]
 Engines = Annotated[
-    list[str] | None, typer.Option("--engine", help="Engine that must load the child, or all; may be repeated.")
+    list[str] | None, typer.Option(help="Engine that must be able to load the child, or all; repeatable.")
 ]
 MaxWidth = Annotated[int | None, typer.Option(help="Widest fused FFN; wider runs are split.", min=1)]
-Widths = Annotated[
-    Path | None, typer.Option(help="Widest fused FFN by the curve that `ffn-fusion widths -o` measured here.")
+WidthCurve = Annotated[
+    Path | None, typer.Option(help="File of `ffn-fusion max-width -o`, which sets the widest fused FFN.")
 ]
 Norm = Annotated[str, typer.Option(help="Norm of a fused FFN: own (exact) or last (as the paper).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Stop with the plan, before anything is built.")]

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ffn_fusion.analysis.budget import DEFAULT_DROP, DEFAULT_MAX_DAMAGE
 from ffn_fusion.cli.console import JsonFlag, emit, say, show_plan
 from ffn_fusion.cli.options import (
     Drop,
@@ -21,7 +20,7 @@ from ffn_fusion.cli.options import (
     Revision,
     Speedup,
     Steps,
-    Widths,
+    WidthCurve,
 )
 
 
@@ -29,16 +28,16 @@ def plan(
     model: Model,
     evidence: Annotated[Path, typer.Option(help="Folder that `analyze` wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File for the blueprint (JSON).")],
-    drop_attention: Drop = DEFAULT_DROP,
+    drop_attention: Drop = 0.2,
     speedup: Speedup = None,
     steps: Steps = None,
     fuse: Fuse = "auto",
-    max_damage: MaxDamage = DEFAULT_MAX_DAMAGE,
+    max_damage: MaxDamage = 0.5,
     max_width: MaxWidth = None,
-    widths: Widths = None,
+    width_curve: WidthCurve = None,
     norm: Norm = "own",
-    engine: Engines = None,
-    repaired: Repaired = True,
+    for_engine: Engines = None,
+    repair: Repaired = True,
     revision: Revision = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -46,31 +45,33 @@ def plan(
     from ffn_fusion.analysis.evidence import Evidence
     from ffn_fusion.analysis.loadable import loadable_moves
     from ffn_fusion.analysis.rules import compare
+    from ffn_fusion.analysis.settings import PlanSettings
     from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.cli.tables import compared_table
     from ffn_fusion.pipeline.planning import make_plan
-    from ffn_fusion.pipeline.recipe import section_from_options
+    from ffn_fusion.pipeline.recipe import settings_from_options
     from ffn_fusion.pipeline.widths import limited
-    from ffn_fusion.portability.rule import parse_engines
 
-    section = section_from_options(
+    section = settings_from_options(
+        PlanSettings,
         drop_attention=drop_attention,
         speedup=speedup,
         steps=steps,
         fuse=fuse,
         max_damage=max_damage,
         max_width=max_width,
-        widths=widths or "none",
+        width_curve=width_curve or "none",
         norm=norm,
-        engines=parse_engines(engine or ()),
+        for_engines=tuple(for_engine or ()),
+        repair=repair,
     )
     checkpoint = open_model(model, revision=revision)
     section = limited(section, checkpoint.spec)
     measured = Evidence.load(evidence)
-    made = make_plan(checkpoint, measured, section, repaired=repaired)
+    made = make_plan(checkpoint, measured, section)
     made.blueprint.save(output)
-    allows = loadable_moves(checkpoint.spec, section.engines)
-    compared = compare(made.blueprint, measured, section.budget(repaired), allows)
+    allows = loadable_moves(checkpoint.spec, section.for_engines)
+    compared = compare(made.blueprint, measured, section, allows)
     if as_json:
         emit(
             {

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ffn_fusion.analysis.budget import DEFAULT_DROP, DEFAULT_MAX_DAMAGE
 from ffn_fusion.cli.bench import Program
 from ffn_fusion.cli.console import JsonFlag, TerminalListener, emit, progress_bars, say
 from ffn_fusion.cli.options import (
@@ -27,7 +26,7 @@ from ffn_fusion.cli.options import (
     Speedup,
     Steps,
     Texts,
-    Widths,
+    WidthCurve,
 )
 
 BenchEngine = Annotated[
@@ -55,15 +54,15 @@ def optimize(
     output: Output,
     text: Texts = None,
     eval_text: EvalTexts = None,
-    drop_attention: Drop = DEFAULT_DROP,
+    drop_attention: Drop = 0.2,
     speedup: Speedup = None,
     steps: Steps = None,
     fuse: Fuse = "auto",
-    max_damage: MaxDamage = DEFAULT_MAX_DAMAGE,
+    max_damage: MaxDamage = 0.5,
     max_width: MaxWidth = None,
-    widths: Widths = None,
+    width_curve: WidthCurve = None,
     norm: Norm = "own",
-    engine: Engines = None,
+    for_engine: Engines = None,
     bench_engine: BenchEngine = "transformers",
     engine_program: Program = None,
     revision: Revision = None,
@@ -73,19 +72,20 @@ def optimize(
     as_json: JsonFlag = False,
 ) -> None:
     """The whole job with defaults; writes its recipe to OUT.run/recipe.yaml."""
-    from ffn_fusion.pipeline.recipe import Recipe, section_from_options
-    from ffn_fusion.portability.rule import parse_engines
+    from ffn_fusion.analysis.settings import PlanSettings
+    from ffn_fusion.pipeline.recipe import Recipe, settings_from_options
 
-    plan = section_from_options(
+    plan = settings_from_options(
+        PlanSettings,
         drop_attention=drop_attention,
         speedup=speedup,
         steps=steps,
         fuse=fuse,
         max_damage=max_damage,
         max_width=max_width,
-        widths=widths or "auto",
+        width_curve=width_curve or "auto",
         norm=norm,
-        engines=parse_engines(engine or ()),
+        for_engines=tuple(for_engine or ()),
     )
     recipe = Recipe.parse(
         {

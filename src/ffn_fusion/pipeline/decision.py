@@ -7,24 +7,26 @@ from pathlib import Path
 
 from ffn_fusion.analysis.evidence import Evidence
 from ffn_fusion.analysis.loadable import Allows, anything, loadable_moves
+from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.errors import DataError, UsageError
-from ffn_fusion.pipeline.recipe import PlanSection, Recipe
+from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class TakenDecision:
-    """``plan`` is None where no recipe lies beside the child.
+    """What a child was decided by.
 
-    ``repaired``: the recipe repairs it. ``allows``: the moves that its engines load.
+    Args:
+        plan: None if there is no recipe beside the child.
+        allows: the moves that its engines load.
     """
 
     blueprint: Blueprint
     evidence: Evidence
-    plan: PlanSection | None
-    repaired: bool = True
+    plan: PlanSettings | None
     allows: Allows = anything
 
 
@@ -62,10 +64,10 @@ def find_decision(place: Path, evidence: Path | None = None) -> TakenDecision:
     found = Blueprint.load(blueprint), Evidence.load(evidence or space.evidence)
     if recipe is None:
         return TakenDecision(*found, None)
-    return TakenDecision(*found, recipe.plan, recipe.repair.enabled, _allows(recipe))
+    return TakenDecision(*found, recipe.plan, _allows(recipe))
 
 
 def _allows(recipe: Recipe) -> Allows:
-    if not recipe.plan.engines:
+    if not recipe.plan.for_engines:
         return anything
-    return loadable_moves(open_model(recipe.model, revision=recipe.revision).spec, recipe.plan.engines)
+    return loadable_moves(open_model(recipe.model, revision=recipe.revision).spec, recipe.plan.for_engines)

@@ -11,6 +11,7 @@ from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo
 from ffn_fusion.checkpoint.staging import bytes_in, check_space, read_manifest
+from ffn_fusion.compute import compute_dtype
 from ffn_fusion.data import BUILT_IN_CALIBRATION, TokenWindows
 from ffn_fusion.data.mixture import TextEntry
 from ffn_fusion.distillation.checks import check_extras
@@ -77,7 +78,7 @@ class RunDistillation:
         recipe = self.recipe
         text = Text(texts=training_texts(recipe, section), tokens=section.tokens, context=section.context)
         windows = cut(text, number)
-        dtype = stages.compute_dtype(section.teacher_dtype, self.parent)
+        dtype = compute_dtype(section.teacher_dtype, self.parent)
         settings = section.settings(recipe.seed)
         if launched_sharded() and not settings.shard:
             raise UsageError(

@@ -21,7 +21,8 @@ from ffn_fusion.distillation.settings import (
     default_learning_rate,
 )
 from ffn_fusion.distillation.tracking import Tool
-from ffn_fusion.pipeline.section import DtypeName, Section, Texts
+from ffn_fusion.pipeline.section import Section, Texts
+from ffn_fusion.settings import DtypeName
 
 
 class ObjectiveSection(Section):

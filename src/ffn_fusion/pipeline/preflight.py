@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from ffn_fusion.blueprint.ranges import parse_blocks, parse_runs
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.data.mixture import where
 from ffn_fusion.data.source import check_source
 from ffn_fusion.engines.bench import check_engine
-from ffn_fusion.errors import MissingExtraError, RecipeError
+from ffn_fusion.errors import MissingExtraError
 from ffn_fusion.pipeline.distill_run import RunDistillation
 from ffn_fusion.pipeline.distillation_section import TrainingSection
 from ffn_fusion.pipeline.planning import check_early
@@ -25,7 +24,7 @@ def preflight(recipe: Recipe) -> None:
     """Check texts, ranges and optional packages of a recipe, before a model is fetched for it.
 
     Raises:
-        DataError, UsageError, RecipeError, MissingExtraError: one line each.
+        DataError, UsageError, MissingExtraError: one line each.
     """
     for package in ("matplotlib", "jinja2"):
         if find_spec(package) is None:
@@ -39,11 +38,6 @@ def preflight(recipe: Recipe) -> None:
     if recipe.bench.enabled and recipe.bench.engine != "transformers":
         check_engine(recipe.bench.engine, recipe.bench.engine_program)
     places(recipe)
-    plan = recipe.plan
-    if plan.runs is not None and plan.drop is None:
-        raise RecipeError("plan.runs is given without plan.drop", "say which attentions go: plan.drop: 5-10")
-    parse_blocks(plan.drop or "")
-    parse_runs(plan.runs or "")
 
 
 def preflight_parent(recipe: Recipe, checkpoint: Checkpoint) -> None:

@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
-from ffn_fusion.analysis.budget import DEFAULT_DROP, DEFAULT_MAX_DAMAGE, Budget
-from ffn_fusion.analysis.questions import PARTS, Part, Questions
-from ffn_fusion.blueprint import FusionNorm
-from ffn_fusion.blueprint.ranges import parse_runs
+from ffn_fusion.analysis.settings import AnalysisSettings, PlanSettings
 from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
 from ffn_fusion.data.mixture import TextEntry, Weighted, resolved
 from ffn_fusion.errors import RecipeError, UsageError
@@ -21,8 +18,7 @@ from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.latency.machines import Precision
 from ffn_fusion.latency.timing import BenchEngine
 from ffn_fusion.pipeline.distillation_section import DistillationSection, TrainingSection
-from ffn_fusion.pipeline.section import DtypeName, Section, Texts
-from ffn_fusion.portability.rule import Engine, parse_engines
+from ffn_fusion.pipeline.section import Section, Texts
 from ffn_fusion.repair.settings import (
     DEFAULT_ATTENTION,
     DEFAULT_HELD_OUT,
@@ -35,15 +31,8 @@ from ffn_fusion.repair.settings import (
     Target,
     Weighting,
 )
+from ffn_fusion.settings import DtypeName, Settings
 from ffn_fusion.units import parse_bytes
-
-
-def _ranges(value: Any) -> Any:
-    """YAML reads ``5-10`` as text and ``5`` as a number; both are ranges of blocks."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-Ranges = Annotated[str, BeforeValidator(_ranges)]
 
 
 def _size(value: Any) -> Any:
@@ -67,74 +56,11 @@ class Text(Section):
     context: int = Field(512, ge=8)
 
 
-class AnalysisSection(Section):
-    """See ``ffn_fusion.analyze``. ``reverse``: runs whose order is tested, like ``5-8``; dtype auto is the model's."""
-
-    parts: tuple[Part, ...] = PARTS
-    scores: tuple[Part, ...] = ("attention",)
-    max_stretch: int = Field(5, ge=1)
-    candidate_share: float = Field(0.5, gt=0, le=1)
-    leave_last: bool = True
-    reverse: Ranges | None = None
-    repaired: bool = True
-    dtype: DtypeName = "float32"
-
-    def questions(self) -> Questions:
-        """Raises: UsageError: runs that can't be read."""
-        values = self.model_dump(exclude={"dtype", "reverse"})
-        return Questions(**values, reverse=tuple(parse_runs(self.reverse or "")))
+Options = TypeVar("Options", bound=Settings)
 
 
-def _engines(value: Any) -> Any:
-    names = (value,) if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        return value
-    try:
-        return parse_engines(names)
-    except UsageError as error:
-        raise ValueError(f"{error.message}; {error.hint}") from error
-
-
-class PlanSection(Section):
-    """A budget (see ``ffn_fusion.Budget``), or explicit ``drop`` and ``runs`` like ``5-10`` and ``5-9``.
-
-    ``engines``: those that must load the child; what they can't load is never planned.
-    ``widths``: a file of ``ffn-fusion widths``, which gives ``max_width``; auto: a run measures it; none: no limit.
-    """
-
-    drop_attention: float = Field(DEFAULT_DROP, ge=0)
-    speedup: float | None = Field(None, gt=1)
-    steps: int | None = Field(None, gt=0)
-    fuse: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    max_damage: float = Field(DEFAULT_MAX_DAMAGE, gt=0)
-    max_width: int | None = Field(None, gt=0)
-    widths: Literal["auto", "none"] | Path = "auto"
-    norm: FusionNorm = "own"
-    engines: Annotated[tuple[Engine, ...], BeforeValidator(_engines)] = ()
-    drop: Ranges | None = None
-    runs: Ranges | None = None
-
-    @field_validator("steps")
-    @classmethod
-    def _one_budget(cls, steps: int | None, info: ValidationInfo) -> int | None:
-        if steps is not None and info.data.get("speedup") is not None:
-            raise PydanticCustomError("two_budgets", "steps and speedup are two budgets; give one")
-        return steps
-
-    @field_validator("widths")
-    @classmethod
-    def _one_width(cls, widths: Path | str, info: ValidationInfo) -> Path | str:
-        if isinstance(widths, Path) and info.data.get("max_width") is not None:
-            raise PydanticCustomError("two_widths", "max_width and widths are two limits; give one")
-        return widths
-
-    def budget(self, repaired: bool = True) -> Budget:
-        """``repaired``: changes are judged as they'll be once they're repaired."""
-        return Budget(**self.model_dump(exclude={"drop", "runs", "widths"}), repaired=repaired)
-
-
-def section_from_options(**options: Any) -> PlanSection:
-    """The plan section that command-line options stand for.
+def settings_from_options(kind: type[Options], **options: Any) -> Options:
+    """The settings that command-line options stand for.
 
     Raises:
         UsageError: a value is off.
@@ -142,20 +68,7 @@ def section_from_options(**options: Any) -> PlanSection:
     if isinstance(options.get("fuse"), str) and options["fuse"].isdigit():
         options["fuse"] = int(options["fuse"])
     try:
-        return PlanSection(**options)
-    except ValidationError as error:
-        raise _wrong_option(error) from error
-
-
-def analysis_from_options(*, parts: str, scores: str, **options: Any) -> AnalysisSection:
-    """The analysis section that command-line options stand for; lists come as words with commas between them.
-
-    Raises:
-        UsageError: a value is off.
-    """
-    lists = {"parts": _words(parts), "scores": _words(scores)}
-    try:
-        return AnalysisSection(**lists, **options)
+        return kind(**options)
     except ValidationError as error:
         raise _wrong_option(error) from error
 
@@ -167,12 +80,12 @@ def repair_from_options(*, lambdas: str | None = None, **options: Any) -> Repair
         UsageError: a value is off.
     """
     try:
-        return RepairSection(**options, **({} if lambdas is None else {"lambdas": _words(lambdas)}))
+        return RepairSection(**options, **({} if lambdas is None else {"lambdas": words(lambdas)}))
     except ValidationError as error:
         raise _wrong_option(error) from error
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip() not in ("", "none"))
 
 
@@ -274,8 +187,8 @@ class Recipe(Section):
     device: str = "cpu"
     memory: Memory | None = None
     calibration: Text = Text()
-    analysis: AnalysisSection = AnalysisSection()
-    plan: PlanSection = PlanSection()
+    analysis: AnalysisSettings = AnalysisSettings()
+    plan: PlanSettings = PlanSettings()
     repair: RepairSection = RepairSection()
     build: BuildSection = BuildSection()
     distillation: DistillationSection = DistillationSection()
@@ -319,7 +232,7 @@ class Recipe(Section):
                 "model": str(local.resolve()) if local.exists() else self.model,
                 "output": (folder / self.output.expanduser()).resolve(),
                 "calibration": _resolve(self.calibration, folder),
-                "plan": _resolve_widths(self.plan, folder),
+                "plan": _resolve_curve(self.plan, folder),
                 "repair": _resolve(self.repair, folder),
                 "distillation": _resolve_stages(self.distillation, folder),
                 "evaluation": _resolve(self.evaluation, folder),
@@ -328,12 +241,12 @@ class Recipe(Section):
             }
         )
 
-    def loadable(self) -> Self:
-        """The same, planned for the engine that the child is timed in, too."""
-        engine, engines = self.bench.engine, self.plan.engines
-        if engine == "transformers" or engine in engines or not self.bench.enabled:
-            return self
-        plan = self.plan.model_copy(update={"engines": (*engines, engine)})
+    def with_implied(self) -> Self:
+        """The recipe, planned for the engine that times the child as well; by repaired damage only if it repairs."""
+        engine, engines = self.bench.engine, self.plan.for_engines
+        if self.bench.enabled and engine not in ("transformers", *engines):
+            engines = (*engines, engine)
+        plan = self.plan.model_copy(update={"for_engines": engines, "repair": self.plan.repair and self.repair.enabled})
         return self.model_copy(update={"plan": plan})
 
     def to_yaml(self) -> str:
@@ -347,10 +260,10 @@ def _resolve(section: SectionT, folder: Path) -> SectionT:
     return section.model_copy(update={"texts": tuple(resolved(entry, folder) for entry in section.texts)})
 
 
-def _resolve_widths(section: PlanSection, folder: Path) -> PlanSection:
-    if not isinstance(section.widths, Path):
-        return section
-    return section.model_copy(update={"widths": (folder / section.widths.expanduser()).resolve()})
+def _resolve_curve(plan: PlanSettings, folder: Path) -> PlanSettings:
+    if not isinstance(plan.width_curve, Path):
+        return plan
+    return plan.model_copy(update={"width_curve": (folder / plan.width_curve.expanduser()).resolve()})
 
 
 def _resolve_machines(section: PredictSection, folder: Path) -> PredictSection:

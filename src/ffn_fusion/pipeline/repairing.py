@@ -13,10 +13,11 @@ from ffn_fusion.blockwise.stack import TensorSource
 from ffn_fusion.blueprint import Blueprint, unfused
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.staging import check_space
+from ffn_fusion.compute import compute_dtype
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.evaluation.evaluate import PARENT, evaluate
 from ffn_fusion.pipeline.recipe import Recipe, RepairSection, Text
-from ffn_fusion.pipeline.stages import PRUNED, UNREPAIRED, calibration_windows, compute_dtype
+from ffn_fusion.pipeline.stages import PRUNED, UNREPAIRED, calibration_windows
 from ffn_fusion.pipeline.training_windows import split_windows
 from ffn_fusion.processes import Progress
 from ffn_fusion.repair.plan import RepairPlan

@@ -88,7 +88,7 @@ def run(recipe: Recipe, *, dry_run: bool = False, listener: Listener | None = No
     Raises:
         FfnFusionError: whatever a person can mend; what's finished stays for the next call.
     """
-    workspace, recipe = Workspace(recipe.output), recipe.loadable()
+    workspace, recipe = Workspace(recipe.output), recipe.with_implied()
     preflight(recipe)
     listener = listener or Silent()
     checkpoint = open_parent(recipe, listener)
@@ -212,7 +212,7 @@ class _Run:
             how = asked.engine, asked.engine_program, asked.batches, asked.dtype, recipe.device, machine(recipe.device)
             key = stage_key(spec.hidden_size, spec.blocks, *how)
             self._stage("widths", key, [space.widths], self._measure_widths)
-            section = section.model_copy(update={"widths": space.widths})
+            section = section.model_copy(update={"width_curve": space.widths})
         pinned = {"plan": limited(section, spec)}
         self.recipe = recipe.model_copy(update=pinned)
         write_atomic(space.recipe, Recipe.load(space.recipe).model_copy(update=pinned).to_yaml().encode())
@@ -223,13 +223,11 @@ class _Run:
         write_atomic(self.workspace.widths, (curve.model_dump_json(indent=1) + "\n").encode())
 
     def plan(self, evidence: Evidence) -> Plan:
-        """Changes are judged as they'll be in the child: repaired, if it is."""
         recipe = self.recipe
         return make_plan(
             self.checkpoint,
             evidence,
             recipe.plan,
-            repaired=recipe.repair.enabled,
             width_multiple=recipe.build.width_multiple,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, WithJsonSchema
 
@@ -12,9 +12,6 @@ from ffn_fusion.errors import UsageError
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def _text(value: Any) -> Any:

@@ -15,10 +15,12 @@ from ffn_fusion.analysis.loadable import loadable_moves
 from ffn_fusion.analysis.measure import analyze
 from ffn_fusion.analysis.passes import PassPlan
 from ffn_fusion.analysis.rules import control_plans
+from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.blockwise.stack import TensorSource
 from ffn_fusion.blueprint import Blueprint, unfused
 from ffn_fusion.blueprint.ranges import format_blocks, format_runs
-from ffn_fusion.checkpoint.reader import Checkpoint, open_folder, torch_dtype
+from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
+from ffn_fusion.compute import compute_dtype
 from ffn_fusion.data import (
     BUILT_IN_CALIBRATION,
     BUILT_IN_HELD_OUT,
@@ -33,9 +35,9 @@ from ffn_fusion.evaluation.evaluate import PARENT, evaluate
 from ffn_fusion.evaluation.quality import Control, Quality
 from ffn_fusion.latency.load import load_model
 from ffn_fusion.pipeline.recipe import BuildSection, Recipe, RepairSection, Text
-from ffn_fusion.pipeline.section import DtypeName
 from ffn_fusion.pipeline.workspace import Workspace
 from ffn_fusion.report.model_card import model_card, read_licence
+from ffn_fusion.settings import DtypeName
 from ffn_fusion.surgery.build import build, child_bytes
 from ffn_fusion.surgery.child import Child
 from ffn_fusion.surgery.repairs import is_repaired
@@ -78,12 +80,6 @@ def held_out_windows(folder: Path, section: Text, seed: int) -> list[TokenWindow
     return [make_windows(tokenizer, text, section.context, section.tokens, seed=seed) for text in texts]
 
 
-def compute_dtype(name: DtypeName, checkpoint: Checkpoint) -> torch.dtype:
-    """What to compute in; ``auto`` is what the weights are stored in."""
-    dtype: torch.dtype = torch_dtype(checkpoint.dtype) if name == "auto" else getattr(torch, name)
-    return dtype
-
-
 def dtype_named(name: str, checkpoint: Checkpoint) -> torch.dtype:
     """The same for a name that a person wrote.
 
@@ -106,9 +102,8 @@ def measure(
     return analyze(
         checkpoint,
         windows,
-        **vars(recipe.analysis.questions()),
+        recipe.analysis,
         seed=recipe.seed,
-        dtype=compute_dtype(recipe.analysis.dtype, checkpoint),
         device=recipe.device,
         memory=parse_bytes(recipe.memory) if recipe.memory else None,
         workspace=workspace,
@@ -121,15 +116,11 @@ def child_evidence(recipe: Recipe, progress: Progress) -> Evidence:
     """The built child's own geometry, on the calibration tokens: one forward pass."""
     child = open_folder(recipe.output)
     windows = calibration_windows(child.folder, recipe.calibration, recipe.seed)
-    dtype = compute_dtype(recipe.analysis.dtype, child)
     return analyze(
         child,
         windows,
-        parts=(),
-        scores=(),
-        max_stretch=1,
+        AnalysisSettings(parts=(), scores=(), max_run=1, dtype=recipe.analysis.dtype),
         seed=recipe.seed,
-        dtype=dtype,
         device=recipe.device,
         memory=parse_bytes(recipe.memory) if recipe.memory else None,
         progress=progress,
@@ -199,8 +190,8 @@ def score(
         controls.append(Control(name=UNREPAIRED, meaning=meaning, dropped=dropped, runs=runs))
     if recipe.evaluation.controls:
         scored = [blueprint]
-        allows = loadable_moves(checkpoint.spec, recipe.plan.engines)
-        for control in control_plans(blueprint, evidence, recipe.plan.budget(recipe.repair.enabled), allows):
+        allows = loadable_moves(checkpoint.spec, recipe.plan.for_engines)
+        for control in control_plans(blueprint, evidence, recipe.plan, allows):
             if control.blueprint in scored:  # two ways to the same child: its figures are there already
                 continue
             scored.append(control.blueprint)

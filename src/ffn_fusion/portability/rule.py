@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar, get_args
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 from ffn_fusion.errors import UsageError
+from ffn_fusion.settings import read_by
 
 Engine = Literal["vllm", "sglang", "trtllm", "llama.cpp", "mlx", "transformers"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
@@ -111,3 +112,14 @@ def parse_engines(names: Iterable[str]) -> tuple[Engine, ...]:
         if name != "all" and name not in ENGINES:
             raise UsageError(f"no engine {name!r}", f"known are {', '.join(ENGINES)}, and all")
     return tuple(engine for engine in ENGINES if engine in asked or "all" in asked)
+
+
+def _engines(value: Any) -> Any:
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return value
+    return parse_engines(names)
+
+
+Engines = Annotated[tuple[Engine, ...], read_by(_engines)]
+"""A field of settings that names engines."""

@@ -1,0 +1,100 @@
+"""The settings of an analysis and of a plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from ffn_fusion.blueprint import FusionNorm
+from ffn_fusion.blueprint.fields import Blocks, Runs
+from ffn_fusion.portability.rule import Engines
+from ffn_fusion.settings import DtypeName, Settings
+
+Part = Literal["block", "attention", "ffn"]
+PARTS: tuple[Part, ...] = ("block", "attention", "ffn")
+
+FUSE_TOLERANCE = 1.0
+"""``fuse="auto"``: fusing may cost as much again as dropping the attentions does."""
+
+
+class AnalysisSettings(Settings):
+    """What an analysis measures."""
+
+    parts: tuple[Part, ...] = Field(PARTS, description="Sub-blocks to remove one at a time.")
+    scores: tuple[Part, ...] = Field(
+        ("attention",),
+        description="Removed sub-blocks whose damage is measured at the model's output; planning needs attention.",
+    )
+    max_run: int = Field(
+        5, ge=1, description="Longest run of attention-free blocks to measure as one; 1 measures no runs."
+    )
+    candidate_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Measure runs among this share of the attentions, the least important ones; 1 measures all runs "
+        "in a single pass over the weights.",
+    )
+    leave_last: bool = Field(
+        True, description="Leave the last FFN of a run out of the fusion, as in the paper; otherwise measure both ways."
+    )
+    reverse: Runs = Field((), description="Runs to measure in reverse order as well, e.g. 5-8,17-20.")
+    repair: bool = Field(
+        True, description="Also measure runs, and attentions dropped alone, as they will be after the repair."
+    )
+    dtype: DtypeName = Field("float32", description="Precision to compute in; auto is the model's own.")
+
+
+class PlanSettings(Settings):
+    """What a plan aims for: a budget, or explicit attentions to drop and runs to fuse."""
+
+    drop_attention: float = Field(
+        0.2, ge=0, description="How many attentions to drop: a number, or a fraction of them if below 1."
+    )
+    speedup: float | None = Field(
+        None, gt=1, description="Speed-up to reach by the simple cost count, instead of a number of attentions to drop."
+    )
+    steps: int | None = Field(
+        None, gt=0, description="Most sequential steps the child may have, instead of numbers to drop and to fuse."
+    )
+    fuse: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="FFN steps to fuse away; auto: as many as cost no more than dropping the attentions did."
+    )
+    max_damage: float = Field(
+        0.5, gt=0, description="Fuse no run whose measured KL to the parent is above this, in nats a token."
+    )
+    max_width: int | None = Field(None, gt=0, description="Widest fused FFN; wider runs are split.")
+    width_curve: Literal["auto", "none"] | Path = Field(
+        "auto",
+        description="File written by `ffn-fusion max-width`, which sets the widest fused FFN; auto: a job measures the "
+        "curve itself.",
+    )
+    norm: FusionNorm = Field("own", description="Norm of a fused FFN: own (exact) or last (as in the paper).")
+    for_engines: Engines = Field((), description="Engines that must be able to load the child; all is every one.")
+    repair: bool = Field(True, description="Judge changes by their damage after the repair, where that was measured.")
+    without_attention: Blocks = Field(
+        (), description="Exactly these blocks lose their attention, e.g. 5-10,17; no evidence is needed."
+    )
+    runs: Runs = Field((), description="Exactly these runs are fused, e.g. 5-9,17-19; no evidence is needed.")
+
+    @property
+    def explicit(self) -> bool:
+        """Whether a person named the changes, so that nothing is left to choose."""
+        return bool(self.without_attention or self.runs)
+
+    @field_validator("steps")
+    @classmethod
+    def _one_budget(cls, steps: int | None, info: ValidationInfo) -> int | None:
+        if steps is not None and info.data.get("speedup") is not None:
+            raise PydanticCustomError("two_budgets", "steps and speedup are two budgets; give one")
+        return steps
+
+    @field_validator("width_curve")
+    @classmethod
+    def _one_width(cls, curve: Path | str, info: ValidationInfo) -> Path | str:
+        if isinstance(curve, Path) and info.data.get("max_width") is not None:
+            raise PydanticCustomError("two_widths", "max_width and width_curve are two limits; give one")
+        return curve
