@@ -7,6 +7,7 @@ options and the tables in docs/ are generated from them. This module imports not
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -22,6 +23,25 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+@dataclass(frozen=True)
+class Option:
+    """How the command line spells a field, where the field's own name won't do.
+
+    Args:
+        name: the option, and after a slash its opposite, like ``--attention/--ffn-only``.
+        metavar: what stands for its value.
+        separator: what separates the items of a list in one word; nothing: one item a word.
+        one_word: the value is a single word, which the field's own reader takes apart.
+        hidden: no option at all.
+    """
+
+    name: str = ""
+    metavar: str = ""
+    separator: str = ","
+    one_word: bool = False
+    hidden: bool = False
+
+
 def read_by(parse: Callable[[Any], Any]) -> BeforeValidator:
     """A field that ``parse`` reads; its ``UsageError`` becomes the field's error, with the hint."""
 
@@ -29,8 +49,8 @@ def read_by(parse: Callable[[Any], Any]) -> BeforeValidator:
         try:
             return parse(value)
         except UsageError as error:
-            message = "; ".join(filter(None, (error.message, error.hint)))
-            raise PydanticCustomError("unreadable", "{message}", {"message": message}) from error
+            context = {"message": error.message, "hint": error.hint}
+            raise PydanticCustomError("unreadable", "{message}", context) from error
 
     return BeforeValidator(read)
 
@@ -41,5 +61,5 @@ def _size(value: Any) -> Any:
 
 DtypeName = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 """What to compute in; ``auto`` is what the weights are stored in."""
-MemorySize = Annotated[int, read_by(_size)]
+MemorySize = Annotated[int, read_by(_size), Option(metavar="<size>")]
 """Bytes, written as a number or like ``16GiB``."""

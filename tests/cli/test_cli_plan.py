@@ -95,7 +95,7 @@ def test_engines_that_have_to_load_it(ffn_fusion: Run, words: tuple[object, ...]
     assert code == 0
     assert "loads in vllm, mlx" in err
     code, _, err = ffn_fusion(*words, "--for-engine", "vlm")
-    assert (code, err.splitlines()[0]) == (2, "error: no engine 'vlm'")
+    assert (code, err.splitlines()[0]) == (2, "error: --for-engine: no engine 'vlm'")
 
     out_folder = tmp_path / "child"
     first = ("fuse", parent, "-o", out_folder, "--without-attention", "0,3")

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from ffn_fusion.blueprint import FusionNorm
 from ffn_fusion.blueprint.fields import Blocks, Runs
 from ffn_fusion.portability.rule import Engines
-from ffn_fusion.settings import DtypeName, Settings
+from ffn_fusion.settings import DtypeName, Option, Settings
 
 Part = Literal["block", "attention", "ffn"]
 PARTS: tuple[Part, ...] = ("block", "attention", "ffn")
@@ -73,7 +73,9 @@ class PlanSettings(Settings):
         "curve itself.",
     )
     norm: FusionNorm = Field("own", description="Norm of a fused FFN: own (exact) or last (as in the paper).")
-    for_engines: Engines = Field((), description="Engines that must be able to load the child; all is every one.")
+    for_engines: Annotated[Engines, Option("--for-engine")] = Field(
+        (), description="Engines that must be able to load the child; all is every one."
+    )
     repair: bool = Field(True, description="Judge changes by their damage after the repair, where that was measured.")
     without_attention: Blocks = Field(
         (), description="Exactly these blocks lose their attention, e.g. 5-10,17; no evidence is needed."

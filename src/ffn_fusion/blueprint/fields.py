@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import PlainSerializer, WithJsonSchema
 
 from ffn_fusion.blueprint.ranges import format_blocks, format_runs, parse_blocks, parse_runs
-from ffn_fusion.settings import read_by
+from ffn_fusion.settings import Option, read_by
 
 
 def _runs(value: Any) -> Any:
@@ -24,12 +24,14 @@ def _blocks(value: Any) -> Any:
 
 
 _SCHEMA = WithJsonSchema({"type": "string", "format": "ranges"})
+_OPTION = Option(metavar="<ranges>", one_word=True)
 
 Blocks = Annotated[
     tuple[int, ...],
     read_by(_blocks),
     PlainSerializer(lambda blocks: format_blocks(blocks) if blocks else None),
     _SCHEMA,
+    _OPTION,
 ]
 """Blocks, counted from 0, ascending and each once."""
 Runs = Annotated[
@@ -37,5 +39,6 @@ Runs = Annotated[
     read_by(_runs),
     PlainSerializer(lambda runs: format_runs(runs) if runs else None),
     _SCHEMA,
+    _OPTION,
 ]
 """Runs of blocks as (first, last), ends inclusive."""

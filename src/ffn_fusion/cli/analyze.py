@@ -8,45 +8,26 @@ from typing import Annotated
 
 import typer
 
+from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
+from ffn_fusion.cli.from_settings import options
 from ffn_fusion.cli.options import Context, Device, Memory, Model, Revision, Seed, Texts, Tokens
 
 
+@options
 def analyze(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the evidence.")],
+    settings: AnalysisSettings,
     text: Texts = None,
     tokens: Tokens = 4096,
     context: Context = 512,
-    parts: Annotated[
-        str, typer.Option(help="What is removed, one at a time: block, attention, ffn.")
-    ] = "block,attention,ffn",
-    scores: Annotated[
-        str, typer.Option(help="Of those, whose damage at the output is measured; planning needs attention.")
-    ] = "attention",
-    max_run: Annotated[int, typer.Option(help="Longest run to measure, in blocks; 1: none.", min=1)] = 5,
-    candidate_share: Annotated[
-        float,
-        typer.Option(help="Measure runs among this share of the attentions; 1: all, in one pass.", min=0.01, max=1),
-    ] = 0.5,
-    leave_last: Annotated[
-        bool,
-        typer.Option("--leave-last/--also-last", help="Leave a run's last FFN out, or measure both ways."),
-    ] = True,
-    repair: Annotated[
-        bool,
-        typer.Option("--repair/--no-repair", help="Measure runs and dropped attentions repaired as well."),
-    ] = True,
-    reverse: Annotated[str | None, typer.Option(help="Runs whose order is tested, like 5-8,17-20.")] = None,
     blueprint: Annotated[
         Path | None, typer.Option(help="Measure the child that this blueprint makes of MODEL instead.")
     ] = None,
     revision: Revision = None,
     seed: Seed = 0,
     device: Device = "cpu",
-    dtype: Annotated[
-        str, typer.Option(help="To compute in: float32, bfloat16, float16, auto (the model's).")
-    ] = "float32",
     memory: Memory = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will take, and stop.")] = False,
     as_json: JsonFlag = False,
@@ -54,29 +35,17 @@ def analyze(
     """Measure block dependency, sub-block importance and the damage of candidate runs."""
     from ffn_fusion.analysis.measure import analyze as measure
     from ffn_fusion.analysis.measure import plan_analysis
-    from ffn_fusion.analysis.settings import AnalysisSettings
     from ffn_fusion.blueprint import Blueprint
     from ffn_fusion.checkpoint.reader import Checkpoint
     from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.cli.passes import passes_json, passes_table
-    from ffn_fusion.pipeline.recipe import Text, settings_from_options, words
+    from ffn_fusion.pipeline.recipe import Text
     from ffn_fusion.pipeline.stages import calibration_windows
     from ffn_fusion.report.terminal import importance_table, reverse_order_table
     from ffn_fusion.surgery.build import check_blueprint
     from ffn_fusion.surgery.child import Child
     from ffn_fusion.units import parse_bytes
 
-    asked = settings_from_options(
-        AnalysisSettings,
-        parts=words(parts),
-        scores=words(scores),
-        max_run=max_run,
-        candidate_share=candidate_share,
-        leave_last=leave_last,
-        reverse=reverse,
-        repair=repair,
-        dtype=dtype,
-    )
     budget = parse_bytes(memory) if memory else None
     checkpoint = open_model(model, revision=revision)
     measured: Checkpoint | Child = checkpoint
@@ -89,7 +58,7 @@ def analyze(
     )
     workspace = output / ".analysis"
     if dry_run:
-        plans = plan_analysis(measured, windows, asked, device=device, memory=budget, workspace=workspace)
+        plans = plan_analysis(measured, windows, settings, device=device, memory=budget, workspace=workspace)
         if as_json:
             emit(passes_json(plans))
         else:
@@ -99,7 +68,7 @@ def analyze(
         evidence = measure(
             measured,
             windows,
-            asked,
+            settings,
             seed=seed,
             device=device,
             memory=budget,
@@ -112,7 +81,7 @@ def analyze(
     if as_json:
         emit(evidence.model_dump(mode="json", exclude={"matrices"}))
         return
-    for part in asked.scores:
+    for part in settings.scores:
         say(importance_table(evidence, part=part), err=False)
     if evidence.reverse_order:
         say(reverse_order_table(evidence), err=False)

@@ -7,25 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.cli.console import JsonFlag, emit, plan_lines, progress_bars, say, show_plan
+from ffn_fusion.cli.from_settings import Only, options
 from ffn_fusion.cli.options import (
     Context,
     Device,
-    DropBlocks,
     DryRun,
     Engines,
-    MaxWidth,
     Memory,
     Model,
-    Norm,
     Output,
     Repair,
     RepairTexts,
     Revision,
-    Runs,
     Seed,
     Tokens,
-    WidthCurve,
     WidthMultiple,
 )
 from ffn_fusion.repair.settings import DEFAULT_TOKENS
@@ -37,6 +34,7 @@ if TYPE_CHECKING:
     from ffn_fusion.pipeline.repairing import ChildRepairing
 
 UNREPAIRED_LINE = "the child is unrepaired: give --text, and what surgery cost is repaired in closed form"
+_EXPLICIT = ("without_attention", "runs", "max_width", "width_curve", "norm", "for_engines")
 ShardSize = Annotated[int, typer.Option("--max-shard-bytes", help="Largest file of weights.", min=1 << 20)]
 
 
@@ -79,15 +77,13 @@ def build(
     _build(checkpoint, plan, output, section, repairing, dry_run, as_json)
 
 
+@options
 def fuse(
     model: Model,
     output: Output,
-    without_attention: DropBlocks = "",
-    runs: Runs = "",
-    max_width: MaxWidth = None,
-    width_curve: WidthCurve = None,
-    norm: Norm = "own",
-    for_engine: Engines = None,
+    settings: Annotated[
+        PlanSettings, Only("without_attention", "runs", "max_width", "width_curve", "norm", "for_engines")
+    ],
     width_multiple: WidthMultiple = 256,
     max_shard_bytes: ShardSize = 5_000_000_000,
     text: RepairTexts = None,
@@ -102,26 +98,16 @@ def fuse(
     as_json: JsonFlag = False,
 ) -> None:
     """Plan and build with explicit runs: drop these attentions, fuse these runs."""
-    from ffn_fusion.analysis.settings import PlanSettings
     from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.errors import UsageError
     from ffn_fusion.pipeline.planning import make_plan
-    from ffn_fusion.pipeline.recipe import BuildSection, settings_from_options
+    from ffn_fusion.pipeline.recipe import BuildSection
     from ffn_fusion.pipeline.widths import limited
 
-    if not without_attention and not runs:
+    if not settings.explicit:
         raise UsageError("nothing to do: neither --without-attention nor --runs", "say what to change, like --runs 5-9")
-    explicit = settings_from_options(
-        PlanSettings,
-        without_attention=without_attention,
-        runs=runs,
-        max_width=max_width,
-        width_curve=width_curve or "none",
-        norm=norm,
-        for_engines=tuple(for_engine or ()),
-    )
     checkpoint = open_model(model, revision=revision)
-    plan = make_plan(checkpoint, None, limited(explicit, checkpoint.spec), width_multiple=width_multiple)
+    plan = make_plan(checkpoint, None, limited(settings, checkpoint.spec), width_multiple=width_multiple)
     section = BuildSection(width_multiple=width_multiple, max_shard_bytes=max_shard_bytes)
     repairing = _repairing(checkpoint, plan, output, text if repair else None, tokens, context, seed, device, memory)
     _build(checkpoint, plan, output, section, repairing, dry_run, as_json)

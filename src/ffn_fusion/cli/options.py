@@ -41,33 +41,9 @@ Tokens = Annotated[int, typer.Option(help="How many tokens of text.", min=1)]
 Context = Annotated[int, typer.Option(help="Tokens in a window.", min=8)]
 Seed = Annotated[int, typer.Option(help="Which windows are chosen.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")]
-Drop = Annotated[
-    float,
-    typer.Option("--drop-attention", help="Attentions to drop: a number, or a fraction below 1.", min=0),
-]
-DropBlocks = Annotated[str, typer.Option(help="Blocks that lose their attention, e.g. 5-10,17.")]
-Runs = Annotated[str, typer.Option("--runs", help="Runs whose FFNs are fused, like 5-9,17-19.")]
-Speedup = Annotated[
-    float | None,
-    typer.Option(help="Instead of --drop-attention: a speed-up by the simple cost count.", min=1),
-]
-Steps = Annotated[
-    int | None,
-    typer.Option(help="Instead of --drop-attention and --fuse: at most so many sequential steps.", min=1),
-]
-Fuse = Annotated[str, typer.Option(help="FFN steps to fuse away: a number, or auto.")]
-MaxDamage = Annotated[float, typer.Option(help="Fuse no run with a measured KL above this (nats a token).", min=0)]
-Repaired = Annotated[
-    bool, typer.Option("--repair/--no-repair", help="Judge changes by the damage they do after the repair.")
-]
 Engines = Annotated[
     list[str] | None, typer.Option(help="Engine that must be able to load the child, or all; repeatable.")
 ]
-MaxWidth = Annotated[int | None, typer.Option(help="Widest fused FFN; wider runs are split.", min=1)]
-WidthCurve = Annotated[
-    Path | None, typer.Option(help="File of `ffn-fusion max-width -o`, which sets the widest fused FFN.")
-]
-Norm = Annotated[str, typer.Option(help="Norm of a fused FFN: own (exact) or last (as the paper).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Stop with the plan, before anything is built.")]
 Memory = Annotated[
     str | None,

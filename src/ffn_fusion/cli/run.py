@@ -7,27 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.cli.bench import Program
 from ffn_fusion.cli.console import JsonFlag, TerminalListener, emit, progress_bars, say
-from ffn_fusion.cli.options import (
-    Device,
-    Drop,
-    DryRun,
-    Engines,
-    EvalTexts,
-    Fuse,
-    MaxDamage,
-    MaxWidth,
-    Model,
-    Norm,
-    Output,
-    Revision,
-    Seed,
-    Speedup,
-    Steps,
-    Texts,
-    WidthCurve,
-)
+from ffn_fusion.cli.from_settings import Without, options
+from ffn_fusion.cli.options import Device, DryRun, EvalTexts, Model, Output, Revision, Seed, Texts
 
 BenchEngine = Annotated[
     str, typer.Option(help="What to time the models and measure widths in: transformers, vllm or llama.cpp.")
@@ -49,20 +33,13 @@ def run_recipe(
     _run(Recipe.load(recipe), dry_run, as_json)
 
 
+@options
 def optimize(
     model: Model,
     output: Output,
+    plan: Annotated[PlanSettings, Without("without_attention", "runs", "repair")],
     text: Texts = None,
     eval_text: EvalTexts = None,
-    drop_attention: Drop = 0.2,
-    speedup: Speedup = None,
-    steps: Steps = None,
-    fuse: Fuse = "auto",
-    max_damage: MaxDamage = 0.5,
-    max_width: MaxWidth = None,
-    width_curve: WidthCurve = None,
-    norm: Norm = "own",
-    for_engine: Engines = None,
     bench_engine: BenchEngine = "transformers",
     engine_program: Program = None,
     revision: Revision = None,
@@ -72,21 +49,8 @@ def optimize(
     as_json: JsonFlag = False,
 ) -> None:
     """The whole job with defaults; writes its recipe to OUT.run/recipe.yaml."""
-    from ffn_fusion.analysis.settings import PlanSettings
-    from ffn_fusion.pipeline.recipe import Recipe, settings_from_options
+    from ffn_fusion.pipeline.recipe import Recipe
 
-    plan = settings_from_options(
-        PlanSettings,
-        drop_attention=drop_attention,
-        speedup=speedup,
-        steps=steps,
-        fuse=fuse,
-        max_damage=max_damage,
-        max_width=max_width,
-        width_curve=width_curve or "auto",
-        norm=norm,
-        for_engines=tuple(for_engine or ()),
-    )
     recipe = Recipe.parse(
         {
             "model": model,

@@ -60,7 +60,7 @@ def find_decision(place: Path, evidence: Path | None = None) -> TakenDecision:
             f"{space.evidence}: no evidence there",
             "name its folder with --evidence, or measure it with `ffn-fusion analyze`",
         )
-    recipe = Recipe.load(space.recipe) if space.recipe.is_file() else None
+    recipe = Recipe.load(space.recipe).with_implied() if space.recipe.is_file() else None
     found = Blueprint.load(blueprint), Evidence.load(evidence or space.evidence)
     if recipe is None:
         return TakenDecision(*found, None)

@@ -31,7 +31,7 @@ from ffn_fusion.repair.settings import (
     Target,
     Weighting,
 )
-from ffn_fusion.settings import DtypeName, Settings
+from ffn_fusion.settings import DtypeName
 from ffn_fusion.units import parse_bytes
 
 
@@ -54,23 +54,6 @@ class Text(Section):
     texts: Texts = ()
     tokens: int = Field(4096, gt=0)
     context: int = Field(512, ge=8)
-
-
-Options = TypeVar("Options", bound=Settings)
-
-
-def settings_from_options(kind: type[Options], **options: Any) -> Options:
-    """The settings that command-line options stand for.
-
-    Raises:
-        UsageError: a value is off.
-    """
-    if isinstance(options.get("fuse"), str) and options["fuse"].isdigit():
-        options["fuse"] = int(options["fuse"])
-    try:
-        return kind(**options)
-    except ValidationError as error:
-        raise _wrong_option(error) from error
 
 
 def repair_from_options(*, lambdas: str | None = None, **options: Any) -> RepairSection:
@@ -313,6 +296,8 @@ def _explain(error: ValidationError, place: str) -> RecipeError:
         )
     if first["type"] == "missing":
         return RecipeError(f"{place}: {where} is missing", f"add a line {where}: ...")
+    if first["type"] == "unreadable":
+        return RecipeError(f"{place}: {where}: {first['msg']}", first["ctx"]["hint"])
     return RecipeError(f"{place}: {where}: {first['msg']} (found {first['input']!r})", "correct the value")
 
 
