@@ -174,7 +174,7 @@ class _Given:
         option = places[0].option.partition("/")[0] if places else ".".join(map(str, first["loc"]))
         if first["type"] == "unreadable":
             return UsageError(f"{option}: {first['msg']}", first["ctx"]["hint"])
-        return UsageError(f"{option}: {first['msg'].lower()} (found {first['input']!r})", "see ffn-fusion --help")
+        return UsageError(f"{option}: {first['msg'].lower()} (found {first['input']})", "see ffn-fusion --help")
 
 
 def _fields(kind: type[Settings], path: tuple[str, ...] = ()) -> Iterator[_Field]:
