@@ -15,6 +15,7 @@ def main() -> None:
     result = {
         "command": "make demo",
         "plan": json.loads((RUN / "plan.json").read_text(encoding="utf-8")),
+        "attentions": sum(block["attention"] is not None for block in blueprint["parent"]["blocks"]),
         "child_blocks": [
             block
             for block in blueprint["blocks"]

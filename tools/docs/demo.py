@@ -1,4 +1,4 @@
-"""docs/results/demo.md, and its table in README.md."""
+"""docs/results/demo.md, and the short table in README.md."""
 
 from __future__ import annotations
 
@@ -20,6 +20,39 @@ def demo_table() -> str:
         cells += [_decode_speed(result["latency"], model, batch) for batch in (1, 8)]
         rows.append((model, *cells))
     head = ("model", *(f"perplexity: {name}" for name in names), "KL (mean)", "decode, batch 1", "batch 8")
+    return table(head, rows)
+
+
+def headline_table() -> str:
+    """What the demo's child gains and loses beside its parent and the pruned model: one row for each."""
+    result = kept("demo")
+    texts, attentions = result["quality"]["texts"], result["attentions"]
+    dropped = [block for block in result["child_blocks"] if block["attention"]["kind"] == "none"]
+    gone = sum(block["parent_blocks"][1] - block["parent_blocks"][0] + 1 for block in dropped) + sum(
+        block["parent_blocks"][1] - block["parent_blocks"][0]
+        for block in result["child_blocks"]
+        if block["attention"]["kind"] != "none"
+    )
+    fused = sum(len(b["ffn"]["sources"]) - 1 for b in result["child_blocks"] if b["ffn"]["kind"] == "fused")
+    steps = {
+        "parent": 2 * attentions,
+        "pruned": 2 * attentions - gone,
+        "fused": 2 * attentions - gone - fused,
+        "unrepaired": 2 * attentions - gone - fused,
+    }
+    words = {
+        "parent": "parent",
+        "pruned": "attentions dropped, nothing fused, not repaired",
+        "fused": "**fused and repaired child**",
+        "unrepaired": "the same child before its repair",
+    }
+    rows = []
+    for model, name in words.items():
+        kl = sum(text["scores"][model]["kl"] for text in texts) / len(texts)
+        cache = 1.0 if model == "parent" else 1 - gone / attentions
+        speeds = [_decode_speed(result["latency"], model, batch) for batch in (1, 8)]
+        rows.append((name, str(steps[model]), f"{cache:.0%}", f"{kl:.3f}", *speeds))
+    head = ("model", "sequential steps", "KV cache", "KL to the parent", "decode, batch 1", "batch 8")
     return table(head, rows)
 
 
