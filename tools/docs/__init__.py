@@ -25,7 +25,7 @@ from tools.docs.tensor_parallel import tensor_parallel_results
 
 __all__ = [
     "analysis_results", "api_table", "benchmark_table", "demo_table", "engine_reasons", "engine_table", "exit_codes",
-    "fixes_table", "fusing_table", "hardware_drafts", "hardware_elsewhere", "hardware_gpu_results", "hardware_results", "headline_table", "help_texts",
-    "machine_sources", "machine_table", "quantize_results", "recipe_table", "repair_scale", "results", "scale_table",
-    "speed_results", "tensor_parallel_results",
+    "fixes_table", "fusing_table", "hardware_drafts", "hardware_elsewhere", "hardware_gpu_results", "hardware_results",
+    "headline_table", "help_texts", "machine_sources", "machine_table", "quantize_results", "recipe_table",
+    "repair_scale", "results", "scale_table", "speed_results", "tensor_parallel_results",
 ]  # fmt: skip
