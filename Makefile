@@ -1,6 +1,7 @@
 # make test   set up .venv, check style, types and imports, run every test
 # make demo   set up .venv, fetch a small real model and texts, run recipes/demo.yaml on it
 # make bench-NAME   run benchmarks/NAME.py
+# make results-stale   list the results in docs/results that are older than the code they measure, with their commands
 # make test-engines   set up llama.cpp, vLLM and torchao in .engines (about 25 minutes, 4 GB) and run the tests in them;
 #                     with ENGINES=vllm that one alone, and tests in the others are skipped
 
@@ -13,7 +14,7 @@ ENGINES ?= llama_cpp vllm torchao
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup test test-engines unit lint demo docs clean
+.PHONY: help setup test test-engines unit lint demo docs results-stale clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -57,6 +58,9 @@ bench-%: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python tools/docs.py
+
+results-stale: $(STAMP)
+	$(BIN)/python benchmarks/stale.py
 
 clean:
 	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

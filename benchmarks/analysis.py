@@ -12,6 +12,10 @@ scores in times of a block on the same tokens (measured), counting block evaluat
     ideal ratio      matrix: 1 / 2                 both: (L + h) / (2 L + h)
     share of ideal   ideal ratio / measured ratio
 
+The naive way repairs nothing, so neither do these. What it takes to measure every dropped attention repaired as well
+stands beside them (repaired_scores): L more variants through the blocks after their change and the head, each with a
+kernel regression of its own.
+
 large: a random Llama of 12 GB in bfloat16 through the command line with --memory 4GiB, on few tokens; a process of its
 own. Its memory is the peak of everything resident (VmHWM). Its reading is all that it read from files, less the hidden
 states (half of what its plan says is written and read back) and less what the same command reads beside the weights,

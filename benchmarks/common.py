@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from sources import stamp
 
 from ffn_fusion.latency.machine import machine
 
@@ -32,7 +34,9 @@ def finish(
     for key, value in figures.items():
         goal = f"   goal <= {goals[key]:g}" if key in goals else ""
         print(f"{key:{width}}  {value:12.4g}{goal}")
-    result = {"benchmark": name, "machine": machine(), "figures": dict(figures), "goals": dict(goals), "met": met}
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    result = {"benchmark": name, "machine": machine(), "command": command, **stamp(name)}
+    result |= {"figures": dict(figures), "goals": dict(goals), "met": met}
     print(json.dumps({**result, **({"notes": dict(notes)} if notes else {})}))
     sys.exit(0 if met else 1)
 

@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from sources import SOURCES
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 IN_ENGINES = ("multipliers",)  # tests/engines runs them
+NO_MEASURING = ("stale", "keep_demo")
 BENCHMARKS = sorted(
     path
     for path in FOLDER.glob("*.py")
-    if "__main__" in path.read_text(encoding="utf-8") and path.stem not in IN_ENGINES
+    if "__main__" in path.read_text(encoding="utf-8") and path.stem not in (*IN_ENGINES, *NO_MEASURING)
 )
 
 
@@ -27,5 +29,6 @@ def test_quick(path: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["benchmark"] == path.stem
-    assert set(result) >= {"machine", "figures", "goals", "met"}
+    assert set(result) >= {"machine", "figures", "goals", "met", "commit", "sources", "command"}
+    assert path.stem in SOURCES
     assert not list(tmp_path.iterdir())
