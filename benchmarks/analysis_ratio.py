@@ -27,9 +27,9 @@ DEMO = Path(__file__).parents[1] / ".demo"
 MODEL = DEMO / "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = DEMO / "texts" / "calibration" / "speeches.txt"
 T = TypeVar("T")
-MATRIX_ALONE = AnalysisSettings(parts=("block",), scores=(), max_run=1, repaired=False)
-WITH_SCORES = AnalysisSettings(parts=("block", "attention"), scores=("attention",), max_run=1, repaired=False)
-WITH_REPAIRED_SCORES = WITH_SCORES.model_copy(update={"repaired": True})
+MATRIX_ALONE = AnalysisSettings(parts=("block",), scores=(), max_run=1, repair=False)
+WITH_SCORES = AnalysisSettings(parts=("block", "attention"), scores=("attention",), max_run=1, repair=False)
+WITH_REPAIRED_SCORES = WITH_SCORES.model_copy(update={"repair": True})
 
 
 def ratio(work: Path, rounds: int, quick: bool) -> dict[str, float]:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from sources import stamp
@@ -35,7 +35,7 @@ def finish(
         goal = f"   goal <= {goals[key]:g}" if key in goals else ""
         print(f"{key:{width}}  {value:12.4g}{goal}")
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    result = {"benchmark": name, "machine": machine(), "command": command, **stamp(name)}
+    result: dict[str, Any] = {"benchmark": name, "machine": machine(), "command": command, **stamp(name)}
     result |= {"figures": dict(figures), "goals": dict(goals), "met": met}
     print(json.dumps({**result, **({"notes": dict(notes)} if notes else {})}))
     sys.exit(0 if met else 1)
