@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ffn_fusion.analysis.evidence import Evidence
     from ffn_fusion.analysis.explain import explain
     from ffn_fusion.analysis.explanation import Explanation
-    from ffn_fusion.analysis.measure import analyze, plan_analysis
+    from ffn_fusion.analysis.measure import analyze, estimate_analysis
     from ffn_fusion.analysis.parallel_windows import parallel_windows
     from ffn_fusion.analysis.plan import Plan, plan
     from ffn_fusion.analysis.settings import AnalysisSettings, PlanSettings
@@ -72,7 +72,7 @@ _HOMES = {
     "analysis.evidence": ("Evidence",),
     "analysis.changes": ("score_changes",),
     "analysis.channels": ("channel_contributions", "narrow_ffns"),
-    "analysis.measure": ("analyze", "plan_analysis"),
+    "analysis.measure": ("analyze", "estimate_analysis"),
     "analysis.settings": ("AnalysisSettings", "PlanSettings"),
     "analysis.plan": ("Plan", "plan"),
     "analysis.explain": ("explain",),
@@ -119,7 +119,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [  # noqa: RUF022  (in the order of a run)
     "open_model", "summarise", "Checkpoint",
     "load_tokenizer", "make_windows", "write_windows", "TokenWindows", "HubText",
-    "analyze", "plan_analysis", "AnalysisSettings", "Evidence", "score_changes",
+    "analyze", "estimate_analysis", "AnalysisSettings", "Evidence", "score_changes",
     "plan", "PlanSettings", "Plan", "explain", "Explanation", "parallel_windows",
     "Blueprint", "drop_attention", "fuse_run", "narrow_ffn", "apply", "unfused",
     "channel_contributions", "narrow_ffns",

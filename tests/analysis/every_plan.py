@@ -1,4 +1,4 @@
-"""Every possible plan of a small model, and random evidence: what the exact programme is checked against."""
+"""Every possible child of a small model, and random evidence: what the exact programme is checked against."""
 
 from __future__ import annotations
 
@@ -8,34 +8,31 @@ import numpy as np
 from hypothesis import strategies as st
 from made_evidence import damage, make_evidence
 
-from ffn_fusion.analysis.evidence import Evidence, Stretch
-from ffn_fusion.analysis.runs import Move
-
-Size = tuple[int, int]
-"""Attentions dropped, FFN steps fused away."""
+from ffn_fusion.analysis.evidence import Evidence, MeasuredRun
+from ffn_fusion.blueprint.choices import Choice, ChoiceTable, Selection, Size
 
 
-def every_plan(blocks: int, moves: Sequence[Move], at: int = 0) -> Iterator[list[Move]]:
-    """Every set of moves that don't overlap, in order."""
-    if at >= blocks:
-        yield []
+def every_plan(table: ChoiceTable, at: int = 0) -> Iterator[tuple[Choice, ...]]:
+    """Every set of choices that don't overlap, in order."""
+    if at >= len(table.parent.blocks):
+        yield ()
         return
-    yield from every_plan(blocks, moves, at + 1)
-    for move in moves:
-        if move.first == at:
-            for rest in every_plan(blocks, moves, move.last + 1):
-                yield [move, *rest]
+    yield from every_plan(table, at + 1)
+    for choice in table.rows:
+        if choice.first == at:
+            for rest in every_plan(table, choice.last + 1):
+                yield (choice, *rest)
 
 
-def size_of(plan: Sequence[Move]) -> Size:
-    return sum(len(move.dropped) for move in plan), sum(move.fused_steps for move in plan)
+def size_of(plan: Sequence[Choice]) -> Size:
+    return Selection(tuple(plan)).size
 
 
-def damage_of(plan: Sequence[Move]) -> float:
-    return sum(move.damage for move in plan)
+def damage_of(plan: Sequence[Choice]) -> float:
+    return sum(choice.score for choice in plan)
 
 
-def least_of_every_plan(plans: Iterator[list[Move]]) -> dict[Size, float]:
+def least_of_every_plan(plans: Iterator[tuple[Choice, ...]]) -> dict[Size, float]:
     best: dict[Size, float] = {}
     for plan in plans:
         best[size_of(plan)] = min(best.get(size_of(plan), np.inf), damage_of(plan))
@@ -44,7 +41,7 @@ def least_of_every_plan(plans: Iterator[list[Move]]) -> dict[Size, float]:
 
 @st.composite
 def random_evidence(draw: st.DrawFn, most: int = 7) -> Evidence:
-    """A few blocks, each attention's damage, and a few stretches, none twice; FFNs 10 wide."""
+    """A few blocks, each attention's damage, and a few runs, none twice; FFNs 10 wide."""
     blocks = draw(st.integers(2, most))
     kl = st.floats(0, 5, allow_nan=False)
     shapes = [
@@ -56,8 +53,8 @@ def random_evidence(draw: st.DrawFn, most: int = 7) -> Evidence:
     ]
     chosen = draw(st.lists(st.sampled_from(shapes), unique=True, max_size=10))
     maybe = st.one_of(st.none(), kl.map(damage))
-    stretches = [
-        Stretch(
+    runs = [
+        MeasuredRun(
             first=first,
             last=last,
             fused_last=fused_last,
@@ -71,7 +68,7 @@ def random_evidence(draw: st.DrawFn, most: int = 7) -> Evidence:
     matrix = np.full((blocks, blocks), np.nan)
     upper = np.triu_indices(blocks, k=1)
     matrix[upper] = draw(st.lists(st.floats(0, 1), min_size=len(upper[0]), max_size=len(upper[0])))
-    made = make_evidence(blocks, stretches, width=10, kl=alone)
+    made = make_evidence(blocks, runs, width=10, kl=alone)
     removals = tuple(row.model_copy(update={"repaired": draw(maybe)}) for row in made.removals)
     return made.model_copy(update={"matrices": {"block.mean": matrix.tolist()}, "removals": removals})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ffn_fusion.analysis.evidence import Calibration, Damage, Evidence, Removal, Stretch
+from ffn_fusion.analysis.evidence import Calibration, Damage, Evidence, MeasuredRun, Removal
 from ffn_fusion.blueprint import Parent, ParentBlock
 
 
@@ -13,7 +13,7 @@ def damage(kl: float) -> Damage:
 
 
 def make_evidence(
-    blocks: int, stretches: Sequence[Stretch] = (), *, width: int = 48, kl: Sequence[float] | None = None
+    blocks: int, runs: Sequence[MeasuredRun] = (), *, width: int = 48, kl: Sequence[float] | None = None
 ) -> Evidence:
     """Evidence of a Llama of ``blocks`` blocks; attention i does ``kl[i]`` damage (default: 0.01 * (i + 1))."""
     block = ParentBlock(attention="attention", ffn="gated", ffn_width=width)
@@ -24,5 +24,5 @@ def make_evidence(
         calibration=Calibration(texts=("t",), tokens=1, context=1, seed=0),
         parent_loss=3.0,
         removals=tuple(Removal(part="attention", block=i, damage=damage(v)) for i, v in enumerate(values)),
-        stretches=tuple(stretches),
+        runs=tuple(runs),
     )

@@ -20,9 +20,10 @@ from reference import Reference, identity_steps
 
 from ffn_fusion.analysis.changes import score_changes
 from ffn_fusion.analysis.channels import channel_contributions, narrow_ffns, narrower
+from ffn_fusion.analysis.choices import choices_of
 from ffn_fusion.analysis.cost_count import counted_speedup, steps
 from ffn_fusion.analysis.explain import explain
-from ffn_fusion.analysis.runs import made_of
+from ffn_fusion.analysis.programme import made_of
 from ffn_fusion.blueprint import Blueprint, NarrowedFfn, Parent, ParentBlock, apply, narrow_ffn
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.data import TokenWindows
@@ -166,8 +167,8 @@ def test_a_narrowed_ffn_is_explained() -> None:
     found = explain(blueprint, evidence, 2)
     assert found.decisions[1].words.startswith("FFN 2: narrowed to 36, in child block 2")
     assert [other.part for other in found.counterfactuals] == ["attention"]
-    assert found.damage is None  # no measured move narrows
-    assert made_of(blueprint, []) is None
+    assert found.damage is None  # this FFN was not measured narrowed
+    assert made_of(blueprint, choices_of(evidence, 1)) is None
 
 
 CALL = """

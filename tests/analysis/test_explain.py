@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_evidence import damage, make_evidence
 
-from ffn_fusion.analysis.evidence import Evidence, Geometry, Removal, Stretch
+from ffn_fusion.analysis.evidence import Evidence, Geometry, MeasuredRun, Removal
 from ffn_fusion.analysis.explain import explain
 from ffn_fusion.analysis.explanation import Explanation
 from ffn_fusion.analysis.settings import PlanSettings
@@ -17,21 +17,21 @@ KL = [0.9, 0.8, 0.1, 0.2, 0.3, 0.7, 0.15, 0.6]
 BUDGET = PlanSettings(max_damage=2)
 
 
-def stretch(first: int, last: int, fused_last: int, kl: float, *, keeps: bool = False) -> Stretch:
-    return Stretch(first=first, last=last, fused_last=fused_last, keeps_attention=keeps, damage=damage(kl))
+def run(first: int, last: int, fused_last: int, kl: float, *, keeps: bool = False) -> MeasuredRun:
+    return MeasuredRun(first=first, last=last, fused_last=fused_last, keeps_attention=keeps, damage=damage(kl))
 
 
 @pytest.fixture
 def evidence() -> Evidence:
     """Blocks 2-4 can go for 0.5, 1-3 for 0.6 or 0.45 with attention 1 kept; 2-4 also whole for 3.0."""
-    stretches = [
-        stretch(2, 4, 3, 0.5),
-        stretch(1, 3, 2, 1.2),
-        stretch(1, 3, 2, 0.45, keeps=True),
-        stretch(2, 4, 4, 3.0),
-        stretch(5, 7, 6, 1.6),
+    runs = [
+        run(2, 4, 3, 0.5),
+        run(1, 3, 2, 1.2),
+        run(1, 3, 2, 0.45, keeps=True),
+        run(2, 4, 4, 3.0),
+        run(5, 7, 6, 1.6),
     ]
-    return make_evidence(8, stretches, kl=KL)
+    return make_evidence(8, runs, kl=KL)
 
 
 def child(evidence: Evidence, drop: tuple[int, ...], runs: list[tuple[int, int]]) -> Blueprint:
@@ -51,7 +51,7 @@ def test_the_decision_in_words(evidence: Evidence, explained: Explanation) -> No
     assert (attention.child_block, ffn.child_block) == (None, 2)
     blueprint = child(evidence, (2, 3, 4), [(2, 3)])
     assert explain(blueprint, evidence, 4, budget=BUDGET).decisions[1].words == (
-        "FFN 4: kept, in child block 3; the last of the stretch 2-4, left out of its fusion"
+        "FFN 4: kept, in child block 3; the last of the run 2-4, left out of its fusion"
     )
     assert (
         explain(blueprint, evidence, 7, budget=BUDGET)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,14 @@ from made_evidence import damage, make_evidence
 from makers import llama_config, nas_config
 from tiny import tiny_model
 
-from ffn_fusion.analysis.evidence import Evidence, Stretch
-from ffn_fusion.analysis.loadable import loadable_moves, plan_problems
+from ffn_fusion.analysis.choices import choices_of
+from ffn_fusion.analysis.evidence import Evidence, MeasuredRun
+from ffn_fusion.analysis.loadable import loadable_choices, plan_problems
 from ffn_fusion.analysis.plan import plan
 from ffn_fusion.analysis.rules import control_plans
-from ffn_fusion.analysis.runs import Move, possible_moves
 from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint.choices import Selection, Size
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.errors import BlueprintError, CheckError
 from ffn_fusion.families import ModelSpec, read_spec
@@ -33,11 +33,6 @@ def spec(blocks: int = 8, **changes: object) -> ModelSpec:
     return read_spec(llama_config(num_hidden_layers=blocks, **changes))
 
 
-def as_blueprint(evidence: Evidence, moves: Sequence[Move]) -> Blueprint:
-    dropped = [i for move in moves for i in move.dropped]
-    return apply(Blueprint.identity(evidence.parent), dropped, [piece for move in moves for piece in move.pieces])
-
-
 def test_an_attention_that_an_engine_needs_is_kept() -> None:
     evidence = make_evidence(8)  # the first attention does the least
     for engines, dropped in (((), (0, 1)), (("transformers",), (0, 1)), (("vllm",), (1, 2)), (("llama.cpp",), (1, 2))):
@@ -45,18 +40,18 @@ def test_an_attention_that_an_engine_needs_is_kept() -> None:
         assert made.blueprint.dropped_attentions == dropped
 
 
-def test_a_stretch_from_the_first_block_needs_its_attention() -> None:
-    stretches = [
-        Stretch(first=0, last=2, fused_last=1, keeps_attention=keeps, damage=damage(kl))
+def test_a_run_from_the_first_block_needs_its_attention() -> None:
+    runs = [
+        MeasuredRun(first=0, last=2, fused_last=1, keeps_attention=keeps, damage=damage(kl))
         for keeps, kl in ((False, 0.01), (True, 0.02))
     ]
-    evidence = make_evidence(8, stretches)
+    evidence = make_evidence(8, runs)
     made = plan(spec(), evidence, PlanSettings(drop_attention=3, fuse=1, for_engines=("vllm",)))
     assert made.blueprint.runs == ((0, 1),)
     assert 0 not in made.blueprint.dropped_attentions
     (greedy,) = (
         row.blueprint
-        for row in control_plans(made.blueprint, evidence, PlanSettings(), loadable_moves(spec(), ("vllm",)))
+        for row in control_plans(made.blueprint, evidence, PlanSettings(), loadable_choices(spec(), ("vllm",)))
         if row.name == "greedy rule"
     )
     assert 0 not in greedy.dropped_attentions
@@ -64,18 +59,18 @@ def test_a_stretch_from_the_first_block_needs_its_attention() -> None:
 
 @given(random_evidence(5), st.sets(st.sampled_from(ENGINES)).map(tuple))
 def test_least_damage_of_all_that_load(evidence: Evidence, engines: tuple[Engine, ...]) -> None:
-    """Every possible plan is asked as a whole; the programme asks single moves."""
+    """Every possible plan is asked as a whole; the programme asks single choices."""
     model = spec(len(evidence.parent.blocks), intermediate_size=10)
-    best: dict[tuple[int, int], float] = {}
-    for moves in every_plan(len(evidence.parent.blocks), possible_moves(evidence, np.inf, None)):
-        child = as_blueprint(evidence, moves)
+    best: dict[Size, float] = {}
+    for way in every_plan(choices_of(evidence, np.inf)):
+        child = Selection(way).blueprint(evidence.parent)
         if not any(blueprint_problems(child, model, engine) for engine in engines):
-            best[size_of(moves)] = min(best.get(size_of(moves), np.inf), damage_of(moves))
-    for (drop, fuse), least in best.items():
+            best[size_of(way)] = min(best.get(size_of(way), np.inf), damage_of(way))
+    for (drop, fuse, _), least in best.items():
         made = plan(
             model, evidence, PlanSettings(drop_attention=drop, fuse=fuse, max_damage=np.inf, for_engines=engines)
         )
-        assert made.selection.damage == pytest.approx(least)
+        assert made.selection.score == pytest.approx(least)
         assert plan_problems(model, made.blueprint, engines) == ()
         assert not any(blueprint_problems(made.blueprint, model, engine) for engine in engines)
 
@@ -83,8 +78,8 @@ def test_least_damage_of_all_that_load(evidence: Evidence, engines: tuple[Engine
 def test_the_built_child_loads(tmp_path: Path) -> None:
     """What the planner knows is what `check` finds in the folder."""
     parent = open_folder(tiny_model(tmp_path / "parent").folder)
-    stretch = Stretch(first=1, last=3, fused_last=2, keeps_attention=False, damage=damage(0.1))
-    evidence = make_evidence(len(parent.spec.blocks), [stretch], width=parent.spec.parent("").blocks[0].ffn_width)
+    run = MeasuredRun(first=1, last=3, fused_last=2, keeps_attention=False, damage=damage(0.1))
+    evidence = make_evidence(len(parent.spec.blocks), [run], width=parent.spec.parent("").blocks[0].ffn_width)
     chosen = plan(parent.spec, evidence, PlanSettings(drop_attention=3, fuse=1, for_engines=ENGINES))
     build(parent, chosen.blueprint, tmp_path / "child")
     assert [row.verdict for row in check(open_folder(tmp_path / "child"))] == ["loads"] * len(ENGINES)

@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from ffn_fusion.analysis import passes
-from ffn_fusion.analysis.evidence import STATISTICS, Evidence, Stretch
-from ffn_fusion.analysis.measure import analyze, plan_analysis
-from ffn_fusion.analysis.passes import PassPlan
+from ffn_fusion.analysis.evidence import STATISTICS, Evidence, MeasuredRun
+from ffn_fusion.analysis.measure import analyze, estimate_analysis
+from ffn_fusion.analysis.passes import PassEstimate
 from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
@@ -197,17 +197,17 @@ def step_of(checkpoint: Checkpoint, i: int) -> Step:
     return Step(i if block.attention else None, (i,) if block.ffn else ())
 
 
-def test_stretches_do_what_the_built_child_does(measured: Measured, tmp_path: Path) -> None:
+def test_runs_do_what_the_built_child_does(measured: Measured, tmp_path: Path) -> None:
     checkpoint, ids, evidence = measured
     _, parent = forward(load(checkpoint.folder), ids, None)
     identity = Blueprint.identity(evidence.parent)
-    assert {s.keeps_attention for s in evidence.stretches} == {True, False}
-    for k, stretch in enumerate(evidence.stretches):
-        runs = [(stretch.first, stretch.fused_last)]
-        child = build(checkpoint, apply(identity, stretch.dropped, runs), tmp_path / str(k))
+    assert {s.keeps_attention for s in evidence.runs} == {True, False}
+    for k, run in enumerate(evidence.runs):
+        runs = [(run.first, run.fused_last)]
+        child = build(checkpoint, apply(identity, run.dropped, runs), tmp_path / str(k))
         with torch.no_grad():
             kl, _ = kl_and_loss(load(child)(ids).logits, parent, ids)
-        assert stretch.damage.kl == pytest.approx(kl, rel=1e-3)
+        assert run.damage.kl == pytest.approx(kl, rel=1e-3)
 
 
 def test_evidence_round_trip(measured: Measured, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def same(a: Evidence, b: Evidence) -> None:
 
 def close(a: Evidence, b: Evidence) -> None:
     """Up to the rounding of matrix products over other numbers of rows."""
-    for x, y in ((a.removals, b.removals), (a.stretches, b.stretches)):
+    for x, y in ((a.removals, b.removals), (a.runs, b.runs)):
         assert [row.damage.kl for row in x] == pytest.approx([row.damage.kl for row in y], rel=1e-5, abs=1e-8)
     for name in a.matrices:
         np.testing.assert_allclose(np.asarray(a.matrices[name]), np.asarray(b.matrices[name]), rtol=1e-4, atol=1e-6)
@@ -265,16 +265,16 @@ def test_one_pass_answers_what_two_do(measured: Measured) -> None:
     reads: list[str] = []
     once = analyze(Counting(checkpoint, reads), windows(ids), AnalysisSettings(candidate_share=1, max_run=3))  # type: ignore[arg-type]
     assert {name: reads.count(name) for name in reads} == dict.fromkeys(checkpoint.tensors, 1)
-    for stretch in once.stretches:
-        twin = next(s for s in evidence.stretches if shape_of(s) == shape_of(stretch))
-        assert stretch.damage.kl == pytest.approx(twin.damage.kl, rel=1e-5)
-        assert stretch.repaired is not None
+    for run in once.runs:
+        twin = next(s for s in evidence.runs if shape_of(s) == shape_of(run))
+        assert run.damage.kl == pytest.approx(twin.damage.kl, rel=1e-5)
+        assert run.repaired is not None
         assert twin.repaired is not None
-        assert stretch.repaired.kl == pytest.approx(twin.repaired.kl, rel=1e-3)
+        assert run.repaired.kl == pytest.approx(twin.repaired.kl, rel=1e-3)
 
 
-def shape_of(stretch: Stretch) -> dict[str, Any]:
-    return stretch.model_dump(exclude={"damage", "repaired"})
+def shape_of(run: MeasuredRun) -> dict[str, Any]:
+    return run.model_dump(exclude={"damage", "repaired"})
 
 
 def test_repaired_only_where_it_can_be(measured: Measured) -> None:
@@ -283,7 +283,7 @@ def test_repaired_only_where_it_can_be(measured: Measured) -> None:
     for row in evidence.removals:
         block = checkpoint.spec.blocks[row.block]
         assert (row.repaired is not None) == bool(row.part == "attention" and block.ffn)
-    assert all(s.repaired and s.judged() is s.repaired and s.judged(False) is s.damage for s in evidence.stretches)
+    assert all(s.repaired and s.judged() is s.repaired and s.judged(False) is s.damage for s in evidence.runs)
     assert evidence.repaired
 
 
@@ -302,16 +302,25 @@ def test_one_window_is_not_repaired(measured: Measured) -> None:
     assert not analyze(checkpoint, windows(ids[:1]), AnalysisSettings(max_run=1)).repaired
 
 
-def test_older_evidence_can_be_read(measured: Measured, tmp_path: Path) -> None:
+def test_evidence_of_another_version_is_refused_in_one_line(measured: Measured, tmp_path: Path) -> None:
+    measured[2].save(tmp_path)
+    text = (tmp_path / "evidence.json").read_text()
+    (tmp_path / "evidence.json").write_text(text.replace('"version": 3', '"version": 2').replace('"runs"', '"older"'))
+    with pytest.raises(DataError, match="version 2, this is a program for version 3") as error:
+        Evidence.load(tmp_path)
+    assert "analyze" in error.value.hint
+
+
+def test_what_was_not_measured_repaired_counts_as_it_is(measured: Measured, tmp_path: Path) -> None:
     evidence = measured[2]
     evidence.save(tmp_path)
     content = json.loads((tmp_path / "evidence.json").read_text())
-    for row in (*content["removals"], *content["stretches"]):
+    for row in (*content["removals"], *content["runs"]):
         del row["repaired"]
     (tmp_path / "evidence.json").write_text(json.dumps(content))
-    old = Evidence.load(tmp_path)
-    assert not old.repaired
-    assert [row.judged() for row in old.stretches] == [row.damage for row in evidence.stretches]
+    plain = Evidence.load(tmp_path)
+    assert not plain.repaired
+    assert [row.judged() for row in plain.runs] == [row.damage for row in evidence.runs]
 
 
 def test_every_weight_is_read_once_a_pass(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +328,7 @@ def test_every_weight_is_read_once_a_pass(measured: Measured, monkeypatch: pytes
     reads: list[str] = []
     real = passes.make_schedule
     monkeypatch.setattr(passes, "make_schedule", lambda *a, **k: replace(real(*a, **k), resident=False))
-    plans: list[PassPlan] = []
+    plans: list[PassEstimate] = []
     analyze(Counting(checkpoint, reads), windows(ids), AnalysisSettings(max_run=1), on_plan=plans.append)  # type: ignore[arg-type]
     assert {name: reads.count(name) for name in reads} == dict.fromkeys(checkpoint.tensors, 1)
     assert plans[0].schedule.weight_bytes == checkpoint.nbytes
@@ -487,9 +496,9 @@ def test_too_little_memory(measured: Measured) -> None:
 
 def test_what_it_will_take_is_said_first(measured: Measured) -> None:
     checkpoint, ids, _ = measured
-    plans = plan_analysis(checkpoint, windows(ids), AnalysisSettings(candidate_share=0.8, max_run=3))
-    carried: list[PassPlan] = []
+    plans = estimate_analysis(checkpoint, windows(ids), AnalysisSettings(candidate_share=0.8, max_run=3))
+    carried: list[PassEstimate] = []
     analyze(checkpoint, windows(ids), AnalysisSettings(candidate_share=0.8, max_run=3), on_plan=carried.append)
-    assert [p.name for p in plans] == [p.name for p in carried] == ["dependency and importance", "candidate runs"]
+    assert [p.name for p in plans] == [p.name for p in carried] == ["dependency and importance", "runs"]
     assert plans[0].work == carried[0].work
     assert plans[1].variants >= carried[1].variants - 2  # which attentions count for little isn't known yet

@@ -5,7 +5,7 @@ from made_evidence import damage, make_evidence
 from makers import llama_config
 
 from ffn_fusion.analysis.cost_count import counted_speedup, steps
-from ffn_fusion.analysis.evidence import Evidence, Stretch
+from ffn_fusion.analysis.evidence import Evidence, MeasuredRun
 from ffn_fusion.analysis.plan import plan
 from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Blueprint, apply
@@ -17,13 +17,13 @@ def spec(blocks: int = 8) -> ModelSpec:
     return read_spec(llama_config(num_hidden_layers=blocks))
 
 
-def stretch(first: int, last: int, fused_last: int, kl: float, *, keeps: bool = False) -> Stretch:
-    return Stretch(first=first, last=last, fused_last=fused_last, keeps_attention=keeps, damage=damage(kl))
+def run(first: int, last: int, fused_last: int, kl: float, *, keeps: bool = False) -> MeasuredRun:
+    return MeasuredRun(first=first, last=last, fused_last=fused_last, keeps_attention=keeps, damage=damage(kl))
 
 
 @pytest.fixture
 def evidence() -> Evidence:
-    return make_evidence(8, [stretch(2, 4, 3, 0.15), stretch(4, 6, 5, 0.12, keeps=True), stretch(5, 7, 6, 9.0)])
+    return make_evidence(8, [run(2, 4, 3, 0.15), run(4, 6, 5, 0.12, keeps=True), run(5, 7, 6, 9.0)])
 
 
 def test_number_and_fraction_of_attentions(evidence: Evidence) -> None:
@@ -33,11 +33,11 @@ def test_number_and_fraction_of_attentions(evidence: Evidence) -> None:
         assert made.blueprint.runs == ()
 
 
-def test_fusing_takes_the_measured_stretch(evidence: Evidence) -> None:
+def test_fusing_takes_the_measured_run(evidence: Evidence) -> None:
     made = plan(spec(), evidence, PlanSettings(drop_attention=2, fuse=1))
     assert made.blueprint.runs == ((4, 5),)
     assert made.blueprint.dropped_attentions == (5, 6)
-    assert made.selection.damage == pytest.approx(0.12)
+    assert made.selection.score == pytest.approx(0.12)
 
 
 def test_auto_fuses_while_it_costs_no_more_than_dropping(evidence: Evidence) -> None:
@@ -49,8 +49,8 @@ def test_auto_fuses_while_it_costs_no_more_than_dropping(evidence: Evidence) -> 
 
 def test_auto_counts_what_repaired_changes_do(evidence: Evidence) -> None:
     """Dropping three does as much as before, and the run, repaired, hardly anything."""
-    stretches = tuple(s.model_copy(update={"repaired": damage(s.damage.kl / 10)}) for s in evidence.stretches)
-    repaired = evidence.model_copy(update={"stretches": stretches})
+    runs = tuple(s.model_copy(update={"repaired": damage(s.damage.kl / 10)}) for s in evidence.runs)
+    repaired = evidence.model_copy(update={"runs": runs})
     assert plan(spec(), repaired, PlanSettings(drop_attention=3)).blueprint.runs != ()
     assert plan(spec(), repaired, PlanSettings(drop_attention=3, repair=False)).blueprint.runs == ()
 
@@ -68,7 +68,7 @@ def test_steps_budget_is_met_with_the_least_damage(evidence: Evidence) -> None:
         spec(), evidence, PlanSettings(steps=13)
     )  # three fewer: 0, 1 and 2 alone, or fusing 4-5 with two dropped
     assert steps(made.blueprint) == 13
-    assert made.selection.damage == pytest.approx(0.06)
+    assert made.selection.score == pytest.approx(0.06)
     assert plan(spec(), evidence, PlanSettings(steps=16)).blueprint.is_identity
     assert plan(spec(), evidence, PlanSettings(steps=6, max_damage=10)).blueprint.runs == ((2, 3), (5, 6))
 

@@ -9,19 +9,21 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from made_evidence import damage, make_evidence
 
+from ffn_fusion.analysis.choices import choices_of
 from ffn_fusion.analysis.cost_count import steps
-from ffn_fusion.analysis.evidence import Evidence, Stretch
+from ffn_fusion.analysis.evidence import Evidence, MeasuredRun
 from ffn_fusion.analysis.greedy import greedy
+from ffn_fusion.analysis.programme import Frontier
 from ffn_fusion.analysis.rules import compare, control_plans
-from ffn_fusion.analysis.runs import Frontier, Move, possible_moves
 from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Blueprint, ParentBlock, apply
+from ffn_fusion.blueprint.choices import Size
 
 BUDGET = PlanSettings(max_damage=9)
 
 
-def stretch(first: int, last: int, fused_last: int, kl: float, *, keeps: bool = False) -> Stretch:
-    return Stretch(first=first, last=last, fused_last=fused_last, keeps_attention=keeps, damage=damage(kl))
+def run(first: int, last: int, fused_last: int, kl: float, *, keeps: bool = False) -> MeasuredRun:
+    return MeasuredRun(first=first, last=last, fused_last=fused_last, keeps_attention=keeps, damage=damage(kl))
 
 
 def with_matrix(evidence: Evidence, entries: dict[tuple[int, int], float]) -> Evidence:
@@ -37,8 +39,8 @@ def with_matrix(evidence: Evidence, entries: dict[tuple[int, int], float]) -> Ev
 def evidence() -> Evidence:
     """Attentions 1, 2, 3 and 6, 7, 8 of ten matter least."""
     kl = [9, 0.1, 0.1, 0.1, 9, 9, 0.1, 0.1, 0.1, 9]
-    stretches = [stretch(1, 3, 2, 0.7), stretch(6, 8, 7, 0.8), stretch(0, 2, 1, 0.9, keeps=True)]
-    return make_evidence(10, stretches, kl=kl)
+    runs = [run(1, 3, 2, 0.7), run(6, 8, 7, 0.8), run(0, 2, 1, 0.9, keeps=True)]
+    return make_evidence(10, runs, kl=kl)
 
 
 def child(evidence: Evidence, drop: tuple[int, ...], runs: list[tuple[int, int]]) -> Blueprint:
@@ -67,7 +69,7 @@ def test_controls_have_the_same_size(evidence: Evidence) -> None:
         (None, ((1, 2),)),  # not measured: the front
     ],
 )
-def test_paper_rule_fuses_the_least_dependent_stretch_first(
+def test_paper_rule_fuses_the_least_dependent_run_first(
     evidence: Evidence, entries: dict[tuple[int, int], float] | None, runs: tuple[tuple[int, int], ...]
 ) -> None:
     if entries is not None:
@@ -109,7 +111,7 @@ def test_attention_free_blocks_of_the_parent_are_fused_without_dropping() -> Non
     blocks = [ParentBlock(attention="attention", ffn="gated", ffn_width=48)] * 8
     blocks[2] = ParentBlock(attention="attention", ffn="linear", ffn_width=0)
     blocks[3:6] = [ParentBlock(attention=None, ffn="gated", ffn_width=48)] * 3
-    made = make_evidence(8, [stretch(3, 5, 4, 0.2)])
+    made = make_evidence(8, [run(3, 5, 4, 0.2)])
     parent = made.parent.model_copy(update={"blocks": tuple(blocks)})
     importance = tuple(row for row in made.removals if row.block not in (3, 4, 5))
     evidence = made.model_copy(update={"parent": parent, "removals": importance})
@@ -150,35 +152,35 @@ def test_comparison_counts_what_was_measured(evidence: Evidence) -> None:
 
 def test_greedy_looks_ahead() -> None:
     """Attentions alone are cheaper a step, but taken first they'd leave none for the run."""
-    singles = [Move(i, i, 0.1, (i,)) for i in range(4)]
-    run = Move(1, 3, 0.9, (1, 2, 3), ((1, 2),))
-    found = greedy(4, [*singles, run], 4, 1)
+    table = choices_of(make_evidence(4, [run(1, 3, 2, 0.9)], kl=[0.1] * 4), 1)
+    *singles, whole = table.rows
+    found = greedy(table, Size(4, 1))
     assert found is not None
-    assert found.moves == (singles[0], run)
-    assert greedy(4, [*singles, run], 4, 2) is None
+    assert found.choices == (singles[0], whole)
+    assert greedy(table, Size(4, 2)) is None
 
 
 @given(random_evidence(), widths, st.data())
 def test_the_exact_programme_is_never_worse(evidence: Evidence, max_width: int | None, data: st.DataObject) -> None:
     blocks = len(evidence.parent.blocks)
-    moves = possible_moves(evidence, 9, max_width)
-    frontier = Frontier(blocks, moves, blocks)
-    sizes = [(int(n), int(f)) for n, f in np.argwhere(np.isfinite(frontier.damage))]
-    n, f = data.draw(st.sampled_from(sizes))
-    found = greedy(blocks, moves, n, f)
+    table = choices_of(evidence, 9, max_width)
+    frontier = Frontier(table, Size(blocks, blocks))
+    sizes = [Size(*map(int, at)) for at in np.argwhere(np.isfinite(frontier.damage))]
+    size = data.draw(st.sampled_from(sizes))
+    found = greedy(table, size)
     assert found is not None  # it looks ahead, so it finds a plan wherever there is one
-    assert (len(found.dropped), found.fused_steps) == (n, f)
-    ends = [-1, *(move.last for move in found.moves)]
-    assert all(move.first > end for move, end in zip(found.moves, ends, strict=False))
-    assert found.damage >= frontier.damage[n, f] - 1e-9
+    assert found.size == size
+    ends = [-1, *(choice.last for choice in found.choices)]
+    assert all(choice.first > end for choice, end in zip(found.choices, ends, strict=False))
+    assert found.score >= frontier.damage[size] - 1e-9
 
-    exact = frontier.selection(n, f)
-    assume(f > 0)
-    blueprint = apply(Blueprint.identity(evidence.parent), exact.dropped, exact.runs)
+    exact = frontier.selection(size)
+    assume(size.fused > 0)
+    blueprint = exact.blueprint(evidence.parent)
     rows = compare(blueprint, evidence, PlanSettings(max_damage=9, max_width=max_width))
-    assert rows[0].damage == pytest.approx(exact.damage, abs=1e-9)
+    assert rows[0].damage == pytest.approx(exact.score, abs=1e-9)
     for row in rows:
-        assert (len(row.dropped), sum(last - first for first, last in row.runs)) == (n, f)
-        assert row.damage is None or row.damage >= exact.damage - 1e-9
+        assert (len(row.dropped), sum(last - first for first, last in row.runs)) == size[:2]
+        assert row.damage is None or row.damage >= exact.score - 1e-9
         width = 10 * max(last - first + 1 for first, last in row.runs)
         assert max_width is None or width <= max_width

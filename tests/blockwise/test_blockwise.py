@@ -20,7 +20,7 @@ from ffn_fusion.blockwise import (
     PARENT,
     Edit,
     Final,
-    FusedStretch,
+    FusedRun,
     MemoryStates,
     Observation,
     RemoveAttention,
@@ -111,7 +111,7 @@ def edits() -> dict[str, Edit]:
         for last in range(first, COUNT):
             for fused_last in {first, (first + last) // 2, last}:
                 for keeps in (False, True):
-                    every[f"fused {first}-{last} {fused_last} {keeps}"] = FusedStretch(first, last, fused_last, keeps)
+                    every[f"fused {first}-{last} {fused_last} {keeps}"] = FusedRun(first, last, fused_last, keeps)
     return every
 
 
@@ -123,7 +123,7 @@ def wanted(made: Made, edit: Edit, ids: Tensor, folder: Path) -> Tensor:
         return logits_of(zeroed(made, [edit.first]), ids)
     if isinstance(edit, RemoveFfn):
         return logits_of(zeroed(made, [], [edit.first]), ids)
-    assert isinstance(edit, FusedStretch)
+    assert isinstance(edit, FusedRun)
     dropped = range(edit.first + edit.keeps_attention, edit.last + 1)
     runs = [(edit.first, edit.fused_last)] if edit.fused_last > edit.first else []
     parent = open_folder(made.folder)

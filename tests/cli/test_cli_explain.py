@@ -13,7 +13,7 @@ import pytest
 import yaml
 from made_evidence import damage, make_evidence
 
-from ffn_fusion.analysis.evidence import Evidence, Geometry, Stretch
+from ffn_fusion.analysis.evidence import Evidence, Geometry, MeasuredRun
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.cli.explain import chosen_line, counterfactual_lines
 
@@ -23,16 +23,14 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def evidence() -> Evidence:
     """Six blocks; attentions 0 to 5 do 0.01 to 0.06; blocks 2-4 and 1-3 were measured."""
-    stretches = [
-        Stretch(first=2, last=4, fused_last=3, keeps_attention=False, damage=damage(0.2)),
-        Stretch(first=1, last=3, fused_last=2, keeps_attention=False, damage=damage(0.3)),
+    runs = [
+        MeasuredRun(first=2, last=4, fused_last=3, keeps_attention=False, damage=damage(0.2)),
+        MeasuredRun(first=1, last=3, fused_last=2, keeps_attention=False, damage=damage(0.3)),
     ]
     matrix = np.where(np.triu(np.ones((6, 6)), k=1) > 0, 0.25, np.nan)
     matrix[1, 2] = 0.125
     geometry = tuple(Geometry(part="block", block=i, turn=0.1, direction=0.95, size=0.2) for i in range(6))
-    return make_evidence(6, stretches).model_copy(
-        update={"matrices": {"block.mean": matrix.tolist()}, "geometry": geometry}
-    )
+    return make_evidence(6, runs).model_copy(update={"matrices": {"block.mean": matrix.tolist()}, "geometry": geometry})
 
 
 @pytest.fixture
@@ -51,8 +49,8 @@ def child(evidence: Evidence, tmp_path: Path) -> Path:
 def test_explain_goes_by_what_the_child_was_planned_by(ffn_fusion: Run, child: Path, evidence: Evidence) -> None:
     """Repaired damages, unless the recipe leaves the repair out."""
     space = child.with_suffix(".run")
-    stretches = tuple(s.model_copy(update={"repaired": damage(s.damage.kl / 4)}) for s in evidence.stretches)
-    evidence.model_copy(update={"stretches": stretches}).save(space / "evidence")
+    runs = tuple(s.model_copy(update={"repaired": damage(s.damage.kl / 4)}) for s in evidence.runs)
+    evidence.model_copy(update={"runs": runs}).save(space / "evidence")
     for enabled, damages in ((True, ("0.0500", "repaired changes")), (False, ("0.2000",))):
         recipe = {"model": "m", "output": str(child), "repair": {"enabled": enabled}}
         (space / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -105,8 +103,8 @@ def test_a_person_s_recipe(ffn_fusion: Run, child: Path) -> None:
 
 
 def test_a_child_of_which_little_was_measured(ffn_fusion: Run, evidence: Evidence, child: Path) -> None:
-    """No stretches, no matrices: what there is is told."""
-    bare = evidence.model_copy(update={"stretches": (), "matrices": {}, "geometry": ()})
+    """No runs, no matrices: what there is is told."""
+    bare = evidence.model_copy(update={"runs": (), "matrices": {}, "geometry": ()})
     bare.save(child.with_name("child.run") / "evidence")
     code, out, _ = ffn_fusion("explain", child, "--layer", 5)
     assert code == 0

@@ -10,7 +10,7 @@ import pytest
 from made_evidence import damage, make_evidence
 from makers import tree_sha256
 
-from ffn_fusion.analysis.evidence import Stretch
+from ffn_fusion.analysis.evidence import MeasuredRun
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -18,8 +18,8 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def words(parent: Path, tmp_path: Path) -> tuple[object, ...]:
     """``plan`` of the tiny model with evidence: attentions 0 to 5 do 0.01 to 0.06; blocks 2-4 were measured."""
-    stretch = Stretch(first=2, last=4, fused_last=3, keeps_attention=False, damage=damage(0.2))
-    make_evidence(6, [stretch]).save(tmp_path / "evidence")
+    run = MeasuredRun(first=2, last=4, fused_last=3, keeps_attention=False, damage=damage(0.2))
+    make_evidence(6, [run]).save(tmp_path / "evidence")
     return ("plan", parent, "--evidence", tmp_path / "evidence", "-o", tmp_path / "blueprint.json")
 
 
@@ -54,11 +54,11 @@ def test_comparison(ffn_fusion: Run, words: tuple[object, ...]) -> None:
 
 
 def test_repaired_damages_can_be_left_aside(ffn_fusion: Run, words: tuple[object, ...], tmp_path: Path) -> None:
-    stretches = [
-        Stretch(first=2, last=4, fused_last=3, keeps_attention=False, damage=damage(0.2), repaired=damage(0.1)),
-        Stretch(first=1, last=3, fused_last=2, keeps_attention=False, damage=damage(0.4), repaired=damage(0.04)),
+    runs = [
+        MeasuredRun(first=2, last=4, fused_last=3, keeps_attention=False, damage=damage(0.2), repaired=damage(0.1)),
+        MeasuredRun(first=1, last=3, fused_last=2, keeps_attention=False, damage=damage(0.4), repaired=damage(0.04)),
     ]
-    make_evidence(6, stretches).save(tmp_path / "evidence")
+    make_evidence(6, runs).save(tmp_path / "evidence")
     size = ("--drop-attention", 3, "--fuse", 1, "--json")
     for flags, run, kl in (((), [1, 2], 0.04), (("--repair",), [1, 2], 0.04), (("--no-repair",), [2, 3], 0.2)):
         code, out, _ = ffn_fusion(*words, *size, *flags)

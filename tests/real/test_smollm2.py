@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ffn_fusion.analysis.measure import analyze
 from ffn_fusion.analysis.settings import AnalysisSettings
-from ffn_fusion.blockwise import FusedStretch, Stack, sweep
+from ffn_fusion.blockwise import FusedRun, Stack, sweep
 from ffn_fusion.blueprint import Blueprint, apply, unfused
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.source import open_model
@@ -41,7 +41,7 @@ def test_fused_is_the_parallel_form(parent: Checkpoint, child: Checkpoint) -> No
     """The child on disk through transformers against the parent's own blocks, side by side, in float64."""
     ids = torch.from_numpy(make_windows(load_tokenizer(parent.folder), HELD_OUT / "speech.txt", 64, 128).ids_NT)
     stack = Stack(parent, dtype=torch.float64)
-    state = sweep(stack, ids, {"fused": FusedStretch(5, 8, 7)}).state("fused")
+    state = sweep(stack, ids, {"fused": FusedRun(5, 8, 7)}).state("fused")
     model = AutoModelForCausalLM.from_pretrained(child.folder, dtype=torch.float64)
     with torch.no_grad():
         logits = model(ids).logits

@@ -16,7 +16,7 @@ from ffn_fusion.blockwise import (
     PARENT,
     Edit,
     FileStates,
-    FusedStretch,
+    FusedRun,
     Journal,
     Observation,
     RemoveAttention,
@@ -27,7 +27,7 @@ from ffn_fusion.blockwise import (
 )
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.repair import candidate
-from ffn_fusion.repair.candidate import RepairedStretch, Workbench
+from ffn_fusion.repair.candidate import RepairedRun, Workbench
 from ffn_fusion.solve import cross_fit
 from ffn_fusion.solve.cross_fit import CrossFit
 from ffn_fusion.solve.normal_equations import NormalEquations
@@ -57,14 +57,14 @@ def bench_of(stack: Stack, most: int = 2048) -> Workbench:
     return Workbench(stack.spec, T, N, stack.dtype, most)
 
 
-def candidates(bench: Workbench) -> dict[str, RepairedStretch]:
+def candidates(bench: Workbench) -> dict[str, RepairedRun]:
     """Runs that lend each other their sums, one that keeps its attention, one fused to its end, an attention alone."""
     return {
-        "1-3": RepairedStretch(1, 3, 2, False, bench, lender="1-5"),
-        "1-4 whole": RepairedStretch(1, 4, 4, False, bench, lender="1-5"),
-        "1-5": RepairedStretch(1, 5, 4, False, bench),
-        "2-4 kept": RepairedStretch(2, 4, 3, True, bench),
-        "3 alone": RepairedStretch(3, 3, 3, False, bench),
+        "1-3": RepairedRun(1, 3, 2, False, bench, lender="1-5"),
+        "1-4 whole": RepairedRun(1, 4, 4, False, bench, lender="1-5"),
+        "1-5": RepairedRun(1, 5, 4, False, bench),
+        "2-4 kept": RepairedRun(2, 4, 3, True, bench),
+        "3 alone": RepairedRun(3, 3, 3, False, bench),
     }
 
 
@@ -104,7 +104,7 @@ def primal(inner: Tensor, state: Tensor, goal: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def by_hand(stack: Stack, ids: Tensor, edit: RepairedStretch) -> Tensor:
+def by_hand(stack: Stack, ids: Tensor, edit: RepairedRun) -> Tensor:
     """The last state of a repaired candidate, from whole tensors."""
     seen = parents(stack, ids)
     behind = [x for x, _ in seen[1:]] + [sweep(stack, ids, {}).state()]
@@ -129,7 +129,7 @@ def test_a_candidate_is_what_the_regression_on_the_other_windows_makes_it(made: 
         swept = sweep(stack, ids, edits, rows=rows)
         for name, edit in edits.items():
             want = by_hand(stack, ids, edit)
-            unrepaired = FusedStretch(edit.first, edit.last, edit.fused_last, edit.keeps_attention)
+            unrepaired = FusedRun(edit.first, edit.last, edit.fused_last, edit.keeps_attention)
             moved = (want - sweep(stack, ids, {"u": unrepaired}).state("u")).abs().max()
             assert (swept.state(name) - want).abs().max() < 1e-8 * moved, (name, rows)
 
@@ -153,7 +153,7 @@ def test_repaired_comes_nearer_on_windows_it_was_not_fitted_to(made: Made) -> No
     ids = random_ids(made.config, 40, T)
     stack = stack_of(made)
     bench = Workbench(stack.spec, T, 40, stack.dtype)
-    edits: dict[str, Edit] = {"repaired": RepairedStretch(3, 5, 5, False, bench), "fused": FusedStretch(3, 5, 5)}
+    edits: dict[str, Edit] = {"repaired": RepairedRun(3, 5, 5, False, bench), "fused": FusedRun(3, 5, 5)}
     swept = sweep(stack, ids, edits)
     goal = swept.state()
     weights = token_weights(goal.flatten(0, 1), "inverse-energy").view(40, T, 1)
@@ -165,13 +165,13 @@ def test_one_window_stays_as_it_is(made: Made, ids: Tensor) -> None:
     """There is no other to fit to."""
     stack = stack_of(made)
     found = states_of(sweep(stack, ids[:1], candidates(bench_of(stack))))
-    assert torch.equal(found["1-5"], sweep(stack, ids[:1], {"u": FusedStretch(1, 5, 4)}).state("u"))
+    assert torch.equal(found["1-5"], sweep(stack, ids[:1], {"u": FusedRun(1, 5, 4)}).state("u"))
     assert torch.equal(found["3 alone"], sweep(stack, ids[:1], {"u": RemoveAttention(3)}).state("u"))
 
 
 def test_few_anchors_repair_less(made: Made, ids: Tensor) -> None:
     stack = stack_of(made)
-    unrepaired = sweep(stack, ids, {"u": FusedStretch(1, 5, 4)}).state("u")
+    unrepaired = sweep(stack, ids, {"u": FusedRun(1, 5, 4)}).state("u")
     changes = []
     for most in (2048, 9, 1):
         state = sweep(stack, ids, candidates(bench_of(stack, most)), rows=2 * T).state("1-5")
@@ -190,7 +190,7 @@ def test_activations_that_are_not_finite_spoil_nothing_else(made: Made, ids: Ten
     state = sweep(stack, ids, candidates(bench_of(stack))).state("1-5")
     clean = ~(ids == token).any(1)  # a window is spoilt whole: 0 * NaN in attentions
     assert state[clean].isfinite().all()
-    assert not torch.equal(state[clean], sweep(stack, ids, {"u": FusedStretch(1, 5, 4)}).state("u")[clean])
+    assert not torch.equal(state[clean], sweep(stack, ids, {"u": FusedRun(1, 5, 4)}).state("u")[clean])
 
 
 # ---- killed
@@ -208,7 +208,7 @@ def test_killed_at_every_block_it_goes_on_to_the_same_bits(
 
     def run(folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Tensor]:
         states = FileStates(folder, N, T, stack.spec.hidden_size, dtype, stack.device)
-        edits = {**candidates(bench_of(stack)), "u": FusedStretch(1, 3, 2)}
+        edits = {**candidates(bench_of(stack)), "u": FusedRun(1, 3, 2)}
         journal = Journal(folder / "journal", "key")
         return states_of(sweep(stack, ids, edits, states=states, journal=journal, rows=3 * T, on_progress=on_progress))
 
@@ -277,4 +277,4 @@ def test_chunks_are_large_enough_to_fit_on(made: Made) -> None:
     work = count_work(stack.spec, list(candidates(bench_of(stack)).values()), scored=0, context=T)
     assert work.windows_wanted == 2 * 2048 // T
     assert work.held > 0 < work.row_held
-    assert count_work(stack.spec, [FusedStretch(1, 3, 2)], scored=0, context=T).windows_wanted == 1
+    assert count_work(stack.spec, [FusedRun(1, 3, 2)], scored=0, context=T).windows_wanted == 1

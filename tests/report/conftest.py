@@ -17,10 +17,10 @@ from ffn_fusion.analysis.evidence import (
     Damage,
     Evidence,
     Geometry,
+    MeasuredRun,
     Part,
     Removal,
     ReverseOrder,
-    Stretch,
 )
 from ffn_fusion.blueprint import Blueprint, Parent, ParentBlock, apply
 from ffn_fusion.blueprint.ranges import format_blocks, parse_runs
@@ -99,27 +99,27 @@ def _evidence(of: Parent, blueprint: Blueprint, random: np.random.Generator) -> 
     alone = 0.004 + 0.4 * np.exp(-place / 1.2) + 0.02 * np.exp(-((place - 0.7 * L) ** 2) / (0.03 * L * L))
     alone = alone * np.exp(random.normal(0, 0.4, L))
     alone[list(blueprint.dropped_attentions)] *= 0.25
-    stretches = []
+    runs = []
     for first, last in parse_runs(format_blocks(blueprint.dropped_attentions) if blueprint.dropped_attentions else ""):
         damage = _damage(float(alone[first : last + 1].sum()) * 1.9)
-        stretches.append(Stretch(first=first, last=last, fused_last=last - 1, keeps_attention=False, damage=damage))
+        runs.append(MeasuredRun(first=first, last=last, fused_last=last - 1, keeps_attention=False, damage=damage))
     for length in (2, 3, 6):
         for first in range(1, L - length, 1 + L // 30):
             kl = float(alone[first : first + length].sum() * (1 + 0.15 * length))
             last = first + length - 1
             for fused_last in {first, last - 1}:
-                stretch = Stretch(
+                run = MeasuredRun(
                     first=first, last=last, fused_last=fused_last, keeps_attention=False,
                     damage=_damage(kl * (1.2 if fused_last > first else 1)),
                 )  # fmt: skip
-                stretches.append(stretch)
+                runs.append(run)
     return Evidence(
         parent=of,
         fingerprint="f" * 64,
         calibration=Calibration(texts=("calibration.txt",), tokens=65_536, context=512, seed=0),
         parent_loss=2.81,
         removals=_removals(of, alone, random),
-        stretches=tuple(stretches),
+        runs=tuple(runs),
         reverse_order=tuple(
             ReverseOrder(
                 first=first, last=last,

@@ -107,7 +107,7 @@ def test_all_sections_and_numbers(thirty: Any) -> None:
         assert shown in text
 
 
-def test_chosen_stretches_are_marked(thirty: Any) -> None:
+def test_chosen_runs_are_marked(thirty: Any) -> None:
     html = render_report(thirty.report())
     marked = re.findall(r'<tr class="marked">\s*<td>([^<]*)</td>\s*<td>([^<]*)</td>\s*<td>yes', html)
     assert set(marked) == {("5-8", "5-7"), ("17-20", "17-19")}
@@ -139,7 +139,7 @@ def test_other_machines_are_modelled_and_said_so(small: Any) -> None:
 
 
 def test_evidence_of_attentions_alone(small: Any) -> None:
-    less = {"removals": small.evidence.importance, "stretches": (), "matrices": {}, "geometry": (), "reverse_order": ()}
+    less = {"removals": small.evidence.importance, "runs": (), "matrices": {}, "geometry": (), "reverse_order": ()}
     page = parse(render_report(small.report(evidence=small.evidence.model_copy(update=less))))
     assert page.headings[-3:] == ["How much each attention matters", "Samples", "Recipe"]
     assert "Why it works" not in page.headings

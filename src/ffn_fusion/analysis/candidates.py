@@ -1,26 +1,18 @@
-"""Which stretches of blocks are worth measuring as fused runs. No torch.
+"""Which runs are worth measuring, and what is measured about them: edits of a sweep, plain and repaired.
 
-A stretch drops the attentions of consecutive blocks and fuses their FFNs; by default its last FFN stays alone, as in
-the paper. Its first block may keep its attention: then that block's FFN joins the sum as well.
+A run drops the attentions of consecutive blocks and fuses their FFNs; by default its last FFN stays alone, as in the
+paper. Its first block may keep its attention: then that block's FFN joins the sum as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from ffn_fusion.analysis.evidence import Removal
+from ffn_fusion.analysis.observe import removed
+from ffn_fusion.blockwise import Edit, FusedRun
 from ffn_fusion.families import ModelSpec
-
-
-@dataclass(frozen=True)
-class StretchShape:
-    """Blocks first..last; FFNs first..fused_last are fused; the first keeps its attention or not."""
-
-    first: int
-    last: int
-    fused_last: int
-    keeps_attention: bool
+from ffn_fusion.repair.candidate import RepairedRun, Workbench
 
 
 def least_important(removals: Sequence[Removal], share: float) -> set[int]:
@@ -30,21 +22,19 @@ def least_important(removals: Sequence[Removal], share: float) -> set[int]:
     return {row.block for row in cheapest[: round(share * len(cheapest))]}
 
 
-def candidate_stretches(
-    spec: ModelSpec, allowed: Iterable[int], max_stretch: int, leave_last: bool = True
-) -> list[StretchShape]:
-    """Stretches of up to max_stretch blocks whose dropped attentions are all among the ``allowed``.
+def candidate_runs(spec: ModelSpec, allowed: Iterable[int], max_run: int, leave_last: bool = True) -> list[FusedRun]:
+    """Runs of up to ``max_run`` blocks whose dropped attentions are all among the ``allowed``.
 
     Blocks that have no attention in the parent (Nemotron-NAS) cost nothing to drop and always qualify; blocks without
-    a gated FFN end a stretch.
+    a gated FFN end a run.
 
     Args:
-        leave_last: only stretches whose last FFN stays alone; otherwise those that fuse it, too.
+        leave_last: only runs whose last FFN stays alone; otherwise those that fuse it, too.
     """
     allowed = set(allowed) | {i for i, block in enumerate(spec.blocks) if block.attention is None}
     found = []
     for first in range(len(spec.blocks)):
-        for last in range(first + 1, min(first + max_stretch, len(spec.blocks))):
+        for last in range(first + 1, min(first + max_run, len(spec.blocks))):
             inside = spec.blocks[first : last + 1]
             if any(block.ffn is None or block.ffn.kind != "gated" for block in inside):
                 break
@@ -54,7 +44,45 @@ def candidate_stretches(
                 if fused_last == first:
                     continue  # nothing fused: the attentions dropped one by one say as much
                 if first in allowed:
-                    found.append(StretchShape(first, last, fused_last, keeps_attention=False))
+                    found.append(FusedRun(first, last, fused_last, keeps_attention=False))
                 if spec.blocks[first].attention is not None:
-                    found.append(StretchShape(first, last, fused_last, keeps_attention=True))
+                    found.append(FusedRun(first, last, fused_last, keeps_attention=True))
     return found
+
+
+def run_edits(runs: Sequence[FusedRun], bench: Workbench | None = None) -> dict[str, Edit]:
+    """Every run; with a ``bench``, every run repaired as well."""
+    edits: dict[str, Edit] = {run_name(run): run for run in runs}
+    if bench is None:
+        return edits
+    longest: dict[tuple[int, bool], FusedRun] = {}
+    for run in sorted(runs, key=lambda run: run.fused_last):
+        longest[run.first, run.keeps_attention] = run
+    for run in runs:
+        lender = longest[run.first, run.keeps_attention]
+        edits[repaired_name(run_name(run))] = RepairedRun(
+            run.first,
+            run.last,
+            run.fused_last,
+            run.keeps_attention,
+            bench,
+            lender=None if run is lender else repaired_name(run_name(lender)),
+        )
+    return edits
+
+
+def repaired_removals(spec: ModelSpec, bench: Workbench) -> dict[str, Edit]:
+    """Every attention dropped alone, with its block's FFN repaired where it's a gated one."""
+    return {
+        repaired_name(removed("attention", i)): RepairedRun(i, i, i, False, bench)
+        for i, block in enumerate(spec.blocks)
+        if block.attention and block.ffn and block.ffn.kind == "gated"
+    }
+
+
+def run_name(run: FusedRun) -> str:
+    return f"run {run.first}-{run.last} to {run.fused_last}{' kept' if run.keeps_attention else ''}"
+
+
+def repaired_name(name: str) -> str:
+    return f"repaired {name}"

@@ -15,7 +15,7 @@ import torch
 
 from ffn_fusion.analysis.evidence import Damage
 from ffn_fusion.analysis.measure import damage_of
-from ffn_fusion.analysis.passes import Pass, carry_out, plan_pass
+from ffn_fusion.analysis.passes import Pass, carry_out, estimate_pass
 from ffn_fusion.blockwise import PARENT, Edit, ReplaceBlocks, Stack
 from ffn_fusion.blueprint import Block, Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
@@ -89,11 +89,11 @@ def score_changes(
     ids_NT = torch.from_numpy(np.concatenate([text.ids_NT for text in texts]))
     pass_ = Pass("changes, one at a time", edits, tuple(edits))
     folder = workspace / f"process-{current().rank}-of-{current().world}" if workspace else None
-    plan = plan_pass(pass_, stack, ids_NT, parent.nbytes, memory, folder, None)
+    estimate = estimate_pass(pass_, stack, ids_NT, parent.nbytes, memory, folder, None)
     key = "\n".join(
         (parent.fingerprint, files_state(parent), files_state(child.parent if isinstance(child, Child) else child))
     )
-    found = carry_out(pass_, plan, stack, ids_NT, folder, key + blueprint.to_json(), progress).divergences
+    found = carry_out(pass_, estimate, stack, ids_NT, folder, key + blueprint.to_json(), progress).divergences
     parent_loss = float(found[PARENT].loss_N.mean())
     damages = {name: damage_of(values, parent_loss) for name, values in found.items()}
     scores = (

@@ -10,38 +10,67 @@ parallelism show on a 405B model; a small model spends more). A count, not a mea
 
 from __future__ import annotations
 
-from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.blueprint import Block, Blueprint, Parent
+from ffn_fusion.blueprint.choices import Costs, Price, count_steps
 from ffn_fusion.families import FfnSpec, ModelSpec
 from ffn_fusion.families.layout import head_parameters, sub_block_parameters
 
 STEP_SHARE = 0.35
+_BITS_16 = 2
+
+
+def price_of(spec: ModelSpec, element_size: int = _BITS_16) -> Price:
+    """What blocks of a child of this model cost.
+
+    Args:
+        element_size: bytes of a weight, and of a number in the KV cache.
+    """
+
+    def price(parent: Parent, block: Block) -> Costs:
+        attentions = [spec.blocks[source].attention for source in block.attention.sources]
+        ffns = [spec.blocks[source].ffn for source in block.ffn.sources]
+        if block.ffn.kind == "narrowed":
+            ffns = [FfnSpec("gated", len(block.ffn.channels))]
+        parameters = sum(sub_block_parameters(spec, part) for part in (*attentions, *ffns))
+        kv_heads = sum(part.kv_heads for part in attentions if part)
+        return Costs(
+            steps=count_steps(parent, block).steps,
+            parameters=parameters,  # the sources of a fused FFN count with a norm each
+            weight_bytes=parameters * element_size,
+            kv_bytes=2 * kv_heads * spec.head_dim * element_size,
+        )
+
+    return price
+
+
+def costs_of(spec: ModelSpec, blueprint: Blueprint) -> Costs:
+    """What all blocks of a child take together."""
+    price = price_of(spec)
+    return sum((price(blueprint.parent, block) for block in blueprint.blocks), Costs())
 
 
 def steps(blueprint: Blueprint) -> int:
-    """Sequential sub-blocks of the child: one a kept attention, one a (fused) FFN."""
-    return sum((b.attention.kind != "none") + (b.ffn.kind != "none") for b in blueprint.blocks)
+    """Sequential sub-blocks of the child: one for each kept attention, one for each (fused) FFN."""
+    return sum(count_steps(blueprint.parent, block).steps for block in blueprint.blocks)
 
 
 def counted_speedup(spec: ModelSpec, blueprint: Blueprint) -> float:
-    """How many times as fast as the parent the child's decoding is by this count."""
-    cut = sum(
-        sub_block_parameters(spec, spec.blocks[block.ffn.source].ffn)
-        - sub_block_parameters(spec, FfnSpec("gated", blueprint.width(block)))
-        for block in blueprint.blocks
-        if block.ffn.kind == "narrowed"
-    )
-    return counted_speedup_of(
-        spec, blueprint.dropped_attentions, steps(Blueprint.identity(blueprint.parent)) - steps(blueprint), cut
-    )
+    """How many times as fast as the parent the child decodes by this count."""
+    kept = costs_of(spec, Blueprint.identity(blueprint.parent))
+    reading, stepping = _saved(spec, kept, kept - costs_of(spec, blueprint))
+    return 1 / (1 - reading - stepping)
 
 
-def counted_speedup_of(spec: ModelSpec, dropped: tuple[int, ...], steps_saved: int, cut: int = 0) -> float:
-    """The same from what is saved: attentions dropped, sequential steps in all (dropped and fused), and ``cut``
-    parameters of narrowed FFNs.
+def time_saved(spec: ModelSpec, kept: Costs, saved: Costs) -> float:
+    """The share of a decode step's time that is saved by this count; it adds up over choices.
+
+    Args:
+        kept: what all blocks of the parent cost. saved: what a child, or a choice, saves of it.
     """
-    weights = head_parameters(spec) + sum(
-        sub_block_parameters(spec, block.attention) + sub_block_parameters(spec, block.ffn) for block in spec.blocks
-    )
-    saved = cut + sum(sub_block_parameters(spec, spec.blocks[i].attention) for i in dropped)
-    all_steps = sum((block.attention is not None) + (block.ffn is not None) for block in spec.blocks)
-    return 1 / (1 - (1 - STEP_SHARE) * saved / weights - STEP_SHARE * steps_saved / all_steps)
+    return sum(_saved(spec, kept, saved))
+
+
+def _saved(spec: ModelSpec, kept: Costs, saved: Costs) -> tuple[float, float]:
+    """The same apart: by weights that needn't be read, by steps that needn't be made."""
+    weights = head_parameters(spec) + kept.parameters
+    return (1 - STEP_SHARE) * saved.parameters / weights, STEP_SHARE * saved.steps / kept.steps

@@ -30,12 +30,14 @@ __all__ = [
     "Evidence",
     "Geometry",
     "Matrix",
+    "MeasuredRun",
     "Part",
     "Removal",
     "ReverseOrder",
     "Statistic",
-    "Stretch",
 ]
+
+EVIDENCE_VERSION: Literal[3] = 3
 
 Matrix = npt.NDArray[np.float64]
 
@@ -43,6 +45,10 @@ Matrix = npt.NDArray[np.float64]
 class _Frozen(BaseModel):
     # A standard error of one window is NaN; JSON says so in a word of its own.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class _Version(BaseModel):
+    version: int
 
 
 class Calibration(_Frozen):
@@ -87,7 +93,7 @@ class Removal(_Candidate):
     block: int
 
 
-class Stretch(_Candidate):
+class MeasuredRun(_Candidate):
     """The damage of dropping the attentions of blocks first..last and fusing FFNs first..fused_last.
 
     With ``keeps_attention`` the first block keeps its own. ``fused_last == first``: dropped, nothing fused.
@@ -135,13 +141,13 @@ class Evidence(_Frozen):
     one of them isn't there.
     """
 
-    version: Literal[2] = 2
+    version: Literal[3] = EVIDENCE_VERSION
     parent: Parent
     fingerprint: str
     calibration: Calibration
     parent_loss: float
     removals: tuple[Removal, ...]
-    stretches: tuple[Stretch, ...] = ()
+    runs: tuple[MeasuredRun, ...] = ()
     reverse_order: tuple[ReverseOrder, ...] = ()
     geometry: tuple[Geometry, ...] = ()
     matrices: dict[str, list[list[float]]] = {}
@@ -149,7 +155,7 @@ class Evidence(_Frozen):
     @property
     def repaired(self) -> bool:
         """Whether candidates were measured as they'll be once they're repaired."""
-        return any(row.repaired for row in (*self.removals, *self.stretches))
+        return any(row.repaired for row in (*self.removals, *self.runs))
 
     @property
     def importance(self) -> tuple[Removal, ...]:
@@ -172,10 +178,21 @@ class Evidence(_Frozen):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Raises: DataError: no evidence there, or not ours."""
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DataError: no evidence there, of another version, or not ours.
+        """
         again = "measure it with `ffn-fusion analyze`"
         try:
-            evidence = cls.model_validate_json((folder / "evidence.json").read_bytes())
+            text = (folder / "evidence.json").read_bytes()
+            version = _Version.model_validate_json(text).version
+            if version != EVIDENCE_VERSION:
+                raise DataError(
+                    f"{folder}: the evidence has version {version}, this is a program for version {EVIDENCE_VERSION}",
+                    "run `ffn-fusion analyze` again",
+                )
+            evidence = cls.model_validate_json(text)
             matrices = load_file(folder / "evidence.safetensors")
         except OSError as error:
             raise DataError(f"{folder}: no evidence there ({error.strerror or error})", again) from error

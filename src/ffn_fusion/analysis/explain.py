@@ -8,8 +8,9 @@ from typing import get_args
 
 import numpy as np
 
+from ffn_fusion.analysis.choices import choices_of
 from ffn_fusion.analysis.counterfactual import least_damage
-from ffn_fusion.analysis.evidence import PARTS, Damage, Evidence, Part
+from ffn_fusion.analysis.evidence import PARTS, Evidence, Part
 from ffn_fusion.analysis.explanation import (
     Alone,
     Choice,
@@ -25,9 +26,11 @@ from ffn_fusion.analysis.explanation import (
     SubBlock,
 )
 from ffn_fusion.analysis.loadable import Allows, anything
-from ffn_fusion.analysis.runs import Frontier, Move, Selection, made_of, possible_moves
+from ffn_fusion.analysis.programme import Frontier, made_of, size_of
 from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.blueprint.choices import Choice as TableChoice
+from ffn_fusion.blueprint.choices import ChoiceTable, Selection, Size
 from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.errors import BlueprintError, UsageError
 
@@ -77,44 +80,44 @@ def explain(
             "name the evidence that the child was planned from",
         )
     limits = budget or PlanSettings()
-    measured = possible_moves(evidence, np.inf, limits.max_width, limits.repair)
+    measured = choices_of(evidence, np.inf, limits.max_width, repaired=limits.repair)
     own = made_of(blueprint, measured)
-    taken = own.moves if own else ()
+    taken = own.choices if own else ()
 
-    def may(move: Move) -> bool:
-        return allows(move) and (move.stretch is None or move.damage <= limits.max_damage)
+    def may(choice: TableChoice) -> bool:
+        return allows(choice) and (choice.only_attention or choice.score <= limits.max_damage)
 
-    allowed = [move for move in measured if may(move) or (budget is None and move in taken)]
-    size = len(blueprint.dropped_attentions), sum(last - first for first, last in blueprint.runs)
-    least = _least(blocks, allowed, size)
+    allowed = measured.where(lambda choice: may(choice) or (budget is None and choice in taken))
+    size = size_of(blueprint)
+    least = _least(allowed, size)
     alone = partial(_alone, evidence, limits.repair)
     decisions = tuple(_decision(blueprint, part, block, taken, alone(part, block)) for part in get_args(SubBlock))
     return Explanation(
         parent=blueprint.parent.name,
         block=block,
         blocks=blocks,
-        size=size,
+        size=(size.attentions, size.fused),
         repaired=limits.repair and evidence.repaired,
         chosen_by=_chosen_by(own, least, by_person),
-        damage=own.damage if own else None,
+        damage=own.score if own else None,
         least=least,
         decisions=decisions,
         neighbours=tuple(
             _neighbour(blueprint, evidence, i, alone)
             for i in range(max(block - around, 0), min(block + around + 1, blocks))
         ),
-        choices=_choices(evidence, measured, block, taken, may, limits.repair),
+        choices=_choices(measured, block, taken, may),
         dependencies=_dependencies(evidence, block),
         counterfactuals=tuple(
-            _counterfactual(blocks, allowed, size, block, decision, own)
+            _counterfactual(allowed, size, block, decision, own)
             for decision in decisions
             if decision.part in _INSTEAD[decision.fate]
         ),
     )
 
 
-def _least(blocks: int, moves: Sequence[Move], size: tuple[int, int]) -> float | None:
-    damage = Frontier(blocks, moves, size[0]).damage[size]
+def _least(table: ChoiceTable, size: Size) -> float | None:
+    damage = Frontier(table, size).damage[size]
     return float(damage) if np.isfinite(damage) else None
 
 
@@ -123,13 +126,15 @@ def _chosen_by(own: Selection | None, least: float | None, by_person: bool) -> C
         return "person"
     if own is None or least is None:
         return "unknown"
-    return "programme" if own.damage <= least + 1e-9 else "unknown"  # sums in another order differ in the last digits
+    return "programme" if own.score <= least + 1e-9 else "unknown"  # sums in another order differ in the last digits
 
 
 # ---- what became of it
 
 
-def _decision(blueprint: Blueprint, part: SubBlock, block: int, taken: Sequence[Move], alone: Alone | None) -> Decision:
+def _decision(
+    blueprint: Blueprint, part: SubBlock, block: int, taken: Sequence[TableChoice], alone: Alone | None
+) -> Decision:
     fate = _fate(blueprint, part, block)
     home = next((n for n, child in enumerate(blueprint.kept_blocks) if block in getattr(child, part).sources), None)
     name = f"{'FFN' if part == 'ffn' else part} {block}"
@@ -139,9 +144,9 @@ def _decision(blueprint: Blueprint, part: SubBlock, block: int, taken: Sequence[
         words += f" with FFN{'s' if len(others) > 1 else ''} {format_blocks(others)}" if others else ""
         words += f" to {blueprint.width(blueprint.kept_blocks[home]):,}" if fate == "narrowed" else ""
         words += f", in child block {home}"
-    by = next((move for move in taken if block in move.blocks), None)
-    if part == "ffn" and fate == "kept" and by and by.stretch and block == by.last:
-        words += f"; the last of the stretch {by.first}-{by.last}, left out of its fusion"
+    by = next((choice for choice in taken if block in choice.covers), None)
+    if part == "ffn" and fate == "kept" and by and by.runs and block == by.last:
+        words += f"; the last of the run {by.first}-{by.last}, left out of its fusion"
     if alone:
         words += f"; dropping it alone does {alone.kl:.4f}, rank {alone.rank} of {alone.ranked}"
     return Decision(part=part, fate=fate, child_block=home, words=words)
@@ -182,32 +187,29 @@ def _alone(evidence: Evidence, repaired: bool, part: Part, block: int) -> Alone 
 # ---- what else there was
 
 
-def _choices(
-    evidence: Evidence, moves: Sequence[Move], block: int, taken: Sequence[Move], may: Allows, repaired: bool
-) -> tuple[Choice, ...]:
+def _choices(table: ChoiceTable, block: int, taken: Sequence[TableChoice], may: Allows) -> tuple[Choice, ...]:
     """What was chosen for the block, then the cheapest that weren't, by damage for each step saved."""
-    here = sorted((move for move in moves if block in move.blocks), key=lambda move: move.damage / move.steps_saved)
-    chosen = [move for move in here if move in taken]
-    others = [move for move in here if move not in taken][:_ALTERNATIVES]
+
+    def per_step(choice: TableChoice) -> float:
+        return choice.score / table.saved(choice).steps
+
+    here = sorted((c for c in table.rows if block in c.covers and table.saved(c).steps), key=per_step)
+    chosen = [choice for choice in here if choice in taken]
+    others = [choice for choice in here if choice not in taken][:_ALTERNATIVES]
     return tuple(
         Choice(
-            first=move.first,
-            last=move.last,
-            dropped=move.dropped,
-            runs=move.pieces,
-            damage=_measured(evidence, move, repaired).kl,
-            damage_error=_measured(evidence, move, repaired).kl_error,
-            per_step=move.damage / move.steps_saved,
-            chosen=move in taken,
-            allowed=may(move),
+            first=choice.first,
+            last=choice.last,
+            dropped=choice.dropped,
+            runs=choice.runs,
+            damage=choice.score,
+            damage_error=choice.error,
+            per_step=per_step(choice),
+            chosen=choice in taken,
+            allowed=may(choice),
         )
-        for move in (*chosen, *others)
+        for choice in (*chosen, *others)
     )
-
-
-def _measured(evidence: Evidence, move: Move, repaired: bool) -> Damage:
-    found = move.stretch or next(row for row in evidence.importance if row.block == move.first)
-    return found.judged(repaired)
 
 
 def _dependencies(evidence: Evidence, block: int) -> tuple[Dependency, ...]:
@@ -229,15 +231,15 @@ def _strongest(distances: Sequence[float]) -> tuple[Link, ...]:
 
 
 def _counterfactual(
-    blocks: int, moves: Sequence[Move], size: tuple[int, int], block: int, decision: Decision, own: Selection | None
+    table: ChoiceTable, size: Size, block: int, decision: Decision, own: Selection | None
 ) -> Counterfactual:
     instead = _INSTEAD[decision.fate][decision.part]
-    found = least_damage(blocks, moves, size, block, instead)
+    found = least_damage(table, size, block, instead)
     return Counterfactual(
         part=decision.part,
         instead=instead,
-        damage=found.damage if found else None,
-        more=found.damage - own.damage if found and own else None,
+        damage=found.score if found else None,
+        more=found.score - own.score if found and own else None,
         dropped=found.dropped if found else (),
         runs=found.runs if found else (),
     )

@@ -1,41 +1,35 @@
-"""The greedy rule: the cheapest measured change first. What the exact programme is compared with. No torch."""
+"""The greedy rule: the cheapest measured choice first. What the exact programme is compared with. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from ffn_fusion.analysis.runs import Frontier, Move, Selection
+from ffn_fusion.analysis.programme import Frontier
+from ffn_fusion.blueprint.choices import Choice, ChoiceTable, Selection, Size
 
 
-def greedy(blocks: int, moves: Sequence[Move], dropped: int, fused_steps: int) -> Selection | None:
-    """Take the move of least damage per sequential step saved, again and again, until the size is reached exactly.
+def greedy(table: ChoiceTable, size: Size) -> Selection | None:
+    """Take the choice of least damage per sequential step saved, again and again, until the size is reached exactly.
 
-    A move must not overlap those taken, and must leave a way to the size: without that look-ahead single attentions,
+    A choice must not overlap those taken, and must leave a way to the size: without that look-ahead single attentions,
     nearly always the cheapest, would use up the attentions that the runs need.
 
-    Args:
-        blocks: of the parent.
-        dropped: attentions that go; ``fused_steps``: FFN steps that are fused away.
-
     Returns:
-        None: no set of moves has this size. Never less summed damage than the exact programme's.
+        None: no set of choices has this size. Never less summed damage than the exact programme's.
     """
-    taken: list[Move] = []
-    left = sorted(moves, key=lambda move: (move.damage / move.steps_saved, move.first, move.last))
-    n, f = dropped, fused_steps
-    # One pass is enough: a move that doesn't fit now won't fit later, when still more is taken.
-    for place, move in enumerate(left):
-        rest = n - len(move.dropped), f - move.fused_steps
-        if min(rest) < 0 or any(_overlap(move, other) for other in taken):
+    taken: list[Choice] = []
+    saving = (choice for choice in table.rows if table.saved(choice).steps)
+    left = sorted(saving, key=lambda choice: (choice.score / table.saved(choice).steps, choice.first, choice.last))
+    missing = size
+    # One pass is enough: a choice that doesn't fit now won't fit later, when still more is taken.
+    for place, choice in enumerate(left):
+        rest = missing.minus(choice.size)
+        if min(rest) < 0 or any(choice.overlaps(other) for other in taken):
             continue
-        free = [m for m in left[place + 1 :] if not any(_overlap(m, other) for other in (*taken, move))]
-        if rest == (0, 0) or np.isfinite(Frontier(blocks, free, rest[0]).damage[rest]):
-            taken.append(move)
-            n, f = rest
-    return Selection(tuple(sorted(taken, key=lambda move: move.first))) if (n, f) == (0, 0) else None
-
-
-def _overlap(a: Move, b: Move) -> bool:
-    return a.first <= b.last and b.first <= a.last
+        free = [row for row in left[place + 1 :] if not any(row.overlaps(other) for other in (*taken, choice))]
+        if not any(rest) or np.isfinite(Frontier(replace(table, rows=tuple(free)), rest).damage[rest]):
+            taken.append(choice)
+            missing = rest
+    return None if any(missing) else Selection(tuple(sorted(taken, key=lambda choice: choice.first)))

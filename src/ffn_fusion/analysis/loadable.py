@@ -7,29 +7,26 @@ can be rewritten it's told, where it can't be no child helps. Everything else a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.blueprint.choices import Choice, Selection
 from ffn_fusion.errors import CheckError
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.portability.rules import Engine, Problem, blueprint_problems
 
-if TYPE_CHECKING:
-    from ffn_fusion.analysis.runs import Move
-
-Allows = Callable[["Move"], bool]
+Allows = Callable[[Choice], bool]
 
 
-def anything(move: Move) -> bool:
-    """No engine was asked for."""
+def anything(choice: Choice) -> bool:
+    """The test that every choice passes, for where no engine was named."""
     return True
 
 
-def loadable_moves(spec: ModelSpec, engines: Sequence[Engine]) -> Allows:
-    """Says of a move whether every engine loads a child that has only this move, as it will be built.
+def loadable_choices(spec: ModelSpec, engines: Sequence[Engine]) -> Allows:
+    """A test of choices: whether every engine loads a child that has only this one, as it will be built.
 
-    The rules look at single blocks, and moves don't overlap: a plan of such moves breaks none either, which
+    The rules look at single blocks, and choices don't overlap: a plan of such choices breaks none either, which
     :func:`plan_problems` makes sure of.
     """
     if not engines:
@@ -37,8 +34,8 @@ def loadable_moves(spec: ModelSpec, engines: Sequence[Engine]) -> Allows:
     identity = Blueprint.identity(spec.parent(""))
     known = _broken(problem for engine in engines for problem in blueprint_problems(identity, spec, engine))
 
-    def allows(move: Move) -> bool:
-        child = apply(identity, move.dropped, move.pieces)
+    def allows(choice: Choice) -> bool:
+        child = Selection((choice,)).blueprint(identity.parent)
         return all(_broken(blueprint_problems(child, spec, engine)) <= known for engine in engines)
 
     return allows

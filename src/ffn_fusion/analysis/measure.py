@@ -1,4 +1,4 @@
-"""Measure evidence: dependency, replace-1 damages, geometry, candidate runs and their reverse order.
+"""Measure evidence: dependency, replace-1 damages, geometry, runs and their reverse order.
 
 All of it is sweeps of the blockwise engine over the calibration windows. Every figure is kept per window or token until
 all windows of all processes are there, so that any split of them gives the same numbers. Shapes: N windows, T tokens.
@@ -13,26 +13,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ffn_fusion.analysis.candidate_edits import repaired_name, repaired_removals, stretch_edits, stretch_name
-from ffn_fusion.analysis.candidates import StretchShape, candidate_stretches, least_important
+from ffn_fusion.analysis.candidates import (
+    candidate_runs,
+    least_important,
+    repaired_name,
+    repaired_removals,
+    run_edits,
+    run_name,
+)
 from ffn_fusion.analysis.evidence import (
     PARTS,
     Calibration,
     Damage,
     Evidence,
+    MeasuredRun,
     Part,
     Removal,
     ReverseOrder,
-    Stretch,
 )
 from ffn_fusion.analysis.observe import ContributionObserver, observed, removed
-from ffn_fusion.analysis.passes import Found, Pass, PassPlan, carry_out, plan_pass
+from ffn_fusion.analysis.passes import Found, Pass, PassEstimate, carry_out, estimate_pass
 from ffn_fusion.analysis.reverse_order import FORMS, name_of, reverse_order_edits
 from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.blockwise import (
     PARENT,
     Divergence,
     Edit,
+    FusedRun,
     Pace,
     RemoveAttention,
     RemoveBlock,
@@ -68,7 +75,7 @@ def analyze(
     device: str = "cpu",
     memory: int | None = None,
     workspace: Path | None = None,
-    on_plan: Callable[[PassPlan], None] | None = None,
+    on_plan: Callable[[PassEstimate], None] | None = None,
     progress: Progress = silent,
 ) -> Evidence:
     """Everything that planning needs to know about a model.
@@ -81,7 +88,7 @@ def analyze(
         device: with "cuda" and several processes, each takes a GPU of its own.
         memory: bytes that a process may use (default: half of what's free); weights and states are streamed to fit.
         workspace: a folder where finished blocks are kept, so that the same call goes on after a crash.
-        on_plan: called with the plan of each pass before it begins, on the first process; its estimate costs a few
+        on_plan: called with the estimate of each pass before it begins, on the first process; it costs a few
             seconds of measuring.
         progress: counts block evaluations of one window.
 
@@ -95,7 +102,7 @@ def analyze(
     return analysis.carry_out(seed, on_plan, progress)
 
 
-def plan_analysis(
+def estimate_analysis(
     model: Checkpoint | Child,
     texts: Sequence[TokenWindows],
     settings: AnalysisSettings = AnalysisSettings(),
@@ -103,13 +110,13 @@ def plan_analysis(
     device: str = "cpu",
     memory: int | None = None,
     workspace: Path | None = None,
-) -> tuple[PassPlan, ...]:
-    """What ``analyze`` will take, pass by pass; for the candidate runs, which aren't known yet, about as many as there
+) -> tuple[PassEstimate, ...]:
+    """What ``analyze`` will take, pass by pass; for the runs, which aren't known yet, about as many as there
     can be.
 
     The speed is measured on one of the model's blocks, in a few seconds.
     """
-    return _Analysis(model, texts, settings, device, memory, workspace).plans()
+    return _Analysis(model, texts, settings, device, memory, workspace).estimates()
 
 
 class _Analysis:
@@ -148,7 +155,7 @@ class _Analysis:
         scored = [name for name in edits if name.split()[0] in self.asked.scores]
         runs = reverse_order_edits(self.model, self.asked.reverse, self.stack.dtype, str(self.stack.device))
         if self.one_pass:
-            runs |= stretch_edits(self._shapes(range(len(self.stack.spec.blocks))), self.bench)
+            runs |= run_edits(self._runs(range(len(self.stack.spec.blocks))), self.bench)
         if self.bench and "attention" in self.asked.scores:
             runs |= repaired_removals(self.stack.spec, self.bench)
         observe = ContributionObserver(self.stack.spec)
@@ -159,20 +166,20 @@ class _Analysis:
     def one_pass(self) -> bool:
         return self.asked.candidate_share >= 1 and self.asked.max_run > 1
 
-    def _shapes(self, allowed: Iterable[int]) -> list[StretchShape]:
-        return candidate_stretches(self.stack.spec, allowed, self.asked.max_run, self.asked.leave_last)
+    def _runs(self, allowed: Iterable[int]) -> list[FusedRun]:
+        return candidate_runs(self.stack.spec, allowed, self.asked.max_run, self.asked.leave_last)
 
-    def plans(self) -> tuple[PassPlan, ...]:
+    def estimates(self) -> tuple[PassEstimate, ...]:
         first = self.first()
         pace = self._pace(first)
-        plans = [self._plan(first, pace)]
+        estimates = [self._estimate(first, pace)]
         if self.asked.max_run > 1 and not self.one_pass:
-            shapes = self._about_as_many()
-            if shapes:
-                plans.append(self._plan(_stretch_pass(shapes, self.bench), pace))
-        return tuple(plans)
+            runs = self._about_as_many()
+            if runs:
+                estimates.append(self._estimate(_run_pass(runs, self.bench), pace))
+        return tuple(estimates)
 
-    def carry_out(self, seed: int, on_plan: Callable[[PassPlan], None] | None, progress: Progress) -> Evidence:
+    def carry_out(self, seed: int, on_plan: Callable[[PassEstimate], None] | None, progress: Progress) -> Evidence:
         asked, spec = self.asked, self.stack.spec
         pass_ = self.first()
         pace = self._pace(pass_) if on_plan else None
@@ -191,11 +198,11 @@ class _Analysis:
         )
         matrices, geometry = observed(found.chunks, len(spec.blocks))
         parent_loss = float(found.divergences[PARENT].loss_N.mean())
-        shapes: list[StretchShape] = []
+        runs: list[FusedRun] = []
         if asked.max_run > 1:
-            shapes = self._shapes(least_important(removals, asked.candidate_share))
-            if shapes and not self.one_pass:
-                pass_ = _stretch_pass(shapes, self.bench)
+            runs = self._runs(least_important(removals, asked.candidate_share))
+            if runs and not self.one_pass:
+                pass_ = _run_pass(runs, self.bench)
                 damages |= _damages(self._carry_out(pass_, pace, on_plan, progress).divergences)
         return Evidence(
             parent=self.parent,
@@ -208,13 +215,13 @@ class _Analysis:
             ),
             parent_loss=parent_loss,
             removals=removals,
-            stretches=tuple(
-                Stretch(
-                    **vars(shape),
-                    damage=damages[stretch_name(shape)],
-                    repaired=damages.get(repaired_name(stretch_name(shape))),
+            runs=tuple(
+                MeasuredRun(
+                    **vars(run),
+                    damage=damages[run_name(run)],
+                    repaired=damages.get(repaired_name(run_name(run))),
                 )
-                for shape in shapes
+                for run in runs
             ),
             reverse_order=tuple(
                 ReverseOrder(
@@ -230,31 +237,31 @@ class _Analysis:
             matrices={name: matrix.tolist() for name, matrix in matrices.items()},
         )
 
-    def _about_as_many(self) -> list[StretchShape]:
-        """Stretches as if the attentions that count for little lay side by side, where that gives the most."""
+    def _about_as_many(self) -> list[FusedRun]:
+        """Runs as if the attentions that count for little lay side by side, where that gives the most."""
         blocks = [i for i, block in enumerate(self.stack.spec.blocks) if block.attention]
         count = round(self.asked.candidate_share * len(blocks))
         places = range(max(1, len(blocks) - count + 1))
-        return max((self._shapes(blocks[start : start + count]) for start in places), key=len)
+        return max((self._runs(blocks[start : start + count]) for start in places), key=len)
 
-    def _plan(self, pass_: Pass, pace: Pace | None) -> PassPlan:
-        return plan_pass(pass_, self.stack, self.ids_NT, self.stored, self.memory, self.folder, pace)
+    def _estimate(self, pass_: Pass, pace: Pace | None) -> PassEstimate:
+        return estimate_pass(pass_, self.stack, self.ids_NT, self.stored, self.memory, self.folder, pace)
 
     def _pace(self, pass_: Pass) -> Pace:
-        return measure_pace(self.stack, self.ids_NT.shape[1], self._plan(pass_, None).schedule.rows)
+        return measure_pace(self.stack, self.ids_NT.shape[1], self._estimate(pass_, None).schedule.rows)
 
     def _carry_out(
-        self, pass_: Pass, pace: Pace | None, on_plan: Callable[[PassPlan], None] | None, progress: Progress
+        self, pass_: Pass, pace: Pace | None, on_plan: Callable[[PassEstimate], None] | None, progress: Progress
     ) -> Found:
-        plan = self._plan(pass_, pace)
+        estimate = self._estimate(pass_, pace)
         if on_plan:
-            on_plan(plan)
-        return carry_out(pass_, plan, self.stack, self.ids_NT, self.folder, self.key, progress)
+            on_plan(estimate)
+        return carry_out(pass_, estimate, self.stack, self.ids_NT, self.folder, self.key, progress)
 
 
-def _stretch_pass(shapes: Sequence[StretchShape], bench: Workbench | None) -> Pass:
-    edits = stretch_edits(shapes, bench)
-    return Pass("candidate runs", edits, tuple(edits))
+def _run_pass(runs: Sequence[FusedRun], bench: Workbench | None) -> Pass:
+    edits = run_edits(runs, bench)
+    return Pass("runs", edits, tuple(edits))
 
 
 def _check(spec: ModelSpec, asked: AnalysisSettings) -> None:
@@ -263,7 +270,7 @@ def _check(spec: ModelSpec, asked: AnalysisSettings) -> None:
         raise UsageError(f"{missing[0]} can't be scored without being removed", f"add {missing[0]} to the parts")
     if asked.max_run > 1 and asked.candidate_share < 1 and "attention" not in asked.scores:
         raise UsageError(
-            "candidate runs are chosen by the scores of attentions, which weren't asked for",
+            "runs to measure are chosen by the scores of attentions, which weren't asked for",
             "score attention, measure every run (candidate share 1), or none (longest run 1)",
         )
     for first, last in asked.reverse:

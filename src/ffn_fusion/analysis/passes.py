@@ -1,4 +1,4 @@
-"""One sweep of the analysis, from its plan to what it found: planned, cut into chunks, resumed, shared by processes.
+"""One sweep of the analysis: estimated, scheduled, cut into chunks, resumed, shared by processes.
 
 The same code carries out what fits into memory and what doesn't; the schedule says which.
 """
@@ -55,7 +55,7 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class PassPlan:
+class PassEstimate:
     """What a pass takes on this machine: counts, schedule, and seconds by the measured pace (None: not measured).
 
     ``windows`` are those of this process, ``processes`` how many share the work.
@@ -83,9 +83,9 @@ class Found:
     divergences: dict[str, Divergence]
 
 
-def plan_pass(
+def estimate_pass(
     pass_: Pass, stack: Stack, ids_NT: Tensor, stored: int, memory: int | None, folder: Path | None, pace: Pace | None
-) -> PassPlan:
+) -> PassEstimate:
     """Decide how this process carries out its share.
 
     Raises:
@@ -103,11 +103,11 @@ def plan_pass(
         in_files=folder is not None,
     )
     seconds = pace.seconds(work, schedule, mine) if pace else None
-    return PassPlan(pass_.name, len(pass_.edits), mine, current().world, work, schedule, seconds)
+    return PassEstimate(pass_.name, len(pass_.edits), mine, current().world, work, schedule, seconds)
 
 
 def carry_out(
-    pass_: Pass, plan: PassPlan, stack: Stack, ids_NT: Tensor, folder: Path | None, key: str, progress: Progress
+    pass_: Pass, estimate: PassEstimate, stack: Stack, ids_NT: Tensor, folder: Path | None, key: str, progress: Progress
 ) -> Found:
     """Sweep this process's windows, chunk by chunk, and gather what all processes found, in window order.
 
@@ -115,12 +115,12 @@ def carry_out(
     FLOPs of a block.
     """
     mine_NT = ids_NT[current().share(len(ids_NT))]
-    schedule = plan.schedule
+    schedule = estimate.schedule
     if stack.resident and not schedule.resident:
         stack.forget()
     stack.resident = schedule.resident
     blocks = evaluations(len(stack), pass_.edits.values())
-    heads = round(plan.work.head_flops / max(1.0, plan.work.block_flops) * blocks)
+    heads = round(estimate.work.head_flops / max(1.0, estimate.work.block_flops) * blocks)
     chunks, parts = [], []
     for number, part in enumerate(schedule.slices(len(mine_NT))):
         chunk = mine_NT[part]

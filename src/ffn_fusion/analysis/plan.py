@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ffn_fusion.analysis.cost_count import counted_speedup_of, steps
+from ffn_fusion.analysis.choices import choices_of
+from ffn_fusion.analysis.cost_count import costs_of, counted_speedup, price_of, time_saved
 from ffn_fusion.analysis.evidence import Evidence
-from ffn_fusion.analysis.loadable import loadable_moves, plan_problems
-from ffn_fusion.analysis.runs import Frontier, Selection, possible_moves
+from ffn_fusion.analysis.loadable import loadable_choices, plan_problems
+from ffn_fusion.analysis.programme import Frontier, least_that_saves
 from ffn_fusion.analysis.settings import FUSE_TOLERANCE, PlanSettings
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.blueprint.choices import ChoiceTable, Selection, Size
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.portability.rule import EngineCheck
@@ -23,7 +25,7 @@ _MORE = "allow more damage (--max-damage), or measure longer runs (analyze --max
 class Plan:
     """A blueprint and what it's expected to do: summed damage (KL, nats a token) and the counted speed-up.
 
-    ``engines``: those that have to load the child, with what the parent brings along that `check --fix` has to mend.
+    ``engines``: those that have to load the child, with what the parent brings along that `check --fix` has to fix.
     """
 
     blueprint: Blueprint
@@ -42,19 +44,22 @@ def plan(spec: ModelSpec, evidence: Evidence, budget: PlanSettings) -> Plan:
     if evidence.parent.blocks != spec.parent("").blocks:
         raise BlueprintError(f"the evidence is of {evidence.parent.name}, another model", "run `ffn-fusion analyze`")
     plan_problems(spec, Blueprint.identity(evidence.parent), budget.for_engines)
-    loads = loadable_moves(spec, budget.for_engines)
-    moves = [m for m in possible_moves(evidence, budget.max_damage, budget.max_width, budget.repair) if loads(m)]
-    attentions = sum(move.stretch is None for move in moves)
-    frontier = Frontier(len(spec.blocks), moves, attentions)
+    table = choices_of(
+        evidence,
+        budget.max_damage,
+        budget.max_width,
+        repaired=budget.repair,
+        norm=budget.norm,
+        price=price_of(spec),
+    ).where(loadable_choices(spec, budget.for_engines))
     if budget.steps is not None:
-        selection = _for_steps(evidence, frontier, budget.steps)
+        selection = _for_steps(table, budget.steps)
     elif budget.speedup is not None:
-        selection = _for_speedup(spec, frontier, budget.speedup)
+        selection = _for_speedup(spec, table, budget.speedup)
     else:
-        drop = _drop_count(budget, len(evidence.importance), attentions)
-        selection = _for_count(evidence, frontier, drop, budget)
-    blueprint = apply(Blueprint.identity(evidence.parent), selection.dropped, selection.runs, norm=budget.norm)
-    return Plan(blueprint, selection, _speedup(spec, selection))
+        selection = _for_count(evidence, table, budget)
+    blueprint = selection.blueprint(evidence.parent)
+    return Plan(blueprint, selection, counted_speedup(spec, blueprint))
 
 
 def _drop_count(budget: PlanSettings, attentions: int, may_go: int) -> int:
@@ -72,8 +77,11 @@ def _drop_count(budget: PlanSettings, attentions: int, may_go: int) -> int:
     return count
 
 
-def _for_count(evidence: Evidence, frontier: Frontier, drop: int, budget: PlanSettings) -> Selection:
-    damage, fuse = frontier.damage[drop], budget.fuse
+def _for_count(evidence: Evidence, table: ChoiceTable, budget: PlanSettings) -> Selection:
+    attentions = sum(choice.only_attention for choice in table.rows)
+    drop = _drop_count(budget, len(evidence.importance), attentions)
+    frontier = Frontier(table, Size(drop, len(table.parent.blocks)))
+    damage, fuse = frontier.damage[drop, :, 0], budget.fuse
     if fuse == "auto":
         # What dropping costs; in a parent that came with attention-free blocks, what dropping those would have.
         given = sum(block.attention is None and block.ffn is not None for block in evidence.parent.blocks)
@@ -86,45 +94,31 @@ def _for_count(evidence: Evidence, frontier: Frontier, drop: int, budget: PlanSe
             f"{fuse} FFN steps can't be fused away with {drop} attentions dropped; {most} at most",
             f"drop more attentions, {_MORE}",
         )
-    return frontier.selection(drop, fuse)
+    return frontier.selection(Size(drop, fuse))
 
 
-def _for_steps(evidence: Evidence, frontier: Frontier, most: int) -> Selection:
+def _for_steps(table: ChoiceTable, most: int) -> Selection:
     """The least damage among the plans whose child has no more sequential steps than that."""
-    before = steps(Blueprint.identity(evidence.parent))
-    rows, columns = frontier.damage.shape
-    left = before - np.arange(rows)[:, None] - np.arange(columns)
-    fitting = np.where(left <= most, frontier.damage, np.inf)
-    n, f = np.unravel_index(np.argmin(fitting), fitting.shape)
-    if not np.isfinite(fitting[n, f]):
-        fewest = int(left[np.isfinite(frontier.damage)].min())
+    before = sum(costs.steps for costs in table.kept)
+    selection, saved = least_that_saves(table, lambda choice: table.saved(choice).steps, before - most)
+    if selection is None:
+        fewest = before - round(saved)
         raise BlueprintError(
             f"{most} sequential steps are out of reach: the parent has {before}, and {fewest} is the fewest",
             f"ask for {fewest} or more, {_MORE}",
         )
-    return frontier.selection(int(n), int(f))
+    return selection
 
 
-def _for_speedup(spec: ModelSpec, frontier: Frontier, target: float) -> Selection:
+def _for_speedup(spec: ModelSpec, table: ChoiceTable, target: float) -> Selection:
     """The least damage among the plans that reach the target by the cost count."""
-    found: Selection | None = None
-    best = 0.0
-    order = np.dstack(np.unravel_index(np.argsort(frontier.damage, axis=None), frontier.damage.shape))[0]
-    for n, f in order:
-        if not np.isfinite(frontier.damage[n, f]):
-            break
-        candidate = frontier.selection(int(n), int(f))
-        best = max(best, _speedup(spec, candidate))
-        if _speedup(spec, candidate) >= target:
-            found = candidate
-            break
-    if found is None:
+    kept = costs_of(spec, Blueprint.identity(table.parent))
+    selection, saved = least_that_saves(
+        table, lambda choice: time_saved(spec, kept, table.saved(choice)), 1 - 1 / target
+    )
+    if selection is None:
         raise BlueprintError(
-            f"a speed-up of {target:g} is out of reach: by the cost count the most is {best:.2f}",
+            f"a speed-up of {target:g} is out of reach: by the cost count the most is {1 / (1 - saved):.2f}",
             f"ask for less, {_MORE}",
         )
-    return found
-
-
-def _speedup(spec: ModelSpec, selection: Selection) -> float:
-    return counted_speedup_of(spec, selection.dropped, len(selection.dropped) + selection.fused_steps)
+    return selection

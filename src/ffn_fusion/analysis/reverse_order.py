@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ffn_fusion.blockwise import Edit, FusedStretch, ReplaceBlocks, Stack, TensorSource
+from ffn_fusion.blockwise import Edit, FusedRun, ReplaceBlocks, Stack, TensorSource
 from ffn_fusion.families import BlockSpec, ModelSpec
 from ffn_fusion.families.layout import attention_tensors, block_prefix
 
@@ -57,9 +57,9 @@ def reverse_order_edits(
     for first, last in runs:
         order = tuple(reversed(range(first, last + 1)))
         backwards = Stack(FfnsOf(source, order), dtype=dtype, device=device, resident=False)
-        edits[name_of("in order", first, last)] = FusedStretch(first, last, first)
+        edits[name_of("in order", first, last)] = FusedRun(first, last, first)
         edits[name_of("reversed", first, last)] = ReplaceBlocks(first, last, backwards, tuple(range(len(order))))
-        edits[name_of("fused", first, last)] = FusedStretch(first, last, last)
+        edits[name_of("fused", first, last)] = FusedRun(first, last, last)
     return edits
 
 

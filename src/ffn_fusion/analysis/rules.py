@@ -11,14 +11,14 @@ from functools import partial
 
 import numpy as np
 
+from ffn_fusion.analysis.choices import choices_of
 from ffn_fusion.analysis.evidence import Evidence
 from ffn_fusion.analysis.greedy import greedy
 from ffn_fusion.analysis.loadable import Allows, anything
-from ffn_fusion.analysis.runs import Selection, made_of, possible_moves
+from ffn_fusion.analysis.programme import made_of, size_of
 from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Blueprint, apply, split_run
-
-Run = tuple[int, int]
+from ffn_fusion.blueprint.choices import Runs, Size
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Compared:
     name: str
     meaning: str
     dropped: tuple[int, ...]
-    runs: tuple[Run, ...]
+    runs: Runs
     damage: float | None
 
 
@@ -54,128 +54,123 @@ def control_plans(
     * greedy rule: see ``analysis.greedy``.
 
     Args:
-        budget: its ``norm`` and ``max_width`` hold for all rules, ``max_damage`` and ``repaired`` for the greedy one.
-        allows: the moves that the greedy rule may take, those that the engines asked for load.
+        budget: its ``norm`` and ``max_width`` hold for all rules, ``max_damage`` and ``repair`` for the greedy one.
+        allows: the choices that the greedy rule may take, those that the engines asked for load.
 
     Returns:
         Nothing for a child without a fused run: all rules but the first are then the exact programme.
     """
-    drop = len(blueprint.dropped_attentions)
-    steps = sum(last - first for first, last in blueprint.runs)
-    if not steps:
+    size = size_of(blueprint)
+    if not size.fused:
         return []
-    identity = Blueprint.identity(blueprint.parent)
-    plans = []
-    for name, rule in (
-        ("middle", _middle),
-        ("paper rule", _paper_rule),
-        ("greedy rule", partial(_greedy_rule, allows=allows)),
-    ):
-        choice = rule(evidence, drop, steps, budget)
-        if choice.runs and len(choice.dropped) == drop:  # fewer, where not every attention was scored
-            child = apply(identity, choice.dropped, choice.runs, norm=budget.norm)
-            plans.append(ControlPlan(name, choice.meaning, child))
-    return plans
+    rules = (_middle, _paper_rule, partial(_greedy_rule, allows=allows))
+    return [found for rule in rules if (found := rule(evidence, size, budget))]
 
 
 def compare(
     blueprint: Blueprint, evidence: Evidence, budget: PlanSettings, allows: Allows = anything
 ) -> tuple[Compared, ...]:
     """The exact programme's ``blueprint`` beside every rule's of the same size, with summed measured damages."""
-    moves = possible_moves(evidence, np.inf, budget.max_width, budget.repair)
+    table = choices_of(evidence, np.inf, budget.max_width, repaired=budget.repair)
     exact = ControlPlan("exact programme", "the least summed measured damage of this size", blueprint)
     found = []
     for plan in (exact, *control_plans(blueprint, evidence, budget, allows)):
-        made = made_of(plan.blueprint, moves)
-        damage = made.damage if made else None
+        made = made_of(plan.blueprint, table)
+        damage = made.score if made else None
         found.append(Compared(plan.name, plan.meaning, plan.blueprint.dropped_attentions, plan.blueprint.runs, damage))
     return tuple(found)
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """What a rule chose; no runs: it found nothing of the size."""
-
-    meaning: str
-    dropped: Sequence[int]
-    runs: Sequence[Run]
-
-
-def _middle(evidence: Evidence, drop: int, steps: int, budget: PlanSettings) -> _Choice:
+def _middle(evidence: Evidence, size: Size, budget: PlanSettings) -> ControlPlan | None:
     """The consecutive attentions in the middle of the model, and one run over their FFNs."""
     with_attention = [i for i, block in enumerate(evidence.parent.blocks) if block.attention]
+    drop = size.attentions
     start = (len(with_attention) - drop) // 2
     dropped = with_attention[start : start + drop]
-    runs = _runs(evidence, dropped, steps, budget.max_width, by_dependency=False) if drop else []
+    runs = _runs(evidence, dropped, size.fused, budget.max_width, by_dependency=False) if drop else ()
     meaning = f"the {drop} attentions in the middle of the model dropped, as many FFNs fused, from the front"
-    return _Choice(meaning, dropped, runs)
+    return _control("middle", meaning, evidence, dropped, runs, size, budget)
 
 
-def _paper_rule(evidence: Evidence, drop: int, steps: int, budget: PlanSettings) -> _Choice:
-    """The attentions that matter least; then the stretches that depend least on one another, but for their last FFNs.
+def _paper_rule(evidence: Evidence, size: Size, budget: PlanSettings) -> ControlPlan | None:
+    """The attentions that matter least; then the runs that depend least on one another, but for their last FFNs.
 
     arXiv 2503.18908 fuses the attention-free run of low dependency without its last FFN, and gives no algorithm. Our
-    reading, where it is silent: replace-1 (KL) stands in for Puzzle's choice of attentions; a stretch's dependency is
-    the mean of the block matrix M over the upper triangle of its square, and the least dependent stretch is fused
-    first; the stretch that isn't needed whole is fused from its front; where leaving the last FFNs out fuses too
+    reading, where it is silent: replace-1 (KL) stands in for Puzzle's choice of attentions; a run's dependency is
+    the mean of the block matrix M over the upper triangle of its square, and the least dependent run is fused
+    first; the run that isn't needed whole is fused from its front; where leaving the last FFNs out fuses too
     little they join, and where that is too little as well, so do the FFNs of the blocks before, which keep their
-    attention. Without a matrix, stretches are taken from the front of the model. Repaired damages aren't looked at.
+    attention. Without a matrix, runs are taken from the front of the model. Repaired damages aren't looked at.
     """
+    drop = size.attentions
     dropped = sorted(row.block for row in sorted(evidence.importance, key=lambda row: row.damage.kl)[:drop])
-    runs = _runs(evidence, dropped, steps, budget.max_width, by_dependency=True)
+    runs = _runs(evidence, dropped, size.fused, budget.max_width, by_dependency=True)
     which = f"the {drop} attentions with the least replace-1 damage" if drop else "no attention"
-    order = "the least dependent stretch" if "block.mean" in evidence.matrices else "the front"
-    return _Choice(f"{which} dropped, as many FFNs fused, from {order} on", dropped, runs)
+    order = "the least dependent run" if "block.mean" in evidence.matrices else "the front"
+    meaning = f"{which} dropped, as many FFNs fused, from {order} on"
+    return _control("paper rule", meaning, evidence, dropped, runs, size, budget)
 
 
-def _greedy_rule(evidence: Evidence, drop: int, steps: int, budget: PlanSettings, allows: Allows) -> _Choice:
-    moves = possible_moves(evidence, budget.max_damage, budget.max_width, budget.repair)
-    moves = [move for move in moves if allows(move)]
-    chosen = greedy(len(evidence.parent.blocks), moves, drop, steps) or Selection(())
+def _control(
+    name: str, meaning: str, evidence: Evidence, dropped: Sequence[int], runs: Runs, size: Size, budget: PlanSettings
+) -> ControlPlan | None:
+    """The child, if the rule found one of the size: it may not, where not every attention was scored."""
+    if not runs or len(dropped) != size.attentions:
+        return None
+    return ControlPlan(name, meaning, apply(Blueprint.identity(evidence.parent), dropped, runs, norm=budget.norm))
+
+
+def _greedy_rule(evidence: Evidence, size: Size, budget: PlanSettings, allows: Allows) -> ControlPlan | None:
+    table = choices_of(evidence, budget.max_damage, budget.max_width, repaired=budget.repair, norm=budget.norm).where(
+        allows
+    )
+    chosen = greedy(table, size)
+    if chosen is None:
+        return None
     meaning = "the measured change with the least damage per step saved taken, again and again"
-    return _Choice(meaning, chosen.dropped, chosen.runs)
+    return ControlPlan("greedy rule", meaning, chosen.blueprint(evidence.parent))
 
 
 def _runs(
     evidence: Evidence, dropped: Sequence[int], steps: int, max_width: int | None, *, by_dependency: bool
-) -> list[Run]:
+) -> Runs:
     """Runs that fuse away ``steps`` FFN steps over the attention-free blocks; none if that can't be done.
 
     As the paper fuses, with the last FFN left out, if that is enough; else with it, else headed by the block before.
     """
     identity = Blueprint.identity(evidence.parent)
     fusible = [b.ffn == "gated" and (max_width is None or b.ffn_width <= max_width) for b in evidence.parent.blocks]
-    stretches = _free_stretches(evidence, set(dropped), fusible)
+    free = _free_runs(evidence, set(dropped), fusible)
     if by_dependency:
-        stretches.sort(key=lambda stretch: _dependency(evidence, stretch))
+        free.sort(key=lambda run: _dependency(evidence, run))
     for head, last in ((0, -1), (0, 0), (-1, 0)):
-        runs: list[Run] = []
+        runs: list[tuple[int, int]] = []
         missing = steps
-        for first, end in stretches:
+        for first, end in free:
             begin = first + head if first + head >= 0 and fusible[first + head] else first
-            for piece_first, piece_last in split_run(identity, begin, end + last, max_width):
-                take = min(piece_last - piece_first, missing)
+            for part_first, part_last in split_run(identity, begin, end + last, max_width):
+                take = min(part_last - part_first, missing)
                 if take > 0:
-                    runs.append((piece_first, piece_first + take))
+                    runs.append((part_first, part_first + take))
                     missing -= take
         if not missing:
-            return sorted(runs)
-    return []
+            return tuple(sorted(runs))
+    return ()
 
 
-def _dependency(evidence: Evidence, stretch: Run) -> float:
-    """Mean of M over the upper triangle of the stretch's square; a block alone has none and comes last."""
-    if "block.mean" not in evidence.matrices or stretch[0] == stretch[1]:
+def _dependency(evidence: Evidence, run: tuple[int, int]) -> float:
+    """Mean of M over the upper triangle of the run's square; a block alone has none and comes last."""
+    if "block.mean" not in evidence.matrices or run[0] == run[1]:
         return np.inf
-    inside = slice(stretch[0], stretch[1] + 1)
+    inside = slice(run[0], run[1] + 1)
     square = evidence.dependency("block")[inside, inside]
     values = square[np.triu_indices(len(square), k=1)]
     return float(np.nanmean(values)) if np.isfinite(values).any() else np.inf
 
 
-def _free_stretches(evidence: Evidence, dropped: set[int], fusible: Sequence[bool]) -> list[Run]:
-    """Maximal stretches of blocks without attention and with an FFN that can be fused."""
-    found: list[Run] = []
+def _free_runs(evidence: Evidence, dropped: set[int], fusible: Sequence[bool]) -> list[tuple[int, int]]:
+    """The longest runs of blocks without attention and with an FFN that can be fused."""
+    found: list[tuple[int, int]] = []
     for i, block in enumerate(evidence.parent.blocks):
         if (block.attention is None or i in dropped) and fusible[i]:
             if found and found[-1][1] == i - 1:

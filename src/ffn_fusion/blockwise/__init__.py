@@ -2,7 +2,7 @@
 
 from ffn_fusion.blockwise.edits import (
     Edit,
-    FusedStretch,
+    FusedRun,
     RemoveAttention,
     RemoveBlock,
     RemoveFfn,
@@ -35,7 +35,7 @@ __all__ = [
     "Figures",
     "FileStates",
     "Final",
-    "FusedStretch",
+    "FusedRun",
     "Journal",
     "MemoryStates",
     "Observation",

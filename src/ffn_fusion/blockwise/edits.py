@@ -168,7 +168,7 @@ class RemoveFfn(_OneBlock):
 
 
 @dataclass(frozen=True)
-class FusedStretch(OwnWindows):
+class FusedRun(OwnWindows):
     """Blocks first..last with their attentions dropped and FFNs first..fused_last side by side on one input.
 
     U = X (or X + Attn_first(n1(X)) where ``keeps_attention``); S = U + sum_{j <= fused_last} FFN_j(n_j(U)); the FFNs

@@ -34,7 +34,7 @@ def analyze(
 ) -> None:
     """Measure block dependency, sub-block importance and the damage of candidate runs."""
     from ffn_fusion.analysis.measure import analyze as measure
-    from ffn_fusion.analysis.measure import plan_analysis
+    from ffn_fusion.analysis.measure import estimate_analysis
     from ffn_fusion.blueprint import Blueprint
     from ffn_fusion.checkpoint.reader import Checkpoint
     from ffn_fusion.checkpoint.source import open_model
@@ -58,7 +58,7 @@ def analyze(
     )
     workspace = output / ".analysis"
     if dry_run:
-        plans = plan_analysis(measured, windows, settings, device=device, memory=budget, workspace=workspace)
+        plans = estimate_analysis(measured, windows, settings, device=device, memory=budget, workspace=workspace)
         if as_json:
             emit(passes_json(plans))
         else:

@@ -59,8 +59,8 @@ def build(
     """Write the child that a blueprint describes."""
     from ffn_fusion.analysis.cost_count import counted_speedup
     from ffn_fusion.analysis.plan import Plan
-    from ffn_fusion.analysis.runs import Selection
     from ffn_fusion.blueprint import Blueprint
+    from ffn_fusion.blueprint.choices import Selection
     from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.pipeline.planning import for_engines
     from ffn_fusion.pipeline.recipe import BuildSection

@@ -17,7 +17,7 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from ffn_fusion.analysis.passes import PassPlan
+    from ffn_fusion.analysis.passes import PassEstimate
     from ffn_fusion.analysis.plan import Plan
     from ffn_fusion.checkpoint.reader import Checkpoint
     from ffn_fusion.distillation.plan import DistillPlan
@@ -104,7 +104,7 @@ class TerminalListener:
     def progress(self, what: str, done: int, total: int) -> None:
         self._bars(what, done, total)
 
-    def measuring(self, plan: PassPlan) -> None:
+    def measuring(self, plan: PassEstimate) -> None:
         from ffn_fusion.cli.passes import passes_table
 
         say(passes_table([plan]))
@@ -159,6 +159,6 @@ def plan_lines(checkpoint: Checkpoint, plan: Plan) -> list[str]:
     ]
     if plan.engines:
         lines.append(engines_line(plan.engines))
-    if plan.selection.moves:
-        lines.append(f"summed measured damage: {plan.selection.damage:.3f} nats a token (KL to the parent)")
+    if plan.selection.choices:
+        lines.append(f"summed measured damage: {plan.selection.score:.3f} nats a token (KL to the parent)")
     return lines

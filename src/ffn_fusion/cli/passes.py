@@ -10,13 +10,13 @@ from ffn_fusion.units import duration, gb, gib
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ffn_fusion.analysis.passes import PassPlan
+    from ffn_fusion.analysis.passes import PassEstimate
     from ffn_fusion.blockwise.schedule import Schedule
     from ffn_fusion.distillation.plan import DistillPlan
     from ffn_fusion.repair.plan import RepairPlan
 
 
-def passes_table(plans: Sequence[PassPlan]) -> Table:
+def passes_table(plans: Sequence[PassEstimate]) -> Table:
     """One column a pass over the weights, as one process carries it out."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -47,7 +47,7 @@ _LABELS = (
 )
 
 
-def _cells(plan: PassPlan) -> tuple[str, ...]:
+def _cells(plan: PassEstimate) -> tuple[str, ...]:
     schedule, work = plan.schedule, plan.work
     flops = plan.block_flops / 1e12, plan.windows * work.head_flops / 1e12
     return (
@@ -71,7 +71,7 @@ def _states(schedule: Schedule) -> str:
     return gb(schedule.moved_bytes) + (" in cache" if schedule.in_cache else " on disk")
 
 
-def passes_json(plans: Sequence[PassPlan]) -> dict[str, Any]:
+def passes_json(plans: Sequence[PassEstimate]) -> dict[str, Any]:
     """Totals over the passes, and each pass."""
     rows = [
         {

@@ -24,7 +24,7 @@ def plan(
 ) -> None:
     """Choose attentions to drop and runs to fuse: the least measured damage within a budget."""
     from ffn_fusion.analysis.evidence import Evidence
-    from ffn_fusion.analysis.loadable import loadable_moves
+    from ffn_fusion.analysis.loadable import loadable_choices
     from ffn_fusion.analysis.rules import compare
     from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.cli.tables import compared_table
@@ -36,13 +36,13 @@ def plan(
     measured = Evidence.load(evidence)
     made = make_plan(checkpoint, measured, settings)
     made.blueprint.save(output)
-    allows = loadable_moves(checkpoint.spec, settings.for_engines)
+    allows = loadable_choices(checkpoint.spec, settings.for_engines)
     compared = compare(made.blueprint, measured, settings, allows)
     if as_json:
         emit(
             {
                 "blueprint": made.blueprint.model_dump(mode="json"),
-                "damage": made.selection.damage,
+                "damage": made.selection.score,
                 "counted_speedup": made.counted_speedup,
                 "compared": [vars(row) for row in compared],
             }

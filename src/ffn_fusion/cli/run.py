@@ -108,7 +108,7 @@ def _as_json(result: Result) -> dict[str, object]:
         "checkpoint": str(result.workspace.output),
         "report": str(result.workspace.report),
         "blueprint": result.plan.blueprint.model_dump(mode="json"),
-        "damage": result.plan.selection.damage,
+        "damage": result.plan.selection.score,
         "counted_speedup": result.plan.counted_speedup,
         "quality": result.quality.model_dump(mode="json") if result.quality else None,
         "latency": result.latency.model_dump(mode="json") if result.latency else None,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ffn_fusion.analysis.evidence import Evidence
-from ffn_fusion.analysis.loadable import Allows, anything, loadable_moves
+from ffn_fusion.analysis.loadable import Allows, anything, loadable_choices
 from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.source import open_model
@@ -70,4 +70,4 @@ def find_decision(place: Path, evidence: Path | None = None) -> TakenDecision:
 def _allows(recipe: Recipe) -> Allows:
     if not recipe.plan.for_engines:
         return anything
-    return loadable_moves(open_model(recipe.model, revision=recipe.revision).spec, recipe.plan.for_engines)
+    return loadable_choices(open_model(recipe.model, revision=recipe.revision).spec, recipe.plan.for_engines)

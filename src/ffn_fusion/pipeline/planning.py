@@ -9,9 +9,9 @@ from ffn_fusion.analysis.cost_count import counted_speedup
 from ffn_fusion.analysis.evidence import Evidence
 from ffn_fusion.analysis.loadable import plan_problems
 from ffn_fusion.analysis.plan import Plan, plan
-from ffn_fusion.analysis.runs import Selection
 from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint.choices import Selection
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE

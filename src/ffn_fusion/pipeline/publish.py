@@ -98,9 +98,9 @@ def _notes(result: Result) -> list[str]:
         f"The plan expected {result.plan.counted_speedup:.2f} times the parent's decode speed by a simple count of "
         "weights and steps."
     ]
-    if result.plan.selection.moves:
+    if result.plan.selection.choices:
         notes.append(
-            f"The damages that led to it add up to {result.plan.selection.damage:.3f} nats a token (each was measured "
+            f"The damages that led to it add up to {result.plan.selection.score:.3f} nats a token (each was measured "
             "with that change alone; together they can be more or less than the sum)."
         )
     return notes

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ffn_fusion.analysis.evidence import Evidence
-from ffn_fusion.analysis.passes import PassPlan
+from ffn_fusion.analysis.passes import PassEstimate
 from ffn_fusion.analysis.plan import Plan
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
@@ -50,7 +50,7 @@ class Listener(Protocol):
 
     def progress(self, what: str, done: int, total: int) -> None: ...
 
-    def measuring(self, plan: PassPlan) -> None:
+    def measuring(self, plan: PassEstimate) -> None:
         """What a pass of the analysis takes, before it begins."""
 
     def repairing(self, plan: RepairPlan) -> None:
@@ -70,7 +70,7 @@ class Silent:
 
     def progress(self, what: str, done: int, total: int) -> None: ...
 
-    def measuring(self, plan: PassPlan) -> None: ...
+    def measuring(self, plan: PassEstimate) -> None: ...
 
     def repairing(self, plan: RepairPlan) -> None: ...
 
@@ -277,7 +277,7 @@ class _Run:
 
     def _write_plan(self, plan: Plan) -> None:
         plan.blueprint.save(self.workspace.blueprint)
-        about = {"damage": plan.selection.damage, "counted_speedup": plan.counted_speedup}
+        about = {"damage": plan.selection.score, "counted_speedup": plan.counted_speedup}
         write_atomic(self.workspace.plan, (json.dumps(about, indent=1) + "\n").encode())
 
     def _repairs(self, blueprint: Blueprint) -> bool:

@@ -11,9 +11,9 @@ from typing import cast, get_args
 import torch
 
 from ffn_fusion.analysis.evidence import Evidence
-from ffn_fusion.analysis.loadable import loadable_moves
+from ffn_fusion.analysis.loadable import loadable_choices
 from ffn_fusion.analysis.measure import analyze
-from ffn_fusion.analysis.passes import PassPlan
+from ffn_fusion.analysis.passes import PassEstimate
 from ffn_fusion.analysis.rules import control_plans
 from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.blockwise.stack import TensorSource
@@ -95,7 +95,7 @@ def measure(
     checkpoint: Checkpoint,
     recipe: Recipe,
     workspace: Path,
-    on_plan: Callable[[PassPlan], None],
+    on_plan: Callable[[PassEstimate], None],
     progress: Progress,
 ) -> Evidence:
     windows = calibration_windows(checkpoint.folder, recipe.calibration, recipe.seed)
@@ -190,7 +190,7 @@ def score(
         controls.append(Control(name=UNREPAIRED, meaning=meaning, dropped=dropped, runs=runs))
     if recipe.evaluation.controls:
         scored = [blueprint]
-        allows = loadable_moves(checkpoint.spec, recipe.plan.for_engines)
+        allows = loadable_choices(checkpoint.spec, recipe.plan.for_engines)
         for control in control_plans(blueprint, evidence, recipe.plan, allows):
             if control.blueprint in scored:  # two ways to the same child: its figures are there already
                 continue

@@ -140,8 +140,8 @@ class Workbench:
 
 
 @dataclass(frozen=True)
-class RepairedStretch:
-    """The same as ``FusedStretch``, repaired. ``last == first``: a block without its attention.
+class RepairedRun:
+    """The same as ``FusedRun``, repaired. ``last == first``: a block without its attention.
 
     Args:
         bench: of this sweep.

@@ -10,7 +10,7 @@ from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.report.tables import NOTHING, Grid, printable, small, small_pm
 
 if TYPE_CHECKING:  # numpy stays out of a plain table on a terminal
-    from ffn_fusion.analysis.evidence import Evidence, Part, Removal, Stretch
+    from ffn_fusion.analysis.evidence import Evidence, MeasuredRun, Part, Removal
 
 ONE_OF: dict[Part, str] = {"attention": "one attention", "ffn": "one FFN", "block": "one whole block"}
 """What is gone when a part is removed, in the order in which parts are shown."""
@@ -51,7 +51,7 @@ def importance_grid(evidence: Evidence, top: int | None, part: Part = "attention
     return Grid(("rank", "block", *kl, "loss increase", "same next token", "hidden distance"), rows, words=0)
 
 
-def _repaired(row: Removal | Stretch) -> str:
+def _repaired(row: Removal | MeasuredRun) -> str:
     return small_pm(row.repaired.kl, row.repaired.kl_error) if row.repaired else NOTHING
 
 
@@ -67,12 +67,12 @@ def reverse_order_grid(evidence: Evidence) -> Grid:
     return Grid(("run", "KL in order", "KL reversed", "KL fused"), rows)
 
 
-def chosen_stretches(stretches: Sequence[Stretch], blueprint: Blueprint) -> tuple[Stretch, ...]:
+def chosen_stretches(stretches: Sequence[MeasuredRun], blueprint: Blueprint) -> tuple[MeasuredRun, ...]:
     """The measured stretches that the blueprint carries out; of nested ones the longest."""
     dropped = set(blueprint.dropped_attentions)
     fused = {i for first, last in blueprint.runs for i in range(first, last + 1)}
 
-    def carried_out(stretch: Stretch) -> bool:
+    def carried_out(stretch: MeasuredRun) -> bool:
         inside = set(range(stretch.first, stretch.last + 1))
         meant = set(range(stretch.first, stretch.fused_last + 1)) if stretch.fused_last > stretch.first else set()
         return bool(stretch.dropped) and set(stretch.dropped) <= dropped and inside & fused == meant
@@ -86,9 +86,9 @@ def stretches_grid(evidence: Evidence, blueprint: Blueprint, limit: int | None =
 
     Where they were measured repaired, that is the order, and the KL per attention.
     """
-    repaired = any(s.repaired for s in evidence.stretches)
-    chosen = chosen_stretches(evidence.stretches, blueprint)
-    ranked = sorted(evidence.stretches, key=lambda s: s.judged().kl / max(len(s.dropped), 1))
+    repaired = any(s.repaired for s in evidence.runs)
+    chosen = chosen_stretches(evidence.runs, blueprint)
+    ranked = sorted(evidence.runs, key=lambda s: s.judged().kl / max(len(s.dropped), 1))
     shown = [s for place, s in enumerate(ranked) if limit is None or place < limit or s in chosen]
     rows = tuple(
         (

@@ -92,8 +92,8 @@ def stretch_chart(evidence: Evidence, blueprint: Blueprint) -> str:
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
-        chosen = chosen_stretches(evidence.stretches, blueprint)
-        others = [stretch for stretch in evidence.stretches if stretch not in chosen]
+        chosen = chosen_stretches(evidence.runs, blueprint)
+        others = [stretch for stretch in evidence.runs if stretch not in chosen]
         axes.set_yscale("log")
         for group, colour, width, alpha in (
             (others, palette.FAINT, 1.1, 0.55),

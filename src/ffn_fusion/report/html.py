@@ -155,7 +155,7 @@ def _drawings(report: ReportData) -> dict[str, Any]:
         drawings["geometry"] = figures.geometry_chart(evidence.geometry, blueprint, report.child_geometry)
     if evidence and evidence.removals:
         drawings["importance"] = figures.importance_bars(evidence, blueprint)
-    if evidence and evidence.stretches:
+    if evidence and evidence.runs:
         drawings["stretches"] = figures.stretch_chart(evidence, blueprint)
     if report.repairs:
         drawings["repairs"] = figures.repair_bars(report.repairs, blueprint)
@@ -200,9 +200,9 @@ def _reverse_order(report: ReportData) -> tables.Grid | None:
 
 
 def _stretches(report: ReportData, *, everything: bool = False) -> tables.Grid | None:
-    if report.evidence is None or not report.evidence.stretches:
+    if report.evidence is None or not report.evidence.runs:
         return None
-    if everything and len(report.evidence.stretches) <= _STRETCHES_SHOWN:
+    if everything and len(report.evidence.runs) <= _STRETCHES_SHOWN:
         return None
     return evidence_tables.stretches_grid(report.evidence, report.blueprint, None if everything else _STRETCHES_SHOWN)
 
