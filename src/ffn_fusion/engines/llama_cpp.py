@@ -25,7 +25,7 @@ from torch import Tensor
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.engines.answers import Answers
 from ffn_fusion.errors import CheckError, MissingExtraError
-from ffn_fusion.programs import named_program, program_on_path
+from ffn_fusion.programs import check_signal, named_program, program_on_path
 
 PROGRAM = "llama-server"
 VARIABLE = "LLAMA_SERVER"
@@ -146,6 +146,10 @@ def served(file: Path, program: Path, context: int, words: Sequence[str] = EXACT
         try:
             _wait(server, f"http://127.0.0.1:{port}/health", Path(log.name))
             yield LlamaServer(f"http://127.0.0.1:{port}")
+        except CheckError:
+            if _ended(server):  # a signal explains more than a connection that broke
+                check_signal(PROGRAM, server.returncode)
+            raise
         finally:
             server.kill()
             server.wait()
@@ -176,6 +180,15 @@ def _wait(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
         if server.poll() is not None or time.monotonic() > until:
             raise CheckError(f"llama.cpp can't load it: {_last_word(log)}", _HINT)
         time.sleep(_STEP)
+
+
+def _ended(server: subprocess.Popen[bytes]) -> bool:
+    """Whether the server is gone: a connection breaks a moment before the system tells of the end."""
+    try:
+        server.wait(timeout=1)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _healthy(address: str) -> bool:

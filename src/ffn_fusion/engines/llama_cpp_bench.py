@@ -22,7 +22,7 @@ from ffn_fusion.engines.interleaved import interleaved
 from ffn_fusion.errors import CheckError, MissingExtraError, UsageError
 from ffn_fusion.latency.interleave import Progress, Run, Workload
 from ffn_fusion.latency.timing import Latency
-from ffn_fusion.programs import named_program, program_on_path
+from ffn_fusion.programs import check_signal, named_program, program_on_path
 
 PROGRAM, BATCHED = "llama-bench", "llama-batched-bench"
 VARIABLE = "LLAMA_BENCH"
@@ -142,6 +142,7 @@ class LlamaCppRunner:
             out.seek(0)
             log.seek(0)
             said = out.read()
+            check_signal(program.name, running.returncode)
             if running.returncode:
                 raise CheckError(f"llama.cpp can't run {self._file.name}: {_last_word(log.read())}", _HINT)
         return said, peak

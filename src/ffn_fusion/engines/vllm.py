@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ffn_fusion.engines.answers import Answers
 from ffn_fusion.errors import CheckError, MissingExtraError
-from ffn_fusion.programs import named_program
+from ffn_fusion.programs import check_signal, named_program
 
 VARIABLE = "FFN_FUSION_VLLM_PYTHON"
 PROBE = Path(__file__).parent / "probes" / "vllm_probe.py"
@@ -117,7 +117,7 @@ def ask(python: Path, models: Mapping[str, Asked], options: Mapping[str, Any], *
     """What vLLM says of each checkpoint, in one go; ``options`` are vllm.LLM's, ``changes`` environment variables.
 
     Raises:
-        CheckError: vLLM itself didn't come up.
+        CheckError: vLLM itself didn't come up, or a signal ended it.
     """
     with TemporaryDirectory(prefix="ffn-fusion-") as folder:
         request, target = Path(folder, "request.json"), Path(folder, "answer.json")
@@ -132,12 +132,18 @@ def ask(python: Path, models: Mapping[str, Asked], options: Mapping[str, Any], *
             timeout=_PATIENCE,
             check=False,
         )
+        check_signal("vllm", done.returncode)
         if done.returncode:
             last = next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), "no word")
             raise CheckError(f"vllm didn't start: {last}", f"see whether {python} -c 'import vllm' works")
         found = json.loads(target.read_text())
-    return {name: _said(one["said"], one["ours"]) for name, one in found.items()}
+    return {name: _said(one) for name, one in found.items()}
 
 
-def _said(said: Any, ours: bool) -> Said:
-    return Said((), said, ours) if isinstance(said, str) else Said(tuple(said), "", ours)
+def _said(one: Mapping[str, Any]) -> Said:
+    """Read what the probe wrote of one checkpoint; see vllm_probe.py."""
+    if "status" in one:
+        check_signal("vllm", one["status"])
+        return Said((), f"ended with status {one['status']}", ours=False)
+    said = one["said"]
+    return Said((), said, one["ours"]) if isinstance(said, str) else Said(tuple(said), "", one["ours"])

@@ -31,6 +31,7 @@ from ffn_fusion.latency.machine import core_numbers
 from ffn_fusion.latency.measure import workloads_of
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.latency.traffic import Traffic
+from ffn_fusion.programs import check_signal
 
 PROBE = Path(__file__).parent / "probes" / "vllm_bench_probe.py"
 _BESIDE = 3 << 29  # what a process of vLLM takes beside weights and KV cache
@@ -195,6 +196,8 @@ class _Worker:
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout
         line = self._process.stdout.readline()
+        if not line:
+            check_signal("vllm", self._process.wait())
         found: dict[str, Any] = json.loads(line) if line else {"error": f"it ended: {self._last_word()}"}
         if "error" in found:
             hint = _NEEDS_US if "trust_remote_code" in found["error"] else _HINT

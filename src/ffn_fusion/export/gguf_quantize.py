@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ffn_fusion.errors import MissingExtraError, OutputError
 from ffn_fusion.export.gguf_tensors import GgufOutput
-from ffn_fusion.programs import named_program, program_on_path
+from ffn_fusion.programs import check_signal, named_program, program_on_path
 
 PROGRAM = "llama-quantize"
 VARIABLE = "LLAMA_QUANTIZE"
@@ -64,7 +64,7 @@ def run_quantizer(program: Path, source: Path, target: Path, dtype: str) -> None
     """``source`` -> ``target`` in another dtype.
 
     Raises:
-        OutputError: the program failed, with its last word.
+        OutputError: the program failed, with its last word. CheckError: a signal ended it.
     """
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     command = [str(program), str(source), str(target), dtype.upper(), str(threads)]
@@ -72,6 +72,7 @@ def run_quantizer(program: Path, source: Path, target: Path, dtype: str) -> None
         done = subprocess.run(command, capture_output=True, check=False)
     except OSError as error:
         raise OutputError(f"{program}: {error.strerror}", f"give another {PROGRAM}") from error
+    check_signal(PROGRAM, done.returncode)
     if done.returncode:
         said = (done.stderr + done.stdout).decode(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(said) if line.strip()), f"exit code {done.returncode}")

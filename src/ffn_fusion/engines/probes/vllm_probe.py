@@ -6,7 +6,7 @@ REQUEST: {"options": {...}, "models": {name: {"folder": ..., "dtype": ..., "prom
 "likeliest": count}}}, ``options`` for vllm.LLM. ANSWER: {name: {"ours": whether ffn_fusion was imported, "said":
 answers}}, where said is one line, the error that it ended in, or an entry a prompt: {"ids", "logprobs": the likeliest
 tokens behind each of the prompt's places, the likeliest first, and their log-probabilities, "new": the tokens that
-follow by greedy search}.
+follow by greedy search}. Where vLLM ended the process, {name: {"status": its exit status, -n for signal n}}.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def in_a_fork(options: dict[str, Any], asked: dict[str, Any], target: Path) -> A
         os._exit(0)
     _, status = os.waitpid(pid, 0)
     if status:
-        return {"ours": False, "said": f"ended with status {os.waitstatus_to_exitcode(status)}"}
+        return {"status": os.waitstatus_to_exitcode(status)}
     return json.loads(target.read_text())
 
 
