@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ffn_fusion.analysis.candidates import (
     candidate_runs,
@@ -46,6 +45,7 @@ from ffn_fusion.blockwise import (
     RemoveFfn,
     Stack,
     measure_pace,
+    standard_error,
 )
 from ffn_fusion.blueprint import Parent
 from ffn_fusion.checkpoint.reader import Checkpoint
@@ -309,8 +309,3 @@ def damage_of(values: Divergence, parent_loss: float) -> Damage:
         agreement=float(values.agreement_N.mean()),
         hidden_distance=float(values.hidden_distance_N.mean()),
     )
-
-
-def standard_error(values_N: Tensor) -> float:
-    """Standard error of the mean over windows (which are taken as independent; tokens in one aren't)."""
-    return float(values_N.std(unbiased=True) / len(values_N) ** 0.5) if len(values_N) > 1 else float("nan")

@@ -8,7 +8,7 @@ from ffn_fusion.blockwise.edits import (
     RemoveFfn,
     ReplaceBlocks,
 )
-from ffn_fusion.blockwise.head import Divergence, compare, joined
+from ffn_fusion.blockwise.head import Divergence, compare, joined, standard_error
 from ffn_fusion.blockwise.journal import Journal
 from ffn_fusion.blockwise.pace import Pace, measure_pace
 from ffn_fusion.blockwise.schedule import Room, Schedule, make_schedule
@@ -59,5 +59,6 @@ __all__ = [
     "joined",
     "make_schedule",
     "measure_pace",
+    "standard_error",
     "sweep",
 ]

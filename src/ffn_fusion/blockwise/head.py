@@ -35,6 +35,11 @@ def joined(parts: Sequence[Divergence]) -> Divergence:
     return Divergence(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Divergence)))
 
 
+def standard_error(values_N: Tensor) -> float:
+    """Estimate the standard error of the mean over N windows, taken as independent; NaN for a single window."""
+    return float(values_N.std(unbiased=True) / len(values_N) ** 0.5) if len(values_N) > 1 else float("nan")
+
+
 @torch.inference_mode()
 def compare(
     parent: Final,

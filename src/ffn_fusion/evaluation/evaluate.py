@@ -12,8 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ffn_fusion.analysis.measure import standard_error
-from ffn_fusion.blockwise import Divergence, Final, Stack, TensorSource, compare, count_work, joined, sweep
+from ffn_fusion.blockwise import (
+    Divergence,
+    Final,
+    Stack,
+    TensorSource,
+    compare,
+    count_work,
+    joined,
+    standard_error,
+    sweep,
+)
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.errors import CheckpointError, DataError
 from ffn_fusion.evaluation.quality import Score, TextScores
