@@ -6,7 +6,9 @@
 Part `ffn`: one FFN with gate and up as two products (plain), as one (packed), their channels made in slices (sliced),
 and each slice's part of the down product added to the last (chunked). Several copies of the weights take turns, so that
 no cache holds them.
-Part `block`: decode steps and a prefill through all blocks of a model whose child changes nothing.
+Part `block`: decode steps and a prefill through all blocks of a model whose child changes nothing; and decode steps
+through a child whose FFNs are fused four at a time: as children compute them (sliced where that pays) over whole
+products.
 Figures are medians of ratios within a round; all forms run in every round. Below 1: faster than what it's divided by.
 On a CPU with one thread it's the processor's time that counts, so that other programs don't.
 """
@@ -17,18 +19,22 @@ import argparse
 import time
 from collections.abc import Callable, Iterable, Mapping
 from statistics import median
+from types import MethodType
 from typing import Any
 
 import torch
 from common import finish
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from ffn_fusion.modeling.configuration_decilm import DeciLMConfig
-from ffn_fusion.modeling.modeling_decilm import SLICE, DeciLMForCausalLM
+from ffn_fusion.modeling.layers_decilm import SLICE
+from ffn_fusion.modeling.modeling_decilm import DeciLMForCausalLM
 
 Forms = Mapping[str, Callable[[], object]]
 NOISE = 0.01  # of a ratio's median, by repeated runs on a busy machine
+FUSED = 4  # FFNs in a block of the fused child
 UNCACHED = 192e6  # bytes of weights that take turns
 SIZES = {
     "cpu": ((576, 1536), (576, 6144), (576, 10752), (2048, 8192), (2048, 65536)),
@@ -131,48 +137,65 @@ def ffn_figures(options: argparse.Namespace, dtype: torch.dtype, rows: Iterable[
     return figures
 
 
-def models(options: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
-    """Llama, its child that changes nothing, and that packed, with the same random weights."""
+def sizes_of(options: argparse.Namespace) -> tuple[dict[str, int], dict[str, int]]:
+    """Sizes of the Llama, those that children state by block first."""
     sizes = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536}
     if options.device != "cpu":
         sizes = {"hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 8192}
     if options.quick:
         sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 256}
-    common = {"vocab_size": 512, "num_hidden_layers": 2 if options.quick else 12, "max_position_embeddings": 2048}
-    config = LlamaConfig(**sizes, **common)
-    torch.manual_seed(0)
-    llama = LlamaForCausalLM(config).to(options.device, dtype).eval()
+    blocks = FUSED if options.quick else 12
+    return sizes, {"vocab_size": 512, "num_hidden_layers": blocks, "max_position_embeddings": 2048}
+
+
+def child_of(options: argparse.Namespace, dtype: torch.dtype, fused: int) -> Any:
+    """A child with random weights and the FFNs of ``fused`` blocks in each of its own."""
+    sizes, common = sizes_of(options)
     block = {
         "attention": {"n_heads_in_group": sizes["num_attention_heads"] // sizes["num_key_value_heads"]},
-        "ffn": {"intermediate_size": sizes["intermediate_size"]},
+        "ffn": {"intermediate_size": fused * sizes["intermediate_size"]},
     }
-    both = {}
-    for name in ("child", "packed child"):
-        blocks: list[dict[str, Any]] = [block] * config.num_hidden_layers
-        child = DeciLMForCausalLM(DeciLMConfig(blocks, **sizes, **common))
-        child.load_state_dict(llama.state_dict())
-        both[name] = child.to(options.device, dtype).eval()
-    assert both["packed child"].pack_ffns() == config.num_hidden_layers
-    return {"Llama": llama, **both}
+    blocks: list[dict[str, Any]] = [block] * (common["num_hidden_layers"] // fused)
+    return DeciLMForCausalLM(DeciLMConfig(blocks, **sizes, **common)).to(options.device, dtype).eval()
+
+
+def models(options: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
+    """Llama and its child that changes nothing, with the same random weights."""
+    sizes, common = sizes_of(options)
+    torch.manual_seed(0)
+    llama = LlamaForCausalLM(LlamaConfig(**sizes, **common)).to(options.device, dtype).eval()
+    child = child_of(options, dtype, fused=1)
+    child.load_state_dict(llama.state_dict())
+    return {"Llama": llama, "child": child}
+
+
+def fused_models(options: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
+    """A child of fused FFNs that multiplies by whole matrices, as Llama does, and the same as children compute it."""
+    whole, own = (child_of(options, dtype, FUSED) for _ in range(2))
+    own.load_state_dict(whole.state_dict())
+    for layer in whole.model.layers:
+        layer.mlp.forward = MethodType(LlamaMLP.forward, layer.mlp)
+    return {"whole products": whole, "fused child": own}
 
 
 def block_figures(options: argparse.Namespace, dtype: torch.dtype) -> dict[str, float]:
     figures = {}
-    made = models(options, dtype)
+    made, fused = models(options, dtype), fused_models(options, dtype)
     for how in dict.fromkeys(("eager", options.compile)):
         if how == "none":
             continue
         for batch, tokens in ((1, 1), (8, 1), (1, 64 if options.quick else 512)):
-            torch.compiler.reset()
-            forms = {name: blocks_of(model, batch, tokens, how, options) for name, model in made.items()}
-            found = ratios(forms, options.rounds, clock(options.device))
             row = f"block {how}, {batch} x {tokens} tokens, {dtype}".replace("torch.", "")
-            per_block = (
-                found.pop("Llama") / (1 if tokens > 1 else options.steps) / made["Llama"].config.num_hidden_layers
-            )
-            figures[f"{row}: Llama, us"] = 1e6 * per_block
-            figures |= {f"{row}: {name} / Llama": value for name, value in found.items()}
-            show(figures, 3)
+            for group in (made, fused) if tokens == 1 else (made,):
+                torch.compiler.reset()
+                base = next(iter(group))
+                forms = {name: blocks_of(model, batch, tokens, how, options) for name, model in group.items()}
+                found = ratios(forms, options.rounds, clock(options.device))
+                steps = 1 if tokens > 1 else options.steps
+                per_block = found.pop(base) / steps / group[base].config.num_hidden_layers
+                figures[f"{row}: {base}, us"] = 1e6 * per_block
+                figures |= {f"{row}: {name} / {base}": value for name, value in found.items()}
+                show(figures, len(group))
     return figures
 
 

@@ -36,14 +36,12 @@ def made(blocks: Blocks, folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("blocks", PATTERNS.values(), ids=PATTERNS.keys())
 @torch.inference_mode()
-def test_compiled_greedy_is_eager_greedy(blocks: Blocks, packed: bool, tmp_path: Path) -> None:
+def test_compiled_greedy_is_eager_greedy(blocks: Blocks, tmp_path: Path) -> None:
     model = made(blocks, tmp_path)
     ids = random_ids({"vocab_size": model.config.vocab_size}, 2, 5)
     want = greedy(model, model, ids, StaticCache(config=model.config, max_cache_len=16))
-    assert packed is bool(packed and model.pack_ffns())
     torch._dynamo.reset()
     counters.clear()
     compiled = torch.compile(model.forward, fullgraph=True, dynamic=False, backend="aot_eager")
@@ -72,20 +70,3 @@ def test_generate_compiles_a_child(tmp_path: Path) -> None:
     have = model.generate(ids, cache_implementation="static", compile_config=how, **options)
     assert torch.equal(have, want)
     assert counters["stats"]["unique_graphs"] >= 1
-
-
-@torch.inference_mode()
-def test_a_packed_ffn_is_one_product_when_compiled(tmp_path: Path) -> None:
-    model = made(PATTERNS["free first"], tmp_path)
-    ids = random_ids({"vocab_size": model.config.vocab_size}, 1, 5)
-    counted = []
-
-    def count(graph: Any, _: Any) -> Any:
-        counted.append(sum(node.target is torch._C._nn.linear for node in graph.graph.nodes))
-        return graph.forward
-
-    for _ in range(2):
-        torch._dynamo.reset()
-        torch.compile(model.forward, fullgraph=True, backend=count)(input_ids=ids, use_cache=False)
-        model.pack_ffns()
-    assert counted == [3 * 4 + 4 * 2 + 1, 2 * 4 + 4 * 2 + 1]

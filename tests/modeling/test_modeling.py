@@ -24,6 +24,7 @@ from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.modeling.configuration_decilm import DeciLMConfig
 from ffn_fusion.modeling.modeling_decilm import DeciLMAttention
 from ffn_fusion.surgery.build import build
+from ffn_fusion.surgery.child_config import MODELING_FILES
 
 MIXED: Blocks = [
     (None, 40),
@@ -367,8 +368,8 @@ def test_save_pretrained_round_trip(fused: Path, tmp_path: Path) -> None:
     model = load(fused)
     model.save_pretrained(tmp_path / "again")
     names = {path.name for path in (tmp_path / "again").iterdir()}
-    assert {"configuration_decilm.py", "modeling_decilm.py", "config.json", "model.safetensors"} <= names
-    for name in ("configuration_decilm.py", "modeling_decilm.py"):
+    assert {*MODELING_FILES, "config.json", "model.safetensors"} <= names
+    for name in MODELING_FILES:
         assert (tmp_path / "again" / name).read_text() == (fused / name).read_text()
     before, after = open_folder(fused), open_folder(tmp_path / "again")
     assert before.spec.blocks == after.spec.blocks

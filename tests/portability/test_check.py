@@ -112,12 +112,17 @@ def test_exact_widths(tmp_path: Path) -> None:
 
 def test_files(child: Checkpoint, tmp_path: Path) -> None:
     (child.folder / "configuration_decilm.py").unlink()
-    expected = {engine: {"config-code"} for engine in (*_THREE, "transformers")}
-    assert broken(child) == expected
+    expected = {engine: {"config-code"} for engine in _THREE} | {"transformers": {"config-code", "model-code"}}
+    assert broken(child) == expected  # the model's code imports the config's
     (child.folder / "modeling_decilm.py").unlink()
-    assert broken(child) == expected | {"transformers": {"config-code", "model-code"}}
+    assert broken(child) == expected
     fixed, _ = fix(child, tmp_path / "fixed")
     assert broken(fixed) == {}
+    imported = fixed.folder / "layers_decilm.py"
+    code = imported.read_text()
+    imported.unlink()
+    assert broken(fixed) == {"transformers": {"model-code"}}
+    imported.write_text(code)
     (fixed.folder / "tokenizer.json").unlink()
     assert broken(fixed) == {engine: {"tokenizer"} for engine in ENGINES if engine != "transformers"}
     away = changed(child, lambda c: c["auto_map"].update(AutoConfig="someone/else--configuration_decilm.DeciLMConfig"))

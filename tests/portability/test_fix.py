@@ -186,6 +186,7 @@ def test_what_lies_in_a_fixed_checkpoint(tmp_path: Path) -> None:
         "config.json",
         "configuration_decilm.py",
         "fixes.json",
+        "layers_decilm.py",
         "manifest.json",
         "model.safetensors",
         "modeling_decilm.py",

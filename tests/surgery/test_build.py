@@ -65,6 +65,7 @@ def test_what_travels_and_what_doesnt(made: Made, tmp_path: Path) -> None:
         "blueprint.json",
         "config.json",
         "configuration_decilm.py",
+        "layers_decilm.py",
         "manifest.json",
         "model.safetensors",
         "modeling_decilm.py",

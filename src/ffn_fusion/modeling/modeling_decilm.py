@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Nemotron-NAS (DeciLM) model on transformers' own Llama classes: each block has what ``block_configs`` says.
 
-This file is self-contained (torch, transformers and the config beside it): it travels inside every child checkpoint.
+This file and the two beside it travel inside every child checkpoint; they need nothing but torch and transformers.
 Attention-free blocks own no KV cache: attentions are numbered among themselves and use those numbers as cache layers.
 """
 
@@ -15,36 +15,13 @@ from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
     LlamaForCausalLM,
-    LlamaMLP,
     LlamaModel,
     LlamaPreTrainedModel,
-    LlamaRMSNorm,
     LlamaRotaryEmbedding,
 )
 
 from .configuration_decilm import DeciLMConfig
-
-SLICE = 1024
-"""FFN channels that a CPU makes at once in float32: MKL is slower where a product of a few rows is wider."""
-SLICED_ROWS = range(2, 257)
-"""Rows (tokens of all sequences) where that pays."""
-
-
-class DeciLMRMSNorm(LlamaRMSNorm):
-    """Llama's norm in fewer steps, without gradients. One kernel where there is one: float32, and GPUs.
-
-    The same bits as Llama's, but on a GPU below float32: rounded once there, where Llama's is twice.
-    """
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        weight, dtype = self.weight, hidden_states.dtype
-        if torch.is_grad_enabled() or weight.dtype is not dtype:
-            return super().forward(hidden_states)
-        if dtype is torch.float32 or hidden_states.is_cuda:
-            return nn.functional.rms_norm(hidden_states, weight.shape, weight, self.variance_epsilon)
-        states = hidden_states.float()
-        states = states * torch.rsqrt(states.square().mean(-1, keepdim=True) + self.variance_epsilon)
-        return weight * states.to(dtype)
+from .layers_decilm import FastRMSNorm, SlicedMLP
 
 
 class DeciLMAttention(LlamaAttention):
@@ -57,85 +34,14 @@ class DeciLMAttention(LlamaAttention):
         self.config = config  # the model's own, so that set_attn_implementation reaches this block
 
 
-def _is_plain(linear: nn.Module) -> bool:
-    """A matrix product that nobody listens to."""
-    return type(linear) is nn.Linear and not linear._forward_hooks and not linear._forward_pre_hooks
-
-
-class DeciLMMLP(LlamaMLP):
-    """Llama's gated FFN with the width of its block; a fused FFN is just a wide one.
-
-    Packed (``pack``), gate and up lie side by side in memory and are one matrix product: the two weights stay
-    parameters under their names, as views of its halves. Gradients, adapters, quantised or sharded weights take the
-    plain path.
-    """
+class DeciLMMLP(SlicedMLP):
+    """Llama's gated FFN with the width of its block; a fused FFN is just a wide one."""
 
     def __init__(self, config: DeciLMConfig, width: int) -> None:
         sizes = copy.copy(config)
         sizes.intermediate_size = width
         super().__init__(sizes)
         self.config = config
-        self._packed: tuple[torch.Tensor, ...] | None = None  # gate's and up's weight, and the two as one [2F, D]
-
-    def pack(self) -> bool:
-        """Lay gate and up side by side; whether that's possible. The weights are copied once, and not kept twice."""
-        self._packed = None
-        for linear in (self.gate_proj, self.up_proj):
-            # accelerate and tensor parallelism put a forward of their own into a layer
-            if not _is_plain(linear) or linear.bias is not None or "forward" in linear.__dict__:
-                return False
-            if type(linear.weight) is not nn.Parameter or linear.weight.is_meta:
-                return False
-        gate, up = self.gate_proj.weight, self.up_proj.weight
-        both = torch.cat((gate.data, up.data))
-        gate.data, up.data = both.chunk(2)
-        self._packed = gate, up, both
-        return True
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up, packed = self.gate_proj, self.up_proj, self._packed
-        if not torch.is_grad_enabled() and _is_plain(gate) and _is_plain(up):
-            if self._in_slices(x):
-                return self.down_proj(self._gated_in_slices(x))
-            # Adapters and offloading bring weights of their own.
-            if packed is not None and gate.weight is packed[0] and up.weight is packed[1]:
-                gated, raised = nn.functional.linear(x, packed[2]).chunk(2, dim=-1)
-                return self.down_proj(self.act_fn(gated) * raised)
-        return self.down_proj(self.act_fn(gate(x)) * up(x))
-
-    def _in_slices(self, x: torch.Tensor) -> bool:
-        gate, up = self.gate_proj.weight, self.up_proj.weight
-        return (
-            gate.shape[0] >= 2 * SLICE
-            and x.dtype is torch.float32
-            and x.device.type == gate.device.type == "cpu"
-            and gate.dtype is up.dtype is torch.float32
-            and not torch.compiler.is_compiling()
-            and self.gate_proj.bias is None
-            and x.numel() // x.shape[-1] in SLICED_ROWS
-            and type(gate) is type(up) is nn.Parameter
-        )
-
-    def _gated_in_slices(self, x: torch.Tensor) -> torch.Tensor:
-        """silu(gate x) * up x, a few channels after the other: the same products, whose results stay in the cache."""
-        at_once = SLICE * torch.get_num_threads()
-        gates, ups = self.gate_proj.weight, self.up_proj.weight
-        middle = x.new_empty(*x.shape[:-1], len(gates))
-        for start in range(0, len(gates), at_once):
-            part = slice(start, start + at_once)
-            gated, raised = nn.functional.linear(x, gates[part]), nn.functional.linear(x, ups[part])
-            torch.mul(self.act_fn(gated), raised, out=middle[..., part])
-        return middle
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "DeciLMMLP":
-        packed, self._packed = self._packed, None  # moved or converted, the two are apart again
-        super()._apply(fn, recurse)
-        if packed is not None:
-            self.pack()
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_packed": None}  # a copy's weights are apart
 
 
 class DeciLMLinearMixer(nn.Module):
@@ -183,9 +89,9 @@ class DeciLMDecoderLayer(LlamaDecoderLayer):
         elif ffn.get("replace_with_linear"):
             self.mlp = DeciLMLinearMLP(config)
         if self.self_attn is not None:
-            self.input_layernorm = DeciLMRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.input_layernorm = FastRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         if self.mlp is not None:
-            self.post_attention_layernorm = DeciLMRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.post_attention_layernorm = FastRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         attention, ffn = self.self_attn, self.mlp
@@ -230,7 +136,7 @@ class DeciLMModel(DeciLMPreTrainedModel, LlamaModel):
             layers.append(DeciLMDecoderLayer(config, block, attentions))
             attentions += config.kv_heads(block) is not None
         self.layers = nn.ModuleList(layers)
-        self.norm = DeciLMRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = FastRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -243,13 +149,6 @@ class DeciLMForCausalLM(DeciLMPreTrainedModel, LlamaForCausalLM):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    def pack_ffns(self) -> int:
-        """Make gate and up of every FFN one matrix product, for inference; how many FFNs took it.
-
-        Call it once the model lies where it'll run. Names, state dict and what ``save_pretrained`` writes stay.
-        """
-        return sum(module.pack() for module in self.modules() if isinstance(module, DeciLMMLP))
 
 
 __all__ = ["DeciLMForCausalLM", "DeciLMModel", "DeciLMPreTrainedModel"]

@@ -227,7 +227,7 @@ def native_config(spec: ModelSpec) -> dict[str, Any]:
 
 
 def native_files(spec: ModelSpec) -> Iterator[tuple[str, bytes]]:
-    """config.json in the Nemotron-NAS form, and the two files of code that travel with it."""
+    """config.json in the Nemotron-NAS form, and the files of code that travel with it."""
     yield "config.json", (json.dumps(native_config(spec), indent=2) + "\n").encode()
     for name, path in MODELING_FILES.items():
         yield name, path.read_bytes()

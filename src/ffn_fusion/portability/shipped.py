@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +46,18 @@ class Shipped:
         return said
 
     def has_code(self, name: str) -> bool:
-        """Whether auto_map names a class for ``name`` (``AutoConfig``) in a file of this folder."""
+        """Whether auto_map names a class for ``name`` (``AutoConfig``) in a file of this folder that is complete."""
         named = self.spec.config.get("auto_map")
         place = named.get(name) if isinstance(named, Mapping) else None
-        return isinstance(place, str) and (self.folder / f"{place.split('.')[0]}.py").is_file()
+        return isinstance(place, str) and _is_complete(self.folder / f"{place.split('.')[0]}.py")
+
+
+def _is_complete(code: Path) -> bool:
+    """Whether the file is there, and those beside it that it imports."""
+    if not code.is_file():
+        return False
+    imported = re.findall(r"^from \.(\w+) import", code.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return all(code.with_name(f"{name}.py").is_file() for name in imported)
 
 
 def tidy_rotary(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,7 +203,7 @@ SHIPPED_RULES: tuple[Rule[Shipped], ...] = (
     Rule(
         "config-code",
         "auto_map names configuration code that lies in the folder",
-        "the two files are written",
+        "the files of code are written",
         {
             "vllm": Reason(_CODE_VLLM, seen=True),
             "sglang": Reason(_CODE),
@@ -206,7 +215,7 @@ SHIPPED_RULES: tuple[Rule[Shipped], ...] = (
     Rule(
         "model-code",
         "auto_map names modelling code that lies in the folder",
-        "the two files are written",
+        "the files of code are written",
         {"transformers": Reason("needs it where ffn_fusion isn't imported", seen=True)},
         _folder(lambda shipped: not shipped.has_code("AutoModelForCausalLM")),
     ),

@@ -199,7 +199,7 @@ model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```
 
-Without it, by the two files of model code in this folder:
+Without it, by the files of model code in this folder:
 
 ```python
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)

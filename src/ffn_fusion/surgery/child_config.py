@@ -9,8 +9,9 @@ from ffn_fusion.families import BlockSpec, ModelSpec
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE, mult_of
 
 _MODELING = Path(__file__).parent.parent / "modeling"
-MODELING_FILES = {name: _MODELING / name for name in ("configuration_decilm.py", "modeling_decilm.py")}
-"""The two self-contained files that travel inside a child, for loading it with trust_remote_code and nothing else."""
+_FILES = ("configuration_decilm.py", "layers_decilm.py", "modeling_decilm.py")
+MODELING_FILES = {name: _MODELING / name for name in _FILES}
+"""The files that travel inside a child, so that trust_remote_code is enough to load it. They need only transformers."""
 
 AUTO_MAP = {
     "AutoConfig": "configuration_decilm.DeciLMConfig",
