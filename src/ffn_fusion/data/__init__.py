@@ -1,4 +1,4 @@
-"""Text -> token windows, for calibration, training and evaluation: seeded, and the same on every machine."""
+"""Turn text into token windows for calibration, training and evaluation; seeded, and the same on every machine."""
 
 from ffn_fusion.data.hub_text import HubText
 from ffn_fusion.data.text import BUILT_IN_CALIBRATION, BUILT_IN_HELD_OUT, read_documents

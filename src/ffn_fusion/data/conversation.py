@@ -1,4 +1,4 @@
-"""A conversation -> text, as the model was taught to read it: by its tokenizer's chat template."""
+"""Turn a conversation into text with the chat template of the model's tokenizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FIXED_DATE = "{% macro strftime_now(format) %}26 July 2024{% endmacro +%}"
 
 @dataclass(frozen=True)
 class Message:
-    """What one side said; ``role`` is one of ``ROLES``."""
+    """One message of a conversation; ``role`` is one of ``ROLES``."""
 
     role: str
     content: str
@@ -23,12 +23,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in their order.
+    """The messages of a conversation, in order.
 
     Args:
         place: file and line, for error messages.
-        plain: a tokenizer without a chat template, or one that refuses these messages, gets "role: content"
-            paragraphs. So with our own texts, which serve every model; a person's text is never changed in silence.
+        plain: fall back to "role: content" paragraphs if the tokenizer has no chat template or refuses these messages.
+            Used for built-in texts, which have to work with every model; a person's own text is never changed silently.
     """
 
     messages: tuple[Message, ...]
@@ -39,9 +39,9 @@ class Conversation:
         return "\n\n".join(f"{message.role}: {message.content}" for message in self.messages) + "\n"
 
     def parts(self, size: int) -> Iterator[Conversation]:
-        """Cut a long one before a user's turn, into parts of about ``size`` characters.
+        """Split a long conversation before user turns, into parts of about ``size`` characters.
 
-        What stands before the first user's turn, so a system message, goes with every part.
+        Messages before the first user turn, such as a system message, are repeated in every part.
         """
         first = next((i for i, message in enumerate(self.messages) if message.role == "user"), len(self.messages))
         head = self.messages[:first]
@@ -55,10 +55,10 @@ class Conversation:
             yield Conversation((*head, *part), self.place, self.plain)
 
     def render(self, tokenizer: Any) -> str:
-        """The text, special tokens written out; templates run in transformers' sandbox.
+        """Return the text with its special tokens written out; templates run in transformers' sandbox.
 
         Raises:
-            DataError: the tokenizer has no chat template, or it refuses these messages; not where ``plain``.
+            DataError: the tokenizer has no chat template or refuses the conversation, and ``plain`` is false.
         """
         messages = [{"role": message.role, "content": message.content} for message in self.messages]
         try:

@@ -1,4 +1,4 @@
-"""Text of a data set on the Hugging Face hub, streamed by the ``datasets`` library. Code of its own is never run."""
+"""Stream a data set of the Hugging Face hub with the ``datasets`` library, without ever running its code."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _FORM = re.compile(r"hub:([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?:@([\w.-]+))?(?:#([\w
 
 @dataclass(frozen=True)
 class HubText:
-    """A split of a data set, in its own order.
+    """A split of a hub data set, in its own order.
 
     Args:
-        config: one of its parts, where it has several.
-        revision: a branch, tag or commit; None: what the main branch is when reading begins.
+        config: the configuration to read, if the data set has several.
+        revision: a branch, tag or commit; None means the main branch at the time reading begins.
     """
 
     repo: str
@@ -33,15 +33,16 @@ class HubText:
 
     @classmethod
     def parse(cls, word: str) -> HubText:
-        """``hub:OWNER/NAME[:CONFIG][@SPLIT][#REVISION]``.
+        """Parse ``hub:OWNER/NAME[:CONFIG][@SPLIT][#REVISION]``.
 
         Raises:
-            UsageError: it's written otherwise.
+            UsageError: the word has another form.
         """
         found = _FORM.fullmatch(word)
         if not found:
             raise UsageError(
-                f"{word!r} names no data set", "write hub:OWNER/NAME, with :CONFIG, @SPLIT or #REVISION behind it"
+                f"{word!r} names no data set",
+                "write hub:OWNER/NAME, optionally followed by :CONFIG, @SPLIT or #REVISION",
             )
         repo, config, split, revision = found.groups()
         return cls(repo, config, split or "train", revision)
@@ -62,7 +63,7 @@ class HubText:
 
 
 class HubReader:
-    """Reads one commit: the one that ``position`` names, or the newest."""
+    """Reads a data set at one commit: the one in ``position``, or the newest."""
 
     def __init__(
         self, source: HubText, size: int, commit: str | None = None, rows: int = 0, state: dict[str, Any] | None = None
@@ -119,7 +120,7 @@ def _datasets(source: HubText) -> Any:
 
 @contextmanager
 def _one_line(source: HubText) -> Iterator[None]:
-    """Whatever datasets and huggingface_hub raise becomes one line with what to do."""
+    """Convert any error of datasets and huggingface_hub to one line that says what to do."""
     try:
         yield
     except (DataError, MissingExtraError, GeneratorExit):

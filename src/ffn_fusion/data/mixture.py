@@ -1,4 +1,4 @@
-"""A mixture: sources of text, each with a weight, that share the tokens that are wanted."""
+"""A mixture: text sources with weights, which divide a number of tokens among them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ffn_fusion.errors import UsageError
 
 @dataclass(frozen=True)
 class Weighted:
-    """A source that counts more or less than the others, which count 1."""
+    """A source with a weight other than 1, the default."""
 
     where: Path | HubText
     weight: float
@@ -28,11 +28,11 @@ TextEntry = Path | HubText | Weighted
 
 
 def parse_entry(value: Any) -> TextEntry:
-    """A source as a person writes it: ``PATH``, ``hub:OWNER/NAME``, either with ``=WEIGHT`` behind it, or
+    """Parse a source as a person writes it: ``PATH`` or ``hub:OWNER/NAME``, optionally followed by ``=WEIGHT``, or
     ``{"text": ..., "weight": ...}``.
 
     Raises:
-        UsageError: none of these, or a weight that isn't a positive number.
+        UsageError: the entry has none of these forms, or its weight is not a positive number.
     """
     if isinstance(value, Path | HubText | Weighted):
         value = str(value) if isinstance(value, Path) else value
@@ -48,7 +48,7 @@ def parse_entry(value: Any) -> TextEntry:
 
 
 def entry_json(entry: TextEntry) -> str | dict[str, Any]:
-    """What ``parse_entry`` reads."""
+    """Return an entry in the form that ``parse_entry`` reads."""
     return {"text": str(entry.where), "weight": entry.weight} if isinstance(entry, Weighted) else str(entry)
 
 
@@ -57,7 +57,7 @@ def where(entry: TextEntry) -> Path | HubText:
 
 
 def resolved(entry: TextEntry, folder: Path) -> TextEntry:
-    """The same with an absolute path, where it's relative to ``folder``."""
+    """Return the entry with its path made absolute relative to ``folder``."""
     if isinstance(entry, Weighted):
         inner = resolved(entry.where, folder)
         assert not isinstance(inner, Weighted)
@@ -66,7 +66,7 @@ def resolved(entry: TextEntry, folder: Path) -> TextEntry:
 
 
 def shares(entries: Sequence[TextEntry], tokens: int, unit: int = 1) -> list[int]:
-    """``tokens`` divided by the weights, each share in whole units, rounded up."""
+    """Divide ``tokens`` by weight; each share is rounded up to a whole number."""
     weights = [Fraction(str(entry.weight)) if isinstance(entry, Weighted) else Fraction(1) for entry in entries]
     return [math.ceil(tokens * weight / sum(weights) / unit) for weight in weights]
 

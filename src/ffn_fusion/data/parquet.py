@@ -1,4 +1,4 @@
-"""Rows of a local .parquet file, some at a time. Needs pyarrow, which comes with ``datasets``."""
+"""Read rows of a local .parquet file, a few at a time. Needs pyarrow, which is installed with ``datasets``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _ROWS = 1024  # read at once
 
 
 def read_rows(file: Path, fields: Sequence[str], after: int = 0) -> Iterator[dict[str, Any]]:
-    """The rows behind the first ``after``, as far as ``fields`` go; row groups before them aren't read.
+    """Yield the rows after the first ``after``, restricted to ``fields``; row groups before them are not read.
 
     Raises:
-        DataError: not a whole parquet file, or none of the fields in it. MissingExtraError: no pyarrow.
+        DataError: the file is not a complete parquet file, or has none of the fields. MissingExtraError: no pyarrow.
     """
     try:
         import pyarrow
@@ -29,7 +29,7 @@ def read_rows(file: Path, fields: Sequence[str], after: int = 0) -> Iterator[dic
             wanted = [field for field in fields if field in there][:1]
             if not wanted:
                 raise no_field(file, there)
-            groups, skip = _groups_behind(parquet, after)
+            groups, skip = _groups_after(parquet, after)
             for batch in parquet.iter_batches(_ROWS, row_groups=groups, columns=wanted):
                 rows = batch.to_pylist()
                 yield from rows[skip:]
@@ -40,15 +40,15 @@ def read_rows(file: Path, fields: Sequence[str], after: int = 0) -> Iterator[dic
 
 
 def no_field(where: object, there: Sequence[str]) -> DataError:
-    """A table without any column that we know."""
+    """Return the error for a table that has no known text column."""
     return DataError(
         f"{where}: no text or messages field, it has {', '.join(there) or 'none'}",
         "rename the field that holds the text, or convert it to a .jsonl file",
     )
 
 
-def _groups_behind(parquet: Any, after: int) -> tuple[list[int], int]:
-    """Row groups that hold what comes after so many rows, and how many rows of the first to skip."""
+def _groups_after(parquet: Any, after: int) -> tuple[list[int], int]:
+    """Return the row groups after the first ``after`` rows, and the number of rows to skip in the first of them."""
     count = parquet.metadata.num_row_groups
     for group in range(count):
         rows = parquet.metadata.row_group(group).num_rows

@@ -1,4 +1,4 @@
-"""Documents cut into pieces of about a window or two, so that few tokens come from many places."""
+"""Cut documents into pieces of one or two windows, so that a few tokens come from many places."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ffn_fusion.data.text import Document
 
 
 def pieces_of(document: Document, size: int) -> list[Document]:
-    """Pieces of at most ``size`` characters; conversations are cut before a user's turn."""
+    """Yield pieces of at most ``size`` characters; conversations are cut before user turns."""
     return list(document.parts(size) if isinstance(document, Conversation) else cut([document], size))
 
 
 def cut(blocks: Iterable[str], size: int) -> Iterator[str]:
-    """Cut a text that comes in blocks at line ends or blanks, wherever the blocks end."""
+    """Cut a text that arrives in blocks at line ends or blanks, independently of the block boundaries."""
     rest, blank, begun = "", "", False
     for block in blocks:
         rest = rest + block if rest or not begun else block.lstrip()
@@ -25,7 +25,7 @@ def cut(blocks: Iterable[str], size: int) -> Iterator[str]:
             end = end if end > at else full
             piece, at = rest[at:end], _next_word(rest, end)
             if not begun and not piece.strip():
-                blank = piece  # only the first can be: it's kept where more follows
+                blank = piece  # only the first piece can be blank; kept if more follows
             else:
                 yield from (part for part in (blank, piece) if part)
                 blank = ""

@@ -1,4 +1,4 @@
-"""Where text comes from: files here, or a data set on the hub. One way to read both, from any place on."""
+"""Text sources: local files or a data set on the hub, read in the same way and from any position on."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ Position = dict[str, Any]
 
 
 class Reader(Protocol):
-    """Goes through a source once."""
+    """Iterates over a source once."""
 
     def __iter__(self) -> Iterator[list[Document]]:
-        """Pieces, document by document."""
+        """Yield pieces, document by document."""
 
     def position(self) -> Position:
-        """Behind what was given last: a reader that begins here goes on with what comes next."""
+        """The position after the last piece: a reader that starts there continues with the next one."""
 
 
 class Source(Protocol):
-    """Text that can be read in a fixed order."""
+    """A text that can be read in a fixed order."""
 
     @property
     def label(self) -> str:
-        """A short name, for tables."""
+        """A short name for tables."""
 
     def reader(self, size: int, position: Position | None = None) -> Reader:
-        """Pieces of at most ``size`` characters, from a position on that a reader of the same size gave."""
+        """Return a reader of pieces of at most ``size`` characters, starting at a position that such a reader gave."""
 
     def state(self) -> str:
-        """Changes when the text does."""
+        """Return a text that changes when the source does."""
 
 
 @dataclass(frozen=True)
 class LocalText:
-    """A file of text or a folder of such files."""
+    """A text file, or a folder of text files."""
 
     path: Path
 
@@ -61,14 +61,14 @@ class LocalText:
         return _LocalReader(text_files(self.path), size, **(position or {}))
 
     def state(self) -> str:
-        """Names, sizes and ages of the files."""
+        """Return the names, sizes and modification times of the files."""
         path = self.path
         files = [file for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
         return "\n".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
 
 
 class _LocalReader:
-    """``taken`` counts the lines or rows of a file that holds records, and the pieces of any other."""
+    """Reads local files; ``taken`` counts the records of a file of records, and the pieces of any other file."""
 
     def __init__(self, files: list[Path], size: int, file: int = 0, taken: int = 0) -> None:
         self._files, self._size, self._file, self._taken = files, size, file, taken
@@ -77,12 +77,12 @@ class _LocalReader:
         for number in range(self._file, len(self._files)):
             file, after = self._files[number], self._taken if number == self._file else 0
             self._file = number
-            for taken, document in enumerate(self._behind(file, after), after + 1):
+            for taken, document in enumerate(self._after(file, after), after + 1):
                 self._taken = taken
                 if isinstance(document, Conversation) or document.strip():
                     yield pieces_of(document, self._size) if has_records(file) else [document]
 
-    def _behind(self, file: Path, after: int) -> Iterator[Document]:
+    def _after(self, file: Path, after: int) -> Iterator[Document]:
         if has_records(file):
             return read_records(file, after)
         return islice(cut(read_blocks(file), self._size), after, None)
@@ -96,7 +96,7 @@ def source_of(where: Path | HubText) -> Source:
 
 
 def buffers(reader: Reader) -> Iterator[list[Document]]:
-    """Pieces, about as many at a time as may be in memory. In between, ``position`` is that behind the last buffer."""
+    """Yield lists of pieces, as many as fit into memory; in between, ``position`` is that after the last list."""
     held, characters = list[Document](), 0
     for pieces in reader:
         held += pieces
@@ -109,10 +109,10 @@ def buffers(reader: Reader) -> Iterator[list[Document]]:
 
 
 def check_source(where: Path | HubText) -> None:
-    """Look whether there's text: a buffer full of a local one, a document of one on the hub.
+    """Check that a source has text, by reading one buffer of a local source or one document of a hub source.
 
     Raises:
-        DataError: there is none, or it can't be read.
+        DataError: there is no text, or it cannot be read.
     """
     reader = source_of(where).reader(BUFFER)
     if not next(buffers(reader) if isinstance(where, Path) else iter(reader), None):

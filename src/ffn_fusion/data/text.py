@@ -1,6 +1,6 @@
-"""Reading text: .txt files, .jsonl files of texts or conversations, .parquet files of either, or a folder of them.
+"""Read text: .txt files, .jsonl and .parquet files of texts or conversations, or a folder of any of these.
 
-Files are streamed: what is held is a block of a .txt file, a line, or some rows.
+Files are streamed: only a block of a .txt file, a line, or a few rows are in memory.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _BLOCK = 1 << 20  # characters
 
 
 def text_files(path: Path) -> list[Path]:
-    """The files of text at a path, in the order of their names.
+    """Return the text files at a path, ordered by name.
 
     Raises:
-        DataError: nothing there.
+        DataError: there are none.
     """
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
@@ -47,13 +47,13 @@ def text_files(path: Path) -> list[Path]:
 
 
 def read_documents(path: Path) -> list[Document]:
-    """The documents of a file or folder, in the order of their names; empty ones left out. All of them in memory.
+    """Return the non-empty documents of a file or folder, ordered by file name, all in memory.
 
-    A .txt file is one document. A line of a .jsonl file and a row of a .parquet file is ``{"text": ...}``, or a
+    A .txt file is one document. Each line of a .jsonl file and each row of a .parquet file is ``{"text": ...}``, or a
     conversation, ``{"messages": [{"role": ..., "content": ...}, ...]}``.
 
     Raises:
-        DataError: nothing there, not text, a line that is neither, or no text in it.
+        DataError: the path does not exist, a file is not text, a line has neither form, or there is no text.
     """
     documents = list[Document]()
     for file in text_files(path):
@@ -69,12 +69,12 @@ def no_text(where: object) -> DataError:
 
 
 def has_records(file: Path) -> bool:
-    """Whether a file holds many documents, and isn't one itself."""
+    """Return whether a file contains many documents instead of being one."""
     return file.suffix in (".jsonl", ".parquet")
 
 
 def read_blocks(file: Path) -> Iterator[str]:
-    """A .txt file piece by piece."""
+    """Yield the text of a .txt file block by block."""
     try:
         with file.open(encoding="utf-8") as lines:
             while block := lines.read(_BLOCK):
@@ -86,7 +86,7 @@ def read_blocks(file: Path) -> Iterator[str]:
 
 
 def read_records(file: Path, after: int = 0) -> Iterator[Document]:
-    """The documents of a .jsonl or .parquet file behind the first ``after``; blank lines are empty documents."""
+    """Yield the documents of a .jsonl or .parquet file after the first ``after``; blank lines are empty documents."""
     if file.suffix == ".parquet":
         for number, row in enumerate(read_rows(file, FIELDS, after), after + 1):
             yield row_document(row, f"{file}: row {number}")
@@ -97,10 +97,10 @@ def read_records(file: Path, after: int = 0) -> Iterator[Document]:
 
 
 def row_document(row: dict[str, Any], place: str) -> Document:
-    """The document in a row of a table, which has one of ``FIELDS``; nothing there counts as an empty one.
+    """Return the document in a table row that has one of ``FIELDS``; a missing value is an empty document.
 
     Raises:
-        DataError: it isn't text.
+        DataError: the value is not text.
     """
     return "" if all(row.get(field) is None for field in FIELDS) else _document_of(row, place)
 
@@ -115,7 +115,7 @@ def _document_of(fields: Any, place: str, *, plain: bool = False) -> Document:
 
 
 def _lines(file: Path) -> Iterator[str]:
-    """A line ends at a line feed alone: splitlines would cut at U+2028 inside a string."""
+    """Split at line feeds only: ``splitlines`` would also cut at U+2028 inside a string."""
     rest = ""
     for block in read_blocks(file):
         *whole, rest = (rest + block).split("\n")
@@ -124,7 +124,7 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def _bad_byte(file: Path) -> int:
-    """Where a file stops being UTF-8: decoders say it from the beginning of a block."""
+    """Return the position in the file of the first byte that is not UTF-8; decoders report it relative to a block."""
     before = 0
     with file.open("rb") as lines:
         for line in lines:

@@ -1,8 +1,8 @@
-"""Windows on disk, for texts larger than memory: tokenised once, in a stream, and mapped from then on.
+"""Token windows on disk, for texts larger than memory: tokenised once in a stream, and memory-mapped afterwards.
 
-``NAME.bin`` holds the windows, 2 bytes a token (4 where the vocabulary has more than 65,536), and ``NAME.json`` how far
-they go and where in the text to go on. Both are brought up to date after every buffer, so a killed call loses no more
-than one; since a buffer depends on nothing before it, the file ends with the same bits.
+``NAME.bin`` holds the windows, 2 bytes per token (4 if the vocabulary has more than 65,536 tokens). ``NAME.json``
+records the progress and the position in the text. Both are updated after every buffer, so an interrupted call loses at
+most one buffer; as a buffer does not depend on earlier ones, a resumed file ends with the same bits.
 """
 
 from __future__ import annotations
@@ -44,22 +44,24 @@ def write_windows(
     label: str | None = None,
     progress: Progress = silent,
 ) -> TokenWindows:
-    """The windows of :func:`make_windows`, written to ``file``.bin and ``file``.json, or found written; never all in
-    memory. A call that was killed goes on from its last buffer, to the same bits; another text, tokenizer or number of
-    tokens begins anew.
+    """Write the windows of :func:`make_windows` to ``file``.bin and ``file``.json, never holding all of them in memory.
+
+    Complete files are reused. An interrupted call continues from its last buffer and produces the same bits; another
+    text, tokenizer or number of tokens starts over.
 
     Args:
         progress: counts tokens.
 
     Raises:
-        DataError, MissingExtraError: see :func:`make_windows`. OutputError: the disk is full, another process writes.
+        DataError, MissingExtraError: see :func:`make_windows`. OutputError: the disk is full, or another process
+        writes.
     """
     writing = _Writing(tokenizer, source_of(path), context, wanted_windows(context, tokens), file, seed)
     return writing.written(label or writing.source.label, progress)
 
 
 def read_origin(file: Path) -> dict[str, Any]:
-    """Where the windows of a whole file come from: the ``source``, and for the hub its ``commit``."""
+    """Return where the windows of a complete file come from: ``source``, and for a hub data set ``commit``."""
     note = json.loads(file.with_suffix(".json").read_bytes())
     commit = note["position"].get("commit")
     return {"source": note["source"], **({"commit": commit} if commit else {})}
@@ -67,7 +69,7 @@ def read_origin(file: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Writing:
-    """A file that is to be written; ``wanted`` windows at most."""
+    """A window file that is being written, with at most ``wanted`` windows."""
 
     tokenizer: Any
     source: Source
@@ -91,7 +93,7 @@ class _Writing:
 
     @cached_property
     def key(self) -> str:
-        """A hash over all that the windows depend on."""
+        """Return a hash of everything the windows depend on."""
         words = [self.source.state(), self.context, self.wanted, self.seed, version("ffn-fusion")]
         words += [version("transformers"), _state(self.tokenizer)]
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()
@@ -119,7 +121,7 @@ class _Writing:
             raise OutputError(f"{self.file.parent}: {error.strerror}", "choose a place that can be written") from error
 
     def _read_note(self) -> dict[str, Any]:
-        """How far an earlier call has come; nowhere, if it was about something else."""
+        """Return the progress of an earlier call, or none if it was for something else."""
         begun = {"key": self.key, "whole": False, "windows": 0, "buffers": 0, "position": None}
         try:
             note: dict[str, Any] = json.loads(self.note.read_bytes())
@@ -186,7 +188,7 @@ class _Writing:
 
 
 def _state(tokenizer: Any) -> str:
-    """What the tokenizer does with text."""
+    """Return what determines how the tokenizer treats text."""
     fast = getattr(tokenizer, "backend_tokenizer", None)
     words = fast.to_str() if fast is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     return f"{type(tokenizer).__name__} {words} {tokenizer.chat_template} {tokenizer.special_tokens_map}"

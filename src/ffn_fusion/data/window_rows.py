@@ -1,4 +1,4 @@
-"""Windows of tokens, in memory or in a file that's mapped, and all windows of some texts one after another."""
+"""Token windows in memory or in a memory-mapped file, and the concatenation of several texts' windows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HASHED = 1024  # windows hashed at once
 
 @dataclass(frozen=True)
 class InFile:
-    """Windows ``start`` to ``stop`` of ``context`` ids each, in a file of nothing else."""
+    """Windows ``start`` to ``stop`` of ``context`` token ids each, in a file that contains nothing else."""
 
     path: Path
     dtype: str
@@ -31,10 +31,10 @@ class InFile:
     stop: int
 
     def ids_NT(self) -> npt.NDArray[np.integer[Any]]:  # noqa: N802
-        """Mapped: what isn't looked at isn't read.
+        """Memory-map the windows: only what is accessed is read.
 
         Raises:
-            DataError: the file isn't here.
+            DataError: the file is missing.
         """
         shape = (self.stop - self.start, self.context)
         if not shape[0]:
@@ -52,7 +52,7 @@ class InFile:
 class TokenWindows:
     """``ids_NT``: N windows of T token ids of the text called ``label``.
 
-    Those of ``write_windows`` lie in a file; to another process goes its name alone.
+    Windows from ``write_windows`` stay in their file; only its name is sent to other processes.
     """
 
     label: str
@@ -85,7 +85,7 @@ class TokenWindows:
 
 
 class WindowRows:
-    """All windows of some texts, one after another, [N, T]; read where they lie when they're asked for."""
+    """All windows of several texts as one sequence, [N, T], read from memory or disk on access."""
 
     def __init__(self, texts: Sequence[TokenWindows]) -> None:
         self._parts = [text.ids_NT for text in texts]
@@ -96,7 +96,7 @@ class WindowRows:
         return self.shape[0]
 
     def __getitem__(self, windows: int | Sequence[int]) -> Tensor:
-        """int64: a window [T], or some [n, T]."""
+        """Return a window [T], or several [n, T], as int64."""
         import torch
 
         if isinstance(windows, int):
@@ -106,7 +106,7 @@ class WindowRows:
 
     @cached_property
     def content(self) -> bytes:
-        """A hash of shape and tokens, some windows at a time."""
+        """Return a hash of shape and tokens, computed a few windows at a time."""
         found = hashlib.sha256(repr(self.shape).encode())
         for part in self._parts:
             for start in range(0, len(part), _HASHED):

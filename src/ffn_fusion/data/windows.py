@@ -1,7 +1,7 @@
-"""Text -> windows of tokens, all of one length, chosen by a seed.
+"""Cut text into token windows of equal length, selected by a seed.
 
-What can be larger than memory goes through in buffers: pieces of documents, as many as ``source.BUFFER`` characters
-hold, are shuffled together and cut into windows. A text that fits in one buffer is shuffled as a whole.
+Texts larger than memory go through in buffers: as many pieces of documents as fit into ``source.BUFFER`` characters are
+shuffled together and cut into windows. A text that fits into one buffer is shuffled completely.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ MIN_WINDOWS = 2  # a standard error needs two
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer beside a checkpoint; code of its own is never run.
+    """Load the tokenizer of a checkpoint without running any code of its own.
 
     Raises:
-        CheckpointError: there is none, or it needs its own code.
+        CheckpointError: there is no tokenizer, or it needs its own code.
     """
     from transformers import AutoTokenizer
 
@@ -49,15 +49,16 @@ def make_windows(
 ) -> TokenWindows:
     """Cut about ``tokens`` tokens of the text at ``path`` into windows of ``context``.
 
-    Documents are cut into pieces of about a window, the pieces shuffled by ``seed``, 64 million characters at a time.
-    A piece that fills windows gives them; shorter ones are joined, with the end-of-text token between them. Where the
-    tokenizer begins a text with a special token, every window begins with it. A conversation is written by the
-    tokenizer's chat template and cut before a user's turn. What is left over of pieces is used where the text is
-    short; one shorter than asked for gives the windows that it has.
+    Documents are cut into pieces of about one window, which are shuffled with ``seed``, 64 million characters at a
+    time. Long pieces are split into full windows; short ones are joined with the end-of-text token between them. If the
+    tokenizer begins texts with a special token, every window begins with it. Conversations are formatted with the
+    tokenizer's chat template and cut before user turns. Remainders of pieces are used if the text is short; a text that
+    is shorter than requested gives fewer windows.
 
     Raises:
-        DataError: the text can't be read, has fewer than two windows, or a conversation that the chat template can't
-            write. MissingExtraError: it's a .parquet file or on the hub, and the extra ``data`` isn't installed.
+        DataError: the text cannot be read, has fewer than two windows, or contains a conversation that the chat
+            template refuses. MissingExtraError: it is a .parquet file or a hub data set, and the extra ``data`` is not
+            installed.
     """
     source, wanted = source_of(path), wanted_windows(context, tokens)
     buffered = windows_of(tokenizer, source, context, seed)
@@ -69,9 +70,9 @@ def make_windows(
 def count_windows(
     tokenizer: Any, path: Path | HubText, context: int, tokens: int, *, seed: int = 0, label: str | None = None
 ) -> TokenWindows:
-    """As many windows as :func:`make_windows` would give, all of one token: for a plan, without reading all the text.
+    """Return as many windows as :func:`make_windows` would, all of one token, to plan without reading the whole text.
 
-    A text larger than a buffer is taken to be long enough.
+    A text larger than one buffer is assumed to be long enough.
     """
     source, wanted = source_of(path), wanted_windows(context, tokens)
     buffered = windows_of(tokenizer, source, context, seed)
@@ -97,9 +98,9 @@ def check_enough(source: Source, windows: int, context: int) -> None:
 def windows_of(
     tokenizer: Any, source: Source, context: int, seed: int, number: int = 0, position: Position | None = None
 ) -> Iterator[tuple[Iterator[list[int]], Position]]:
-    """The windows of a source's buffers from the given one on, and the position behind each.
+    """Yield the windows of each buffer of a source from a given buffer on, and the position after it.
 
-    Every buffer is shuffled by a seed of its own and used up, so that what follows one depends on nothing before it.
+    Each buffer is shuffled with its own seed and used up, so what follows does not depend on earlier buffers.
     """
     start, end = _special(tokenizer)
     room = context - len(start)
@@ -136,9 +137,9 @@ def _rows(ids: Sequence[int], start: list[int], room: int) -> Iterator[list[int]
 def _encode(
     tokenizer: Any, pieces: Sequence[Document], start: list[int], end: list[int]
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Each piece's tokens, and what ends it; chat templates write those that begin and end a text themselves.
+    """Yield the tokens of each piece and those that end it; chat templates write their own special tokens.
 
-    The first ones by one, so that a few windows need no more than what they're made of.
+    The first pieces are tokenised one by one, so that a few windows tokenise no more text than they need.
     """
     at = 0
     while at < len(pieces):
@@ -157,7 +158,7 @@ def _ended(ids: list[int], start: list[int], end: list[int]) -> tuple[list[int],
 
 
 def _special(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Tokens that begin every window, and tokens that end every piece."""
+    """Return the tokens that begin every window, and those that end every piece."""
     empty: Sequence[int] = tokenizer("")["input_ids"]
     start = list(empty[:1]) if empty and empty[0] == tokenizer.bos_token_id else []
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
