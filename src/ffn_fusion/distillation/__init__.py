@@ -1,1 +1,1 @@
-"""Distillation: the child learns from its parent, on text, by gradient descent."""
+"""Distillation: train the child by gradient descent on text to match its parent's predictions."""

@@ -1,7 +1,7 @@
-"""Checkpoints of a training run to resume from: ``checkpoint-STEP`` folders, of which only whole ones count.
+"""Checkpoints to resume a training from: ``checkpoint-STEP`` folders, of which only complete ones count.
 
-The optimiser's, the schedule's and the random generators' states in them are torch's own (pickled) files, written by
-transformers' Trainer and read back by it with ``weights_only``. They lie in our work folder and never in a child.
+The states of the optimiser, the schedule and the random generators are torch's own (pickled) files, written by
+transformers' Trainer and read with ``weights_only``. They exist only in the work folder, never in a child.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _OPTIMISER = re.compile(r"(optimizer|scheduler|scaler|rng_state).*")
 
 @dataclass(frozen=True)
 class Saved:
-    """A whole checkpoint."""
+    """A complete checkpoint."""
 
     folder: Path
     step: int
 
 
 def prepare(work: Path, key: str) -> None:
-    """The work folder, with nothing in it that belongs to another run or was left half-written."""
+    """Create the work folder, or remove what belongs to another training or was left incomplete."""
     try:
         kept = json.loads((work / _KEY).read_bytes())["key"] == key
     except (OSError, ValueError, KeyError, TypeError):
@@ -52,7 +52,7 @@ def folder_of(work: Path, step: int) -> Path:
 
 
 def mark_whole(folder: Path) -> None:
-    """All files are written: sync them, and say so."""
+    """Sync the files of a checkpoint and mark it as complete."""
     sizes = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
@@ -62,18 +62,18 @@ def mark_whole(folder: Path) -> None:
 
 
 def newest(work: Path) -> Saved | None:
-    """The newest whole checkpoint; None if there is none."""
+    """Return the newest complete checkpoint, or None."""
     whole = [saved for saved in _all(work) if _is_whole(saved.folder)]
     return max(whole, key=lambda saved: saved.step, default=None)
 
 
 def finish(work: Path, record: Mapping[str, Any]) -> None:
-    """The training is done, and this is what it did."""
+    """Record that the training is finished, and what it did."""
     write_atomic(work / _RECORD, json.dumps(record).encode())
 
 
 def finished(work: Path, key: str) -> dict[str, Any] | None:
-    """The record of the training with this key; None unless it's done."""
+    """Return the record of the finished training with this key, or None."""
     try:
         kept = json.loads((work / _KEY).read_bytes())["key"] == key
         record: dict[str, Any] = json.loads((work / _RECORD).read_bytes())
@@ -83,7 +83,7 @@ def finished(work: Path, key: str) -> dict[str, Any] | None:
 
 
 def keep_weights(work: Path) -> None:
-    """Of a training that is done: its last weights stay, for the next one to begin with; the optimiser goes."""
+    """Keep only the final weights of a finished training, for the next training to start from."""
     last = newest(work)
     assert last is not None
     for saved in _all(work):
@@ -97,13 +97,13 @@ def keep_weights(work: Path) -> None:
 
 
 def keep_record(work: Path) -> None:
-    """Of a training behind which another one is done: its record stays."""
+    """Keep only the record of a training once the next one is finished."""
     for saved in _all(work):
         shutil.rmtree(saved.folder)
 
 
 def remove_torn(work: Path) -> None:
-    """Remove what a killed process left half-written."""
+    """Remove what a killed process left incomplete."""
     for saved in _all(work):
         if not _is_whole(saved.folder):
             shutil.rmtree(saved.folder)

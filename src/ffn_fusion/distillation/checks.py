@@ -1,4 +1,4 @@
-"""Whether child, parent and settings fit, said before anything begins."""
+"""Checks that child, parent and settings fit together, made before anything starts."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ffn_fusion.surgery.build import check_blueprint
 
 
 def check_pair(folder: Path, child: Checkpoint, blueprint: Blueprint, parent: Checkpoint) -> None:
-    """Child and parent belong together.
+    """Check that the child was made from the parent.
 
     Raises:
-        CheckpointError: another vocabulary, or another parent than the child was made of. BlueprintError: the child's
-            blocks aren't those of its blueprint.
+        CheckpointError: the vocabularies differ, or the child was made from another parent. BlueprintError: the child's
+            blocks are not those of its blueprint.
     """
     if child.spec.vocab_size != parent.spec.vocab_size:
         raise CheckpointError(
@@ -46,7 +46,11 @@ def check_pair(folder: Path, child: Checkpoint, blueprint: Blueprint, parent: Ch
 
 
 def check_settings(settings: DistillSettings, world: int, device: str) -> None:
-    """Raises: UsageError: sizes that don't divide one another, an objective of nothing, a device by number."""
+    """Check that the settings are consistent.
+
+    Raises:
+        UsageError: sizes that do not divide one another, an objective without terms, or a numbered device.
+    """
     objective = settings.objective
     for value, allowed in ((objective.direction, get_args(Direction)), (settings.trained, get_args(Trained))):
         if value not in allowed:
@@ -70,7 +74,11 @@ def check_settings(settings: DistillSettings, world: int, device: str) -> None:
 
 
 def check_extras(settings: DistillSettings, tracking: Tracking | None) -> None:
-    """Raises: MissingExtraError: a package that this training needs isn't installed."""
+    """Check that the optional packages this training needs are installed.
+
+    Raises:
+        MissingExtraError: one of them is missing.
+    """
     for package, what in (("accelerate", "distillation"), *([("peft", "LoRA")] if settings.lora else [])):
         if find_spec(package) is None:
             raise MissingExtraError(f"{what} needs {package}", "pip install 'ffn-fusion[train]'")
@@ -79,7 +87,11 @@ def check_extras(settings: DistillSettings, tracking: Tracking | None) -> None:
 
 
 def check_cache(settings: CacheSettings | None, cosine: float, temperature: float) -> None:
-    """Raises: UsageError: the objective needs what no cache holds."""
+    """Check that a teacher cache can serve the objective.
+
+    Raises:
+        UsageError: the objective needs hidden states, which no cache holds.
+    """
     if settings is None:
         return
     if cosine:
@@ -91,10 +103,10 @@ def check_cache(settings: CacheSettings | None, cosine: float, temperature: floa
 
 
 def read_record(child: Path) -> dict[str, Any] | None:
-    """What a distilled child says of its distillation; None if it wasn't.
+    """Return the distillation record of a child, or None if it was not distilled.
 
     Raises:
-        CheckpointError: the record can't be read.
+        CheckpointError: the record cannot be read.
     """
     path = child / DISTILLATION
     if not path.is_file():

@@ -1,6 +1,6 @@
-"""Where child and parent can be compared: a child block ends where its blueprint says the parent's last one does.
+"""Depths at which child and parent can be compared, and the blocks that surgery touched. No torch.
 
-And which blocks surgery touched. No torch.
+A child block ends where the last parent block that it replaces ends.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from ffn_fusion.blueprint import Blueprint
 
 @dataclass(frozen=True)
 class Depth:
-    """Behind child block ``child`` the state is to be the parent's behind its block ``parent``."""
+    """The state after child block ``child`` should match the parent's state after its block ``parent``."""
 
     child: int
     parent: int
 
 
 def matched_depths(blueprint: Blueprint) -> tuple[Depth, ...]:
-    """One for every block of the child, in order."""
+    """Return one depth for every block of the child, in order."""
     return tuple(Depth(k, block.parent_blocks[1]) for k, block in enumerate(blueprint.kept_blocks))
 
 
 def touched_blocks(blueprint: Blueprint) -> tuple[int, ...]:
-    """The child's blocks that surgery changed, and those beside them or beside a block that went."""
+    """Return the child's blocks that surgery changed, and the neighbours of changed or removed blocks."""
     kept, identity = blueprint.kept_blocks, Blueprint.identity(blueprint.parent)
     near: set[int] = set()
     end = -1

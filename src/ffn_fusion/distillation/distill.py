@@ -1,4 +1,4 @@
-"""Distil a child: check that child, parent and text fit, train, and leave a checkpoint that a child is written from."""
+"""Distil a child: check child, parent and text, train, and leave a checkpoint to write the child from."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ffn_fusion.processes import Progress, current, silent, together
 
 @dataclass(frozen=True)
 class Distilled:
-    """What a training left: float32 weights, read from its last checkpoint, and the record."""
+    """The result of a training: float32 weights, read from its last checkpoint, and the record."""
 
     weights: Weights
     record: dict[str, Any]
@@ -50,22 +50,24 @@ def distill_child(
     tracking: Tracking | None = None,
     progress: Progress = silent,
 ) -> Distilled:
-    """Train a child's weights until it says what its parent says, with both in memory, or the parent on disk.
+    """Train a child's weights to match its parent's predictions, with both in memory or the parent's predictions on
+    disk.
 
     Args:
-        child: a folder that ``build`` wrote. texts: windows to learn from, all of one length.
-        work: where checkpoints go. A call that was killed there goes on from the last whole one, on a CPU to the same
-            bits; anything else that the folder holds is removed. ``Distilled`` reads from it.
-        cache: learn from what is kept there of the parent's distributions; written first where it isn't.
+        child: a folder that ``build`` wrote. texts: training windows, all of one length.
+        work: the folder for checkpoints. An interrupted call continues from the last complete one, on a CPU with the
+            same bits; anything else in the folder is removed. ``Distilled`` reads from it.
+        cache: train on the parent's distributions stored there; they are written first if necessary.
         device: cpu or cuda.
-        memory: bytes that a process may use while it writes the cache (default: half of what's free).
-        tracking: where to log how it goes.
-        progress: counts windows of the cache, then steps of the optimiser.
+        memory: bytes that a process may use while it writes the cache (default: half of the free memory).
+        tracking: where to log progress.
+        progress: counts windows of the cache, then optimiser steps.
 
     Raises:
-        CheckpointError: the parent isn't the child's, or has another vocabulary. BlueprintError: the child has none.
-        DataError: too little text. UsageError: settings that don't fit. TrainingError: a loss that isn't finite.
-        OutputError: the disk is full. MissingExtraError: no accelerate, no peft for LoRA, nothing to track with.
+        CheckpointError: the child was made from another parent, or the vocabularies differ. BlueprintError: the child
+            has no blueprint. DataError: too little text. UsageError: inconsistent settings. TrainingError: a loss is
+            not finite.
+        OutputError: the disk is full. MissingExtraError: accelerate, peft (for LoRA) or the tracking tool is missing.
     """
     run = Run(child, parent, texts, work, settings or DistillSettings(), teacher_dtype, cache, device, memory, tracking)
     run.check()
@@ -74,7 +76,7 @@ def distill_child(
 
 @together
 def train(run: Run, *, progress: Progress = silent) -> Distilled:
-    """The same for a training that is described already. Raises: see :func:`distill_child`."""
+    """Carry out a training; see :func:`distill_child` for the errors."""
     run.check()
     return _carried_out(run, progress)
 
@@ -96,14 +98,14 @@ def _carried_out(run: Run, progress: Progress) -> Distilled:
 
 
 def weights_of(run: Run, saved: Saved) -> Weights:
-    """Float32, of a checkpoint."""
+    """Return the weights of a checkpoint in float32."""
     if run.settings.lora:
         return Merged(open_folder(run.begins), saved.folder, run.settings, run.master)
     return open_folder(saved.folder)
 
 
 def _written(run: Run, progress: Progress) -> TeacherCache | None:
-    """The cache, whole."""
+    """Return the complete cache, writing it if necessary."""
     if run.cache is None:
         return None
     writing = Writing(run.parent, run.ids_NT, run.cache, run.teacher_dtype, run.device, run.memory)
@@ -157,14 +159,14 @@ def _train(run: Run, saved: Saved | None, cache: TeacherCache | None, progress: 
 
 
 def _load(run: Run, folder: Path) -> Any:
-    """The child, or what a checkpoint has of it."""
+    """Load the child, or its state in a checkpoint."""
     if not run.settings.shard:
         return load_causal(folder, run.master)
     return load_sharded(folder, run.master, run.place, bf16=run.settings.bf16)
 
 
 def _record(run: Run, saved: Saved) -> dict[str, Any]:
-    """What was done, as it lies in the child."""
+    """Return the record of the training, as stored in the child."""
     history = json.loads((saved.folder / "trainer_state.json").read_bytes())["log_history"]
     context = run.ids_NT.shape[1]
     before = read_record(run.child)
@@ -192,6 +194,6 @@ def _left_out(cache: CacheSettings) -> dict[str, Any]:
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Keep no activations inside blocks; newer transformers call it by another name."""
+    """Enable activation checkpointing inside blocks; newer transformers use another name for it."""
     name = "activation_checkpointing_enable"
     getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")({"use_reentrant": False})

@@ -1,9 +1,9 @@
-"""How far the child's next-token distribution q is from the parent's p, with the gradient in closed form.
+"""Divergence of the child's next-token distribution q from the parent's p, with its gradient in closed form.
 
     forward: KL(p || q) = sum p (log p - log q)        reverse: KL(q || p)        js: (KL(p || m) + KL(q || m)) / 2,
     m = (p + q) / 2.   dD/dz = G - q sum(G) with G_i = dD / d log q_i, z the logits, q = softmax(z).
 
-Shapes: R tokens, V vocabulary, k outcomes that are known one by one.
+Shapes: R tokens, V vocabulary, k outcomes that are known individually.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _FAINT = -80.0
 
 @dataclass(frozen=True)
 class Truncated:
-    """A distribution by its k most likely tokens: their log-probabilities [R, k], which they are [R, k], and the log
-    of the mass that all others have together [R]; None where no other token is left (k = V).
+    """A distribution given by its k most likely tokens: their log-probabilities [R, k], their ids [R, k], and the log
+    of the total mass of the other tokens [R], which is None if there are none (k = V).
     """
 
     log_p_Rk: Tensor
@@ -32,14 +32,14 @@ class Truncated:
 
     @property
     def log_p(self) -> Tensor:
-        """[R, k], or [R, k + 1] with the tail as an outcome of its own."""
+        """Return log-probabilities [R, k], or [R, k + 1] with the tail as one more outcome."""
         if self.log_tail_R is None:
             return self.log_p_Rk
         return torch.cat([self.log_p_Rk, self.log_tail_R.unsqueeze(-1)], -1)
 
 
 def truncate(log_p_RV: Tensor, k: int) -> Truncated:
-    """The k most likely tokens and the mass of the rest."""
+    """Return the k most likely tokens and the mass of the rest."""
     V = log_p_RV.shape[-1]
     top = log_p_RV.topk(min(k, V), dim=-1)
     if k >= V:
@@ -48,8 +48,8 @@ def truncate(log_p_RV: Tensor, k: int) -> Truncated:
 
 
 def left_out(log_p_RV: Tensor, kept: Truncated) -> Tensor:
-    """What truncation forgets, in nats a token [R]: KL from p to the distribution that knows only what was kept,
-    the tail spread evenly over the tokens that it stands for.
+    """Return what truncation loses, in nats per token [R]: KL from p to the distribution that knows only what was kept,
+    with the tail spread evenly over its tokens.
     """
     if kept.log_tail_R is None:
         return log_p_RV.new_zeros(len(log_p_RV))
@@ -60,9 +60,9 @@ def left_out(log_p_RV: Tensor, kept: Truncated) -> Tensor:
 
 
 def diverge(logits_RV: Tensor, parent_RV: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
-    """Divergence of q = softmax(logits) from p = softmax(parent) [R], and its gradient to the logits [R, V].
+    """Return the divergence of q = softmax(logits) from p = softmax(parent) [R], and its gradient to the logits [R, V].
 
-    ``parent_RV`` is used up: its memory is overwritten.
+    The memory of ``parent_RV`` is overwritten.
     """
     if direction != "forward":
         log_q = logits_RV.log_softmax(-1)
@@ -76,10 +76,10 @@ def diverge(logits_RV: Tensor, parent_RV: Tensor, direction: Direction) -> tuple
 
 
 def diverge_truncated(logits_RV: Tensor, kept: Truncated, direction: Direction) -> tuple[Tensor, Tensor]:
-    """The same for what was kept of p: tokens of the tail are one outcome, for the child as well.
+    """Return the divergence and its gradient for a truncated p; the tail is one outcome, for the child as well.
 
-    Never more than the divergence from the whole of p (data processing inequality), the same for k = V, and zero where
-    the child gives the parent's mass to each token kept and to the rest.
+    It is a lower bound of the divergence from the full p (data processing inequality), equal to it for k = V, and zero
+    if the child gives the parent's mass to each kept token and to the tail.
     """
     q = logits_RV.softmax(-1)
     log_Q = logits_RV.gather(-1, kept.ids_Rk) - _log_sum(logits_RV, q).unsqueeze(-1)
@@ -94,12 +94,12 @@ def diverge_truncated(logits_RV: Tensor, kept: Truncated, direction: Direction) 
 
 
 def _log_sum(logits_RV: Tensor, q_RV: Tensor) -> Tensor:
-    """Log of the sum of exp(logits) [R], from the largest of them and its probability."""
+    """Return the log of the sum of exp(logits) [R], computed from the largest logit and its probability."""
     return logits_RV.amax(-1) - q_RV.amax(-1).log()
 
 
 def _terms(log_p: Tensor, log_q: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
-    """The divergence [R], and its derivatives to each log q as if they were independent: [R, outcomes]."""
+    """Return the divergence [R], and its derivatives to each log q as if these were independent: [R, outcomes]."""
     if direction == "forward":
         p = log_p.exp()
         return torch.linalg.vecdot(p, log_p - log_q), p.neg_()
@@ -114,5 +114,5 @@ def _terms(log_p: Tensor, log_q: Tensor, direction: Direction) -> tuple[Tensor, 
 
 
 def _log_rest(log_p_RV: Tensor, ids_Rk: Tensor) -> Tensor:
-    """Log of the mass of all tokens but these: [R]."""
+    """Return the log of the total mass of all other tokens: [R]."""
     return log_p_RV.scatter(-1, ids_Rk, -torch.inf).logsumexp(-1)

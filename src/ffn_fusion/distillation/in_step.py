@@ -1,8 +1,8 @@
-"""Training on several processes, which compute each gradient together: what ends it on one ends it on all.
+"""Training on several processes that compute each gradient together: if one stops, all stop.
 
-Between two batches all processes look up, and any of them can say that it ends here. In the midst of a batch none can
-leave without the others waiting for its gradients for good: there, Ctrl-C is kept until the batch is done, and a
-process that fails (no memory left, say) ends at once and is missed by torchrun, which ends the others.
+Between two batches all processes check whether any of them wants to stop. Within a batch none can leave without
+blocking the others, so Ctrl-C is deferred until the batch is finished, and a process that fails (out of memory, for
+example) exits at once; torchrun then ends the others.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ _SAID_BY_ALL = (TrainingError, OutputError, FailedElsewhereError, KeyboardInterr
 
 @contextmanager
 def in_step() -> Iterator[Callable[[], None]]:
-    """Around a training; what it gives is called by all processes between two batches. Alone, it changes nothing."""
+    """Context of a training; the function it gives is called by all processes between two batches. Alone, it does
+    nothing.
+    """
     here = current()
     if here.world == 1:
         yield lambda: None
@@ -56,7 +58,7 @@ def in_step() -> Iterator[Callable[[], None]]:
 
 
 def _leave(error: BaseException) -> None:
-    """Say what happened and end this process, without waiting for anyone."""
+    """Report the error and end this process without waiting for the others."""
     if isinstance(error, FfnFusionError):
         print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
     elif not isinstance(error, KeyboardInterrupt):

@@ -1,7 +1,7 @@
-"""LoRA (arXiv 2106.09685): a matrix W [out, in] stays as it is, and learns B A * alpha / rank beside it; peft's own.
+"""LoRA (arXiv 2106.09685) with peft: a matrix W [out, in] is frozen, and B A * alpha / rank is trained beside it.
 
-A is [rank, in], B [out, rank] and zero at first. Checkpoints hold A and B alone. Merging reads them and the child's
-weights a few rows at a time, so that the result is written as any other, whatever its size.
+A is [rank, in]; B is [out, rank] and starts at zero. Checkpoints contain only A and B. Merging reads them and the
+child's weights a few rows at a time, so the result is written like any other, whatever its size.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WRAPPED = "base_model.model."
 
 
 def with_adapters(model: Any, tensors: Sequence[str], settings: DistillSettings) -> Any:
-    """The model wrapped by peft, with an adapter beside each of these matrices; nothing else learns."""
+    """Wrap the model with peft: each of these matrices gets an adapter, and nothing else is trained."""
     from peft import LoraConfig, get_peft_model
 
     modules = [name.removesuffix(_WEIGHT) for name in tensors]
@@ -34,16 +34,16 @@ def with_adapters(model: Any, tensors: Sequence[str], settings: DistillSettings)
 
 
 def bare(model: Any) -> Any:
-    """The model itself, where peft wraps it."""
+    """Return the model itself if peft wraps it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 class Merged:
-    """A child's weights with the adapters of a checkpoint merged into them.
+    """The weights of a child with the adapters of a checkpoint merged into them.
 
     Args:
-        dtype: what is read comes in it. Sums are made in float64: where the dtype is narrower, rows have the same bits
-            alone and among others.
+        dtype: of what is read. Sums are computed in float64; in narrower dtypes, a row has the same bits whether it is
+            read alone or with others.
     """
 
     def __init__(self, child: Checkpoint, folder: Path, settings: DistillSettings, dtype: torch.dtype) -> None:
@@ -53,7 +53,7 @@ class Merged:
         self._adapters = load_file(folder / "adapter_model.safetensors")
 
     def read(self, name: str) -> Tensor:
-        """The whole tensor."""
+        """Return the whole tensor."""
         return self._merge(self._child.read(name), name, slice(None))
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:

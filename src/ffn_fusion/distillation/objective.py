@@ -1,8 +1,8 @@
-"""The objective, without ever holding all logits: head, divergence and gradient go through some tokens at a time.
+"""The objective without complete logits: head, divergence and gradient are computed for a slice of tokens at a time.
 
-Logits of a slice of tokens stand in memory in the child's and the parent's form, then as a gradient; the gradients to
-the hidden states and to the head's weight are made on the way forward, so nothing is computed twice and nothing but
-those two is kept. Shapes: B windows, T tokens, D hidden, V vocabulary, R rows (tokens that predict another).
+For a slice, the child's and the parent's logits are in memory, then their gradient. The gradients to the hidden states
+and to the head's weight are computed in the forward pass, so nothing is computed twice and only these two are kept.
+Shapes: B windows, T tokens, D hidden, V vocabulary, R rows (tokens that predict another).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ LOGIT_BYTES = {"cpu": 48 << 20, "cuda": 512 << 20}
 
 
 class Target(Protocol):
-    """The parent's distributions over the next token, row by row."""
+    """The parent's next-token distributions, row by row."""
 
     def diverge(self, logits: Tensor, rows: slice, objective: Objective) -> tuple[Tensor, Tensor]:
-        """Divergence of softmax(logits) [r], and its gradient to the logits [r, V], for these rows; the logits are
-        divided by the temperature already.
+        """Return the divergence of softmax(logits) [r] and its gradient to the logits [r, V] for these rows; the logits
+        are already divided by the temperature.
         """
 
 
 class HiddenTarget:
-    """The parent's last hidden states (behind its final norm) [R, D'] and its head's weight [V, D']."""
+    """The parent's last hidden states (after its final norm) [R, D'] and its head's weight [V, D']."""
 
     def __init__(self, hidden_RD: Tensor, weight_VD: Tensor) -> None:
         self._hidden, self._weight = hidden_RD, weight_VD
@@ -44,7 +44,7 @@ class HiddenTarget:
 
 
 class TruncatedTarget:
-    """What was kept of the parent's distributions, made at ``temperature``."""
+    """The truncated distributions of the parent, computed at ``temperature``."""
 
     def __init__(self, kept: Truncated, temperature: float = 1.0) -> None:
         self._kept, self._temperature = kept, temperature
@@ -68,15 +68,15 @@ def head_loss(
     objective: Objective,
     logit_bytes: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Means over rows: the weighted sum of divergence and LM loss, to go backward from, and both of them (in nats; zero
-    where they aren't asked for).
+    """Return means over rows: the weighted sum of divergence and LM loss, which can be differentiated, and both terms
+    in nats (zero if their weight is zero).
 
     Args:
-        hidden_RD: the child's last hidden states, behind its final norm; products are computed in their dtype.
+        hidden_RD: the child's last hidden states, after its final norm; products are computed in their dtype.
         weight_VD: the child's head, in any dtype.
-        target: the parent's distributions; None: LM loss only.
+        target: the parent's distributions; None for the LM loss alone.
         next_R: the tokens to predict.
-        logit_bytes: of the logits that stand in memory at a time.
+        logit_bytes: bytes of logits in memory at a time.
     """
     if logit_bytes is None:
         logit_bytes = LOGIT_BYTES.get(hidden_RD.device.type, LOGIT_BYTES["cpu"])
@@ -122,7 +122,7 @@ class _HeadLoss(torch.autograd.Function):
 def _slice(
     logits: Tensor, target: Target | None, next_R: Tensor, rows: slice, objective: Objective, sums: Tensor
 ) -> Tensor:
-    """Adds what these rows give to ``sums`` (divergence, LM loss); their part of the gradient to the logits."""
+    """Add the contribution of these rows to ``sums`` (divergence, LM loss), and return their gradient to the logits."""
     logits = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
     count, temperature, to_lm = len(next_R), objective.temperature, None
     if objective.lm:
@@ -150,7 +150,7 @@ def _add_product(total_VD: Tensor, gradient_RV: Tensor, hidden_RD: Tensor) -> No
 
 
 def cosine_loss(child: Sequence[Tensor], parent: Sequence[Tensor], mask_BT: Tensor | None = None) -> Tensor:
-    """Sum over depths of 1 - cos between hidden states [B, T, D], each a mean over the tokens that count."""
+    """Return the sum over depths of 1 - cos between hidden states [B, T, D], each a mean over the tokens that count."""
     total = torch.zeros((), device=child[0].device)
     for mine, theirs in zip(child, parent, strict=True):
         distance = (unit(mine) - unit(theirs)).square().sum(-1) / 2  # 1 - cos, to the last digits

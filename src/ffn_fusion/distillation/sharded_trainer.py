@@ -1,4 +1,4 @@
-"""The trainer of a sharded child: weights and the optimiser's state leave and enter it shard by shard."""
+"""The trainer of a sharded child: weights and optimiser state are loaded and saved shard by shard."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAMES = {torch.float32: "F32", torch.float64: "F64"}
 
 
 class _Ready(nn.Module):
-    """Around a sharded model: the Trainer takes a model that comes wrapped as it is, and so does accelerate."""
+    """A wrapper around a sharded model, so that the Trainer and accelerate leave it as it is."""
 
     def __init__(self, model: Any, bf16: bool) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class _Ready(nn.Module):
 
 
 class ShardedTrainer(DistillTrainer):
-    """Of a model that ``load_sharded`` gave, with the weights to begin or to go on from."""
+    """Trainer for a model from ``load_sharded``, which already holds the weights to start or to resume from."""
 
     def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
         return _Ready(self.model, self._settings.bf16)
@@ -46,7 +46,7 @@ class ShardedTrainer(DistillTrainer):
         write_weights(self.model, Path(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """They were read when the model was made."""
+        """Do nothing: the weights were read when the model was created."""
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         torch.save(_local(self.optimizer.state_dict()), self._optimizer_file(output_dir))
@@ -67,7 +67,7 @@ class ShardedTrainer(DistillTrainer):
 
 
 def write_weights(model: Any, folder: Path) -> None:
-    """A sharded model as a folder, written by the first process a few rows at a time: no process holds more of it.
+    """Write a sharded model to a folder; the first process writes a few rows at a time, so none holds more of it.
 
     Raises:
         OSError: on the first process.
@@ -95,7 +95,7 @@ def _stream(model: Any) -> Iterator[bytes | memoryview]:
 
 
 def _local(state: Any) -> Any:
-    """An optimiser's state with this process's shards in place of whole tensors."""
+    """Return an optimiser state that contains this process's shards instead of distributed tensors."""
     from torch.distributed.tensor import DTensor
 
     def local(value: Any) -> Any:
@@ -106,7 +106,9 @@ def _local(state: Any) -> Any:
 
 
 def _spread(state: Any, parameters: list[Any]) -> Any:
-    """The other way round: shards as parts of tensors that lie as the parameters do."""
+    """Return an optimiser state whose shards are parts of tensors distributed like the parameters; inverse of
+    ``_local``.
+    """
     from torch.distributed.tensor import DTensor
 
     def spread(value: Any, like: Any) -> Any:

@@ -1,8 +1,9 @@
-"""Models that no single device holds: FSDP2 (torch's ``fully_shard``), every process with its rows of every tensor.
+"""Models that no single device can hold: FSDP2 (torch's ``fully_shard``), where every process holds its rows of every
+tensor.
 
-The model is made without weights, sharded block by block, and then each process reads its own rows off the disk and
-nothing else. A block's weights come together when it computes, forward and once more on the way back, and its gradient
-goes straight back into shards. Embedding, final norm and head are gathered for as long as a batch takes.
+The model is created without weights and sharded block by block; then each process reads only its own rows from disk.
+The weights of a block are gathered while it computes, forward and backward, and its gradient is scattered at once.
+Embedding, final norm and head stay gathered for the duration of a batch.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ _SENT_AT_ONCE = 1 << 24  # elements
 
 
 def launched_sharded() -> bool:
-    """Whether ``accelerate launch`` was given an FSDP configuration.
+    """Return whether ``accelerate launch`` was given an FSDP configuration.
 
     Raises:
-        UsageError: one that asks for something that isn't done: FSDP 1, or weights kept in the CPU's memory.
+        UsageError: the configuration asks for FSDP 1 or CPU offloading, which are not supported.
     """
     if os.environ.get(_LAUNCHED, "").lower() != "true":
         return False
@@ -41,12 +42,14 @@ def launched_sharded() -> bool:
 
 
 def launched_deepspeed() -> bool:
-    """Whether ``accelerate launch`` was given a DeepSpeed configuration: the Trainer then leaves the child to it."""
+    """Return whether ``accelerate launch`` was given a DeepSpeed configuration; the Trainer then leaves the child to
+    DeepSpeed.
+    """
     return os.environ.get(_DEEPSPEED, "").lower() == "true"
 
 
 def forget_deepspeed() -> None:
-    """From here on transformers loads models as they are, and not in DeepSpeed's parts, as a training told it to."""
+    """Make transformers load models normally again, after a training told it to load them in DeepSpeed's parts."""
     if launched_deepspeed():
         from transformers.integrations import unset_hf_deepspeed_config
 
@@ -54,12 +57,16 @@ def forget_deepspeed() -> None:
 
 
 def take_over() -> None:
-    """What accelerate was asked for is done here, so that it doesn't wrap what is sharded already."""
+    """Disable accelerate's own sharding, which would wrap a model that is already sharded."""
     os.environ.pop(_LAUNCHED, None)
 
 
 def check_sharding(world: int) -> None:
-    """Raises: UsageError: a single process, or DeepSpeed shards already. MissingExtraError: torch without FSDP2."""
+    """Check that sharding is possible.
+
+    Raises:
+        UsageError: there is a single process, or DeepSpeed shards already. MissingExtraError: this torch has no FSDP2.
+    """
     if launched_deepspeed():
         raise UsageError("--shard, and accelerate's configuration asks for DeepSpeed", "choose one of them")
     if world < 2:
@@ -71,12 +78,12 @@ def check_sharding(world: int) -> None:
 
 
 def load_sharded(folder: Path, dtype: torch.dtype, device: str, *, bf16: bool = False, learns: bool = True) -> Any:
-    """A checkpoint as a transformers model, its weights in shards; code of its own is never run.
+    """Load a checkpoint as a sharded transformers model without running code of its own.
 
     Args:
         dtype: of the shards.
-        bf16: blocks compute in bfloat16 (inside autocast), and are gathered in it; gradients are summed in float32.
-        learns: there will be a way back. Without one, embedding, norm and head are shards again after every batch.
+        bf16: blocks compute in bfloat16 (inside autocast) and are gathered in it; gradients are summed in float32.
+        learns: there will be a backward pass. Otherwise embedding, norm and head are scattered again after every batch.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -87,7 +94,7 @@ def load_sharded(folder: Path, dtype: torch.dtype, device: str, *, bf16: bool = 
     _shard(model, device, bf16, learns)
     model.to_empty(device=device)
     model.tie_weights()
-    # Buffers of the rotary embedding are computed, not stored: make them anew off the meta device.
+    # Buffers of the rotary embedding are computed, not stored: compute them again off the meta device.
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(device)
     read_rows(model, open_folder(folder))
     return model
@@ -109,7 +116,7 @@ def _shard(model: Any, device: str, bf16: bool, learns: bool) -> None:
 
 @torch.no_grad()
 def read_rows(model: Any, checkpoint: Checkpoint) -> None:
-    """Fill this process's shards."""
+    """Fill this process's shards from the checkpoint."""
     here = current()
     for name, parameter in model.named_parameters():
         start, stop = _rows_of(here.rank, here.world, len(parameter))
@@ -118,15 +125,17 @@ def read_rows(model: Any, checkpoint: Checkpoint) -> None:
 
 
 def _rows_of(rank: int, world: int, count: int) -> tuple[int, int]:
-    """As FSDP2 has it (``torch.chunk``): equal shares rounded up, the last ones short or empty."""
+    """Return this process's rows as FSDP2 divides them (``torch.chunk``): equal shares rounded up, the last ones short
+    or empty.
+    """
     size = -(-count // world)
     return min(rank * size, count), min((rank + 1) * size, count)
 
 
 def gathered(parameter: Any) -> Iterator[Tensor]:
-    """A sharded parameter's rows in order, some at a time, on the first process; from the others, nothing.
+    """Yield a sharded parameter's rows in order, a few at a time, on the first process; on the others, nothing.
 
-    All processes go through it to the end: the others send their rows meanwhile.
+    All processes have to iterate to the end, because the others send their rows meanwhile.
     """
     import torch.distributed as dist
 
@@ -150,7 +159,7 @@ def gathered(parameter: Any) -> Iterator[Tensor]:
 
 
 def whole(weight: Tensor) -> Tensor:
-    """All rows of a weight that may be a shard, on every process; not for weights that learn."""
+    """Return all rows of a weight that may be sharded, on every process; not for weights that are trained."""
     from torch.distributed.tensor import DTensor
 
     return weight.full_tensor() if isinstance(weight, DTensor) else weight

@@ -1,4 +1,4 @@
-"""Hidden states on their way through a transformers model: behind chosen blocks, and behind the final norm."""
+"""Capture the hidden states of a transformers model after chosen blocks, and after the final norm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass
 class States:
-    """Behind the blocks asked for, in order, and behind the final norm: each [B, T, D]."""
+    """The states after the requested blocks, in order, and after the final norm: each [B, T, D]."""
 
     blocks: list[Tensor] = field(default_factory=list)
     last: Tensor | None = None
@@ -20,23 +20,23 @@ class States:
 
 @contextmanager
 def seen(model: Any, blocks: Sequence[int]) -> Iterator[States]:
-    """The states of the forward pass that is made inside.
+    """Capture the states of the forward pass that runs inside this context.
 
     Args:
-        model: a causal model of Llama's form, the bare one where it is wrapped.
+        model: a causal model of Llama's form, unwrapped.
     """
     states, watching = States(), True
 
-    def behind_block(_: Any, __: Any, output: Any) -> None:
+    def after_block(_: Any, __: Any, output: Any) -> None:
         if watching:  # and not while checkpointing computes a block once more
             states.blocks.append(output[0] if isinstance(output, tuple) else output)
 
-    def behind_norm(_: Any, __: Any, output: Tensor) -> None:
+    def after_norm(_: Any, __: Any, output: Tensor) -> None:
         if watching:
             states.last = output
 
-    hooks = [model.model.layers[i].register_forward_hook(behind_block) for i in blocks]
-    hooks.append(model.model.norm.register_forward_hook(behind_norm))
+    hooks = [model.model.layers[i].register_forward_hook(after_block) for i in blocks]
+    hooks.append(model.model.norm.register_forward_hook(after_norm))
     try:
         yield states
     finally:

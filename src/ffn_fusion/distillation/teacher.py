@@ -1,6 +1,6 @@
-"""Who teaches: the parent itself beside the child, or what was kept of its distributions.
+"""Teachers: the parent itself, run beside the child, or its cached distributions.
 
-Shapes: B windows, T tokens, D hidden, V vocabulary; token t predicts token t + 1, so T - 1 rows a window.
+Shapes: B windows, T tokens, D hidden, V vocabulary; token t predicts token t + 1, so there are T - 1 rows per window.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from ffn_fusion.registration import register
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the parent has to say of some windows: its distributions (None: nothing), its states at matched depths."""
+    """What the teacher provides for some windows: its distributions (None if not needed) and its states at matched
+    depths.
+    """
 
     target: Target | None
     states: Sequence[Tensor]
@@ -29,11 +31,11 @@ class Lesson:
 
 class Teacher(Protocol):
     def teach(self, ids_BT: Tensor, windows: Sequence[int]) -> Lesson:
-        """Of these windows, by their tokens and their numbers; rows are those of all windows one after another."""
+        """Return the lesson for windows given by tokens and numbers; rows are those of all windows, concatenated."""
 
 
 class NoTeacher:
-    """For the language-model loss alone."""
+    """A teacher for the language-model loss alone."""
 
     def teach(self, ids_BT: Tensor, windows: Sequence[int]) -> Lesson:
         return Lesson(None, ())
@@ -43,9 +45,9 @@ class OnlineTeacher:
     """The parent as a transformers model, run beside the child.
 
     Args:
-        blocks: behind which its states are wanted.
+        blocks: the blocks after which its states are captured.
         dtype: of its weights and its computation.
-        shard: spread its weights over the processes.
+        shard: distribute its weights over the processes.
     """
 
     def __init__(
@@ -64,12 +66,12 @@ class OnlineTeacher:
 
 
 def rows(x_BTD: Tensor) -> Tensor:
-    """The states that predict a token: [B, T, D] -> [B * (T - 1), D]."""
+    """Return the states that predict a token: [B, T, D] -> [B * (T - 1), D]."""
     return x_BTD[:, :-1].flatten(0, 1)
 
 
 def load_causal(folder: Path, dtype: torch.dtype) -> Any:
-    """A checkpoint as ``AutoModelForCausalLM`` gives it; code of its own is never run."""
+    """Load a checkpoint with ``AutoModelForCausalLM`` without running code of its own."""
     from transformers import AutoModelForCausalLM
 
     register()

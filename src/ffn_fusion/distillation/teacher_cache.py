@@ -1,8 +1,9 @@
-"""The parent's distributions on disk: its k most likely next tokens and the mass of the rest, token by token.
+"""The parent's distributions on disk: for each token, the k most likely next tokens and the mass of the rest.
 
-Written once by the blockwise engine, two blocks of the parent in memory at a time, so the parent may be larger than
-memory; training then loads only the child. A token takes 2 bytes for each log-probability (float16), 2 or 4 for which
-token it is, and 4 for the tail. Shapes: N windows, T tokens, k kept; token t predicts t + 1, so T - 1 rows a window.
+The blockwise engine writes the cache once, with two blocks of the parent in memory at a time, so the parent may be
+larger than memory; training then loads only the child. A token takes 2 bytes per log-probability (float16), 2 or 4 per
+token id, and 4 for the tail. Shapes: N windows, T tokens, k kept; token t predicts t + 1, so there are T - 1 rows per
+window.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ def bytes_per_token(k: int, vocabulary: int) -> int:
 
 
 class TeacherCache:
-    """A cache that is whole. ``about`` says what it's of and what it leaves out.
+    """A complete cache. ``about`` says what it was made from and what it leaves out.
 
     Raises:
-        DataError: there is none, or it can't be read.
+        DataError: there is none, or it cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,7 +62,7 @@ class TeacherCache:
             raise DataError(f"{folder}: the teacher cache isn't whole", "run the same command again: it goes on")
 
     def read(self, windows: Sequence[int]) -> Truncated:
-        """What was kept of these windows' distributions, one row after another."""
+        """Return the truncated distributions of these windows, one row after another."""
         parts = [self._read(window) for window in windows]
         tails = [part.log_tail_R for part in parts]
         return Truncated(
@@ -85,7 +86,7 @@ class TeacherCache:
 
 
 class CachedTeacher:
-    """Teaches from a cache: distributions, no hidden states."""
+    """Teaches from a cache: distributions only, no hidden states."""
 
     def __init__(self, cache: TeacherCache, device: str | torch.device) -> None:
         self._cache, self._device = cache, torch.device(device)
@@ -110,7 +111,7 @@ def _id_bytes(vocabulary: int) -> int:
 
 
 def narrow_ids(ids: Tensor, vocabulary: int) -> Tensor:
-    """Token ids in 16 bits where they fit, as the signed numbers with the same bits."""
+    """Return token ids as 16-bit numbers if they fit, stored as signed numbers with the same bits."""
     return ids.int() if _id_bytes(vocabulary) == 4 else ids.int().where(ids < 1 << 15, ids.int() - _SHORT_IDS).short()
 
 

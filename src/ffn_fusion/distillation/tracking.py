@@ -1,4 +1,4 @@
-"""Where a training says how it goes, for people to watch. No torch; :mod:`watching` does the logging."""
+"""Where a training logs its progress. No torch; :mod:`watching` does the logging."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ PROJECT = "ffn-fusion"
 
 @dataclass(frozen=True)
 class Tracking:
-    """The loss and its parts, learning rate, gradient norm and tokens a second, as the training goes.
+    """Settings for logging the loss and its parts, the learning rate, the gradient norm and tokens per second.
 
     Args:
-        folder: where the logs lie; kept when the training is over. trackio's own TRACKIO_DIR comes before it.
+        folder: where the logs are written; kept after the training. trackio's own TRACKIO_DIR takes precedence.
 
     Raises:
-        UsageError: no such tool.
+        UsageError: the tool is unknown.
     """
 
     tool: Tool
@@ -33,13 +33,17 @@ class Tracking:
 
     @property
     def look(self) -> str:
-        """The command that shows them."""
+        """Return the command that shows the logs."""
         if self.tool == "tensorboard":
             return f"tensorboard --logdir {self.folder}"
         return f"TRACKIO_DIR={self.folder} trackio show --project {PROJECT}"
 
     def check(self) -> None:
-        """Raises: MissingExtraError: the tool isn't installed."""
+        """Check that the tool is installed.
+
+        Raises:
+            MissingExtraError: it is not.
+        """
         if find_spec(self.tool) is None:
             raise MissingExtraError(
                 f"tracking needs {self.tool}", "pip install 'ffn-fusion[tracking]', or leave --track out"

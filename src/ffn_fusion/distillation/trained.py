@@ -1,4 +1,4 @@
-"""What learns: which blocks, which of their tensors, and how many numbers. No torch."""
+"""Which weights are trained: blocks, tensors, and the number of parameters. No torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ffn_fusion.families.layout import block_prefix
 
 
 def trained_blocks(child: Checkpoint, blueprint: Blueprint, settings: DistillSettings) -> tuple[int, ...]:
-    """The blocks in which anything learns, in order."""
+    """Return the blocks with trained weights, in order."""
     return touched_blocks(blueprint) if settings.only_touched else tuple(range(len(child.spec.blocks)))
 
 
 def trained_tensors(child: Checkpoint, blueprint: Blueprint, settings: DistillSettings) -> tuple[str, ...]:
-    """Names of the tensors that come out changed; with LoRA the matrices that adapters are merged into."""
+    """Return the names of the tensors that change; with LoRA, the matrices that adapters are merged into."""
     if settings.trained == "all":
         return tuple(child.tensors)
     prefixes = tuple(block_prefix(k) for k in trained_blocks(child, blueprint, settings))
@@ -26,6 +26,6 @@ def trained_tensors(child: Checkpoint, blueprint: Blueprint, settings: DistillSe
 
 
 def trained_numbers(child: Checkpoint, names: tuple[str, ...], settings: DistillSettings) -> int:
-    """Parameters that learn: of an adapter, A [rank, in] and B [out, rank]."""
+    """Return the number of trained parameters: for an adapter, those of A [rank, in] and B [out, rank]."""
     shapes = [child.tensors[name].shape for name in names]
     return sum(settings.lora_rank * sum(shape) if settings.lora else prod(shape) for shape in shapes)

@@ -1,4 +1,4 @@
-"""transformers' Trainer with our objective: the loop, the optimiser, the schedule and the checkpoints are its own."""
+"""transformers' Trainer with our objective: loop, optimiser, schedule and checkpoints are the Trainer's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ffn_fusion.processes import current
 
 
 class Windows(Dataset[dict[str, Any]]):
-    """Token windows [N, T] in the order that they're gone through: ``order`` names them one by one."""
+    """Token windows [N, T] in training order: ``order`` lists their numbers."""
 
     def __init__(self, ids_NT: WindowRows, order: Sequence[int]) -> None:
         self._ids, self._order = ids_NT, order
@@ -49,7 +49,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Loss:
-    """A batch's total, to go backward from, and its parts (``PARTS``)."""
+    """The total loss of a batch, which can be differentiated, and its parts (``PARTS``)."""
 
     total: Tensor
     parts: tuple[Tensor, ...]
@@ -65,15 +65,15 @@ def objective_loss(
     objective: Objective,
     dtype: torch.dtype,
 ) -> Loss:
-    """The objective on some windows.
+    """Compute the objective on some windows.
 
     Args:
-        model: the child. call: the child or what wraps it (for several processes).
-        blocks: of the child, whose states the teacher's are compared with.
+        model: the child. call: the child, or its wrapper on several processes.
+        blocks: the child's blocks whose states are compared with the teacher's.
         dtype: of the head's matrix products.
 
-    The loss is computed where the head computes, inside of the child's forward, and stands in place of its logits: the
-    weight is whole there however the child is wrapped, and its gradient goes the way of all others.
+    The loss is computed in place of the logits, where the head computes, inside the child's forward pass: there the
+    weight is gathered however the child is wrapped, and its gradient takes the same path as all others.
     """
     lesson, nexts = teacher.teach(ids_BT, windows), ids_BT[:, 1:].flatten()
     parts: list[Tensor] = []
@@ -85,7 +85,7 @@ def objective_loss(
         return total
 
     with seen(model, blocks) as states:
-        # Before any other hook behind the head: what shards the model lets go of the head's weight there.
+        # Before any other hook after the head: FSDP frees the head's weight in one of them.
         hook = model.lm_head.register_forward_hook(at_head, prepend=True)
         try:
             total = call(input_ids=ids_BT, use_cache=False, logits_to_keep=1).logits
@@ -103,9 +103,9 @@ class DistillTrainer(Trainer):
     """Trains ``model`` on windows against a teacher.
 
     Args:
-        blocks: of the child, behind which states are compared.
-        arguments: as ``training_arguments`` makes them.
-        on_step: called with (steps done, in all). callbacks: that log how it goes.
+        blocks: the child's blocks after which states are compared.
+        arguments: the result of ``training_arguments``.
+        on_step: called with (finished steps, total). callbacks: for logging.
     """
 
     def __init__(
@@ -149,14 +149,14 @@ class DistillTrainer(Trainer):
         return (found.total, {}) if return_outputs else found.total
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """DeepSpeed keeps gradients to itself, and has taken its step by now."""
+        """Return the gradient norm; DeepSpeed keeps gradients to itself and has already taken its step here."""
         norm = super()._get_grad_norm(model, grad_norm)
         if self.is_deepspeed_enabled:
             self._watch.norm = float(norm)
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The parts of the loss beside the loss: means since the last time, over all processes."""
+        """Log the parts of the loss as well: means since the last log, over all processes."""
         if "loss" in logs and self._sums:
             means = torch.stack(self._sums).double().mean(0)
             total, *parts = self.accelerator.reduce(means, "mean").tolist()
@@ -185,7 +185,7 @@ class DistillTrainer(Trainer):
 
 
 def _mark(folder: Path) -> list[str]:
-    """Says of a checkpoint that it's whole; why not, where that fails."""
+    """Mark a checkpoint as complete; return the reason if that fails."""
     try:
         mark_whole(folder)
     except OSError as error:
@@ -194,7 +194,7 @@ def _mark(folder: Path) -> list[str]:
 
 
 class _Watch(TrainerCallback):
-    """Tells the progress, and stops before a gradient that isn't finite reaches the weights."""
+    """Reports progress, and stops before a gradient that is not finite reaches the weights."""
 
     def __init__(self, work: Path, on_step: Callable[[int, int], None]) -> None:
         self._work, self._on_step = work, on_step
@@ -218,7 +218,7 @@ class _Watch(TrainerCallback):
 
 
 def finite(gradients: Sequence[Any]) -> bool:
-    """Whether all of their norms are, over all processes where they are shards."""
+    """Return whether all gradient norms are finite, over all processes if they are sharded."""
     mine = torch.stack([getattr(gradient, "_local_tensor", gradient).norm() for gradient in gradients])
     found = bool(mine.isfinite().all())
     return all(current().gather([found])) if hasattr(gradients[0], "_local_tensor") else found
@@ -226,7 +226,7 @@ def finite(gradients: Sequence[Any]) -> bool:
 
 def _goes_on(work: Path) -> str:
     saved = newest(work)
-    return f"it goes on from step {saved.step}" if saved else "it begins anew"
+    return f"it continues from step {saved.step}" if saved else "it starts over"
 
 
 def _kept(work: Path) -> str:
@@ -235,7 +235,7 @@ def _kept(work: Path) -> str:
 
 
 def training_arguments(settings: DistillSettings, work: Path, device: str, steps: int, accumulation: int) -> Any:
-    """transformers' own; ``accumulation``: micro-batches that one step of the optimiser takes on each process."""
+    """Return transformers' training arguments; ``accumulation`` is the number of micro-batches per step and process."""
     arguments = TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=settings.micro,

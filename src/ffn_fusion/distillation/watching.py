@@ -1,7 +1,7 @@
-"""How a training goes, told to TensorBoard or trackio by transformers' own callbacks.
+"""Log a training to TensorBoard or trackio with transformers' own callbacks.
 
-Nothing of it reaches the weights, and the run's key doesn't know of it. A run goes by the first digits of its key, so
-the same command goes on in the same log, and another one stands beside it.
+Logging affects neither the weights nor the key of a training. A log entry is named by the first digits of that key, so
+a resumed training continues its entry, and a different one gets its own.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ffn_fusion.distillation.tracking import PROJECT, Tracking
 
 
 def watchers(tracking: Tracking | None, key: str, step: int, tokens: int) -> list[TrainerCallback]:
-    """What the Trainer calls, on its first process.
+    """Return the callbacks for the Trainer on its first process.
 
     Args:
-        key: of the run. step: the last one that was done before, as far as it counts. tokens: of one step.
+        key: of the training. step: the last step already logged. tokens: per step.
     """
     if tracking is None:
         return []
@@ -44,7 +44,7 @@ def _trackio(tracking: Tracking, run: str) -> TrainerCallback:
 
 
 class _Pace(TrainerCallback):
-    """Adds the tokens a second since the last time to what's logged; stands before the one that logs."""
+    """Adds tokens per second since the last log; placed before the callback that logs."""
 
     def __init__(self, tokens: int) -> None:
         self._tokens, self._step, self._time = tokens, 0, 0.0
@@ -60,7 +60,7 @@ class _Pace(TrainerCallback):
 
 
 class _Trackio(TrackioCallback):
-    """Under our names, and silent: standard output is for results."""
+    """trackio under our names and without output: standard output is reserved for results."""
 
     def __init__(self, run: str) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Write a teacher cache: the blockwise engine through the parent, then its head in slices, shard after shard.
+"""Write a teacher cache: the blockwise engine runs the parent, then its head in slices, shard after shard.
 
-Shapes: N windows, T tokens; token t predicts t + 1, so T - 1 rows a window.
+Shapes: N windows, T tokens; token t predicts t + 1, so there are T - 1 rows per window.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ def write_cache(
     memory: int | None = None,
     progress: Progress = silent,
 ) -> TeacherCache:
-    """Write the parent's distributions for these windows, or find them written; several processes share the windows.
+    """Write the parent's distributions for these windows, or reuse them; several processes share the windows.
 
-    A call that was killed goes on from its last shard, and inside one from the last block.
+    An interrupted call continues from its last shard, and within a shard from the last block.
 
     Args:
-        memory: bytes that a process may use (default: half of what's free).
+        memory: bytes that a process may use (default: half of the free memory).
         progress: counts windows.
 
     Raises:
-        UsageError: too little memory. OutputError: the folder holds another cache or something else, the disk is full.
+        UsageError: too little memory. OutputError: the folder holds something else, or the disk is full.
     """
     windows = WindowRows([TokenWindows("", ids_NT.numpy())])
     work = Writing(parent, windows, settings, dtype, device, memory)
@@ -72,7 +72,7 @@ def write_cache(
 
 @dataclass(frozen=True)
 class Writing:
-    """A cache that is to be written."""
+    """A cache that is being written."""
 
     parent: Checkpoint
     ids_NT: WindowRows
@@ -98,7 +98,7 @@ class Writing:
         return hashlib.sha256(json.dumps(words).encode() + self.ids_NT.content).hexdigest()
 
     def written(self, progress: Progress) -> TeacherCache:
-        """Written by all processes, or found as it is."""
+        """Return the cache, written by all processes or found complete."""
         here = current()
         if not here.rank:
             self.prepare()
@@ -111,7 +111,7 @@ class Writing:
         return TeacherCache(self.settings.folder)
 
     def prepare(self) -> None:
-        """The folder, with nothing in it that belongs to something else."""
+        """Create the folder, or check that it holds nothing else."""
         folder, vocabulary = self.settings.folder, self.parent.spec.vocab_size
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
             try:
@@ -148,7 +148,7 @@ class Writing:
                 progress("teacher", done, total)
 
     def finish(self) -> None:
-        """All shards are there: say what they leave out."""
+        """Complete the cache: all shards exist; record what they leave out."""
         sums = torch.zeros(2, dtype=torch.float64)
         for number in range(len(self.shards)):
             with safe_open(self.settings.folder / shard_name(number), "pt") as file:
@@ -184,7 +184,7 @@ class Writing:
         )
 
     def _write(self, group: list[int], schedule: Schedule) -> Iterator[int]:
-        """One pass over the parent's blocks for these shards."""
+        """Write these shards in one pass over the parent's blocks."""
         windows = [window for number in group for window in self.shards[number]]
         ids_NT, place = self.ids_NT[windows], self.settings.folder / _SWEEP / f"{group[0]}-{group[-1]}"
         journal = Journal(place, f"{self.key} {windows} {schedule.rows} {torch.__version__}")
