@@ -14,6 +14,7 @@ from real_model import REAL_MODEL, needs_real_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ffn_fusion.checkpoint import gguf as converter
+from ffn_fusion.checkpoint import write
 from ffn_fusion.checkpoint.gguf_config import llama3_factors
 from ffn_fusion.checkpoint.source import open_model, summarise
 from ffn_fusion.checkpoint.staging import mismatches
@@ -141,7 +142,7 @@ def test_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_killed_conversion_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_gguf(tmp_path / "m.gguf", make_llama())
     monkeypatch.setattr(
-        converter, "plan_shards", lambda outputs: {f"{i}.safetensors": [o] for i, o in enumerate(outputs)}
+        write, "plan_shards", lambda outputs, limit: {f"{i}.safetensors": [o] for i, o in enumerate(outputs)}
     )
     read: list[str] = []
     rows = converter.GgufTensor.rows

@@ -16,7 +16,7 @@ from makers import DTYPES, llama_config, tree_sha256, write_model
 from safetensors.torch import load_file
 
 from ffn_fusion.blueprint import Blueprint, apply
-from ffn_fusion.checkpoint import direct_file, staging
+from ffn_fusion.checkpoint import direct_file, shards, staging
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.checkpoint.shards import OutputTensor, finite, plan_shards, write_shards
 from ffn_fusion.checkpoint.staging import check_space, check_target, read_manifest, staged, write_atomic
@@ -144,7 +144,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_a_full_disk_in_the_middle_of_a_shard(after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct_file, "_BLOCK", 4096)
+    monkeypatch.setattr(shards, "_BLOCK_BYTES", 4096)
     calls = 0
     real = os.write
 

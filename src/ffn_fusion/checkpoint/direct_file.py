@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 from pathlib import Path
 
-_BLOCK = 8 << 20  # a multiple of every disk's block size; its buffer begins on a page, as O_DIRECT asks
-
 
 class DirectFile:
-    """Write with :meth:`write`, end with :meth:`finish`, always :meth:`close`."""
+    """Write with :meth:`write`, end with :meth:`finish`, always :meth:`close`.
+
+    Only whole pages from page-aligned memory (an ``mmap``) go past the cache, until something else is written: then
+    the rest of the file takes the ordinary way.
+    """
 
     def __init__(self, path: Path) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
@@ -28,36 +29,26 @@ class DirectFile:
                 raise
             self._direct = 0  # a file system without it, such as tmpfs
             self._handle = os.open(path, flags, 0o644)
-        self._block = memoryview(mmap.mmap(-1, _BLOCK))
-        self._filled = 0
 
-    def write(self, piece: bytes | memoryview) -> None:
-        view = memoryview(piece).cast("B")
-        while view:
-            count = min(len(view), _BLOCK - self._filled)
-            self._block[self._filled : self._filled + count] = view[:count]
-            self._filled += count
-            view = view[count:]
-            if self._filled == _BLOCK:
-                self._flush()
+    def write(self, content: bytes | memoryview) -> None:
+        rest = memoryview(content)
+        while rest:
+            try:
+                written = os.write(self._handle, rest)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._direct:
+                    raise
+                written = 0  # not what O_DIRECT asks for: not whole pages, or not from the start of one
+            if written < len(rest):
+                self._ordinary()  # the next write begins inside a page
+            rest = rest[written:]
 
     def finish(self) -> None:
-        """Write what's left and wait until all of it is on the disk."""
-        self._ordinary()  # the end of a file isn't a whole block
-        self._flush()
+        """Wait until all of it is on the disk."""
         os.fsync(self._handle)
 
     def close(self) -> None:
         os.close(self._handle)
-
-    def _flush(self) -> None:
-        rest = self._block[: self._filled]
-        while rest:
-            written = os.write(self._handle, rest)
-            if 0 < written < len(rest):
-                self._ordinary()  # the next write would begin inside a block
-            rest = rest[written:]
-        self._filled = 0
 
     def _ordinary(self) -> None:
         if self._direct:

@@ -24,8 +24,9 @@ from ffn_fusion.checkpoint.gguf_file import GgufFile, GgufTensor, read_gguf
 from ffn_fusion.checkpoint.gguf_tokenizer import tokenizer_files
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES
-from ffn_fusion.checkpoint.shards import OutputTensor, plan_shards, write_shards
-from ffn_fusion.checkpoint.staging import MODEL_CARD, Staging, check_space, staged
+from ffn_fusion.checkpoint.shards import OutputTensor
+from ffn_fusion.checkpoint.staging import MODEL_CARD
+from ffn_fusion.checkpoint.write import json_file, write_checkpoint
 from ffn_fusion.errors import CheckpointError, MissingExtraError
 from ffn_fusion.families import ModelSpec, read_spec
 from ffn_fusion.families.layout import EMBEDDING, FINAL_NORM, LM_HEAD, model_tensors
@@ -106,7 +107,6 @@ def _convert(path: Path, target: Path, key: str, on_progress: Callable[[str, flo
     sources = _sources(gguf, spec)
     outputs = [_output(name, tensor, spec) for name, tensor in sources.items()]
     total = sum(output.nbytes for output in outputs)
-    check_space(target, total)
     extras = tokenizer_files(gguf)
     done = 0
 
@@ -115,27 +115,26 @@ def _convert(path: Path, target: Path, key: str, on_progress: Callable[[str, flo
         done += nbytes
         on_progress(f"converting {path.name}", done / total)
 
-    def refuse(name: str) -> None:
-        raise CheckpointError(f"{path}: tensor {sources[name].name} holds NaN or infinity", "get the file again")
+    def refuse(tensor: OutputTensor) -> CheckpointError:
+        return CheckpointError(
+            f"{path}: tensor {sources[tensor.name].name} holds NaN or infinity", "get the file again"
+        )
 
-    with staged(target, key) as staging:
-        _write_small(staging, config, extras, _licence(gguf))
-        write_shards(staging, plan_shards(outputs), on_bytes=count, on_nonfinite=refuse)
-        staging.commit({"kind": "converted GGUF", "source": str(path), "converter": CONVERTER})
-
-
-def _write_small(staging: Staging, config: dict[str, Any], extras: dict[str, bytes], licence: str | None) -> None:
-    staging.write("config.json", (json.dumps(config, indent=2) + "\n").encode())
-    for name, content in extras.items():
-        staging.write(name, content)
-    if licence:
-        staging.write(MODEL_CARD, f"---\nlicense: {json.dumps(licence)}\n---\n".encode())
+    write_checkpoint(
+        outputs,
+        [json_file("config.json", config), *extras.items(), *_model_card(gguf)],
+        {"build": key, "kind": "converted GGUF", "source": str(path), "converter": CONVERTER},
+        target,
+        on_bytes=count,
+        on_nonfinite=refuse,
+    )
 
 
-def _licence(gguf: GgufFile) -> str | None:
+def _model_card(gguf: GgufFile) -> Iterator[tuple[str, bytes]]:
     """The licence that the file names, for the child's card to carry on."""
     licence = gguf.metadata.get("general.license")
-    return licence if isinstance(licence, str) and licence else None
+    if isinstance(licence, str) and licence:
+        yield MODEL_CARD, f"---\nlicense: {json.dumps(licence)}\n---\n".encode()
 
 
 def _sources(gguf: GgufFile, spec: ModelSpec) -> dict[str, GgufTensor]:

@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ffn_fusion.checkpoint.shards import OutputTensor, plan_shards, write_shards
-from ffn_fusion.checkpoint.staging import staged
+from ffn_fusion.checkpoint.shards import OutputTensor
+from ffn_fusion.checkpoint.write import write_checkpoint
 from ffn_fusion.families import read_spec
 from ffn_fusion.families.layout import model_tensors
 
@@ -51,10 +51,8 @@ def write_random_model(folder: Path, config: Mapping[str, object], *, shard_byte
 
     named = model_tensors(read_spec(dict(config))).items()
     tensors = [output(k, name, shape) for k, (name, shape) in enumerate(named)]
-    with staged(folder, "random") as stage:
-        write_shards(stage, plan_shards(tensors, shard_bytes))
-        stage.write("config.json", json.dumps(config).encode())
-        stage.commit({})
+    files = [("config.json", json.dumps(config).encode())]
+    write_checkpoint(tensors, files, {"build": "random"}, folder, max_shard_bytes=shard_bytes)
 
 
 def write_byte_tokenizer(folder: Path) -> None:

@@ -115,7 +115,7 @@ def read_bytes(info: TensorInfo, start: int, buffer: memoryview) -> None:
     """
     with info.file.open("rb", buffering=0) as file:
         file.seek(info.offset + start)
-        _fill(file, info, buffer)
+        read_into(file, info, buffer)
 
 
 def chunks(info: TensorInfo) -> Iterator[memoryview]:
@@ -126,11 +126,16 @@ def chunks(info: TensorInfo) -> Iterator[memoryview]:
         file.seek(info.offset)
         for start in range(0, info.nbytes, CHUNK_BYTES):
             buffer = memoryview(np.empty(min(CHUNK_BYTES, info.nbytes - start), np.uint8))  # type: ignore[arg-type]
-            _fill(file, info, buffer)
+            read_into(file, info, buffer)
             yield buffer
 
 
-def _fill(file: RawIOBase, info: TensorInfo, buffer: memoryview) -> None:
+def read_into(file: RawIOBase, info: TensorInfo, buffer: memoryview) -> None:
+    """Fill ``buffer`` with what comes next in ``file``, which holds ``info``.
+
+    Raises:
+        CheckpointError: the file ends before.
+    """
     done = 0
     while done < len(buffer):
         count = file.readinto(buffer[done:])

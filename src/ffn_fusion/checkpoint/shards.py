@@ -1,50 +1,69 @@
-"""Sharded safetensors, written as a stream: tensors arrive as pieces of bytes, hashed and checked on their way.
+"""Sharded safetensors, written as a stream, every byte of it checked and hashed on its way to the disk.
 
-Three things happen side by side, since each is slow alone: this thread produces the next piece (reading or
-computing), a second one hashes, a third one writes.
+Four things happen side by side, since each is slow alone: this thread reads or computes the next block of the file, a
+second one looks for values that aren't finite, a third one hashes, a fourth one writes. A tensor that is copied is read
+straight into the block that is written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import mmap
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ffn_fusion.checkpoint.direct_file import DirectFile
 from ffn_fusion.checkpoint.reader import INDEX, SINGLE
-from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES, make_header
+from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES, TensorInfo, make_header, read_into
 from ffn_fusion.checkpoint.staging import Staging
 
 MAX_SHARD_BYTES = 5_000_000_000
-_EXPONENT: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
-    "F64": (np.uint64, 0xFFE << 52),
-    "F32": (np.uint32, 0xFF << 24),
-    "F16": (np.uint16, 0xF800),
-    "BF16": (np.uint16, 0xFF00),
+_BITS: Mapping[str, tuple[type[np.signedinteger[Any]], type[np.unsignedinteger[Any]], int]] = {
+    "F64": (np.int64, np.uint64, 0x7FF << 52),
+    "F32": (np.int32, np.uint32, 0xFF << 23),
+    "F16": (np.int16, np.uint16, 0x1F << 10),
+    "BF16": (np.int16, np.uint16, 0xFF << 7),
 }
-_LIVE_PIECES = 64  # a stall of the disk on one side shouldn't reach the other
+"""dtype -> integers of its size, and the bits of infinity."""
+_BLOCK_BYTES = 4 << 20  # a multiple of every disk's block size
+_BLOCKS = 16  # on their way at once: a stall of the disk on one side shouldn't reach the other
 
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """A tensor to write. ``pieces`` yields its bytes in order, row-major, in pieces of a few megabytes."""
+    """A tensor to write.
+
+    ``content`` is a stored tensor, copied byte by byte, or yields the bytes in order, row-major, in pieces of about a
+    megabyte. ``sources`` are the stored tensors that it's made of, where that's known: what isn't finite is looked for
+    there.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    pieces: Callable[[], Iterator[memoryview]]
+    content: TensorInfo | Callable[[], Iterator[memoryview]]
+    sources: tuple[TensorInfo, ...] = ()
 
     @property
     def nbytes(self) -> int:
         return prod(self.shape) * ITEM_SIZES[self.dtype]
+
+
+class NotFiniteError(Exception):
+    """A tensor to write holds NaN or infinity."""
+
+    def __init__(self, tensor: OutputTensor) -> None:
+        super().__init__(tensor.name)
+        self.tensor = tensor
 
 
 def plan_shards(tensors: Sequence[OutputTensor], limit: int = MAX_SHARD_BYTES) -> dict[str, list[OutputTensor]]:
@@ -63,22 +82,21 @@ def plan_shards(tensors: Sequence[OutputTensor], limit: int = MAX_SHARD_BYTES) -
 
 
 def write_shards(
-    staging: Staging,
-    shards: dict[str, list[OutputTensor]],
-    on_bytes: Callable[[int], None] = lambda count: None,
-    on_nonfinite: Callable[[str], None] = lambda name: None,
+    staging: Staging, shards: Mapping[str, list[OutputTensor]], on_bytes: Callable[[int], None] = lambda count: None
 ) -> None:
     """Write every shard that isn't finished yet, and the index.
 
     Args:
         on_bytes: called with the number of bytes that came through (or were there already).
-        on_nonfinite: called with the name of a tensor that holds NaN or infinity; expected to raise.
+
+    Raises:
+        NotFiniteError: a tensor holds NaN or infinity.
     """
     for name, tensors in shards.items():
         if staging.finished(name):
             on_bytes(sum(tensor.nbytes for tensor in tensors))
             continue
-        staging.finish(name, _write_shard(staging.folder / name, tensors, on_bytes, on_nonfinite))
+        staging.finish(name, _write_shard(staging.folder / name, tensors, on_bytes))
     if list(shards) != [SINGLE]:
         weight_map = {tensor.name: name for name, tensors in shards.items() for tensor in tensors}
         total = sum(tensor.nbytes for tensors in shards.values() for tensor in tensors)
@@ -86,65 +104,133 @@ def write_shards(
         staging.write(INDEX, (json.dumps(index, indent=1) + "\n").encode())
 
 
-def _write_shard(
-    path: Path,
-    tensors: Sequence[OutputTensor],
-    on_bytes: Callable[[int], None],
-    on_nonfinite: Callable[[str], None],
-) -> str:
-    with closing(DirectFile(path)) as file, _Sink(file) as sink:
-        sink.take(make_header((tensor.name, tensor.dtype, tensor.shape) for tensor in tensors))
+def _write_shard(path: Path, tensors: Sequence[OutputTensor], on_bytes: Callable[[int], None]) -> str:
+    with closing(DirectFile(path)) as file, _Blocks(file) as blocks:
+        blocks.put(make_header((tensor.name, tensor.dtype, tensor.shape) for tensor in tensors))
         for tensor in tensors:
-            written = 0
-            for piece in tensor.pieces():
-                if not finite(piece, tensor.dtype):
-                    on_nonfinite(tensor.name)
-                sink.take(piece)
-                written += len(piece)
-                on_bytes(len(piece))
-            assert written == tensor.nbytes, (tensor.name, written, tensor.nbytes)
-        return sink.finish()
+            count = 0
+            for written in blocks.read(tensor) if isinstance(tensor.content, TensorInfo) else blocks.compute(tensor):
+                on_bytes(written)
+                count += written
+            assert count == tensor.nbytes, (tensor.name, count, tensor.nbytes)
+        return blocks.finish()
 
 
-class _Sink:
-    """Hashes and writes pieces, each in a thread of its own, while the caller makes the next."""
+class _Part(NamedTuple):
+    """What of a block belongs to one tensor."""
+
+    tensor: OutputTensor
+    start: int
+    stop: int
+
+
+class _Blocks:
+    """A file as a ring of blocks: the caller fills the next one while others are checked, hashed and written."""
 
     def __init__(self, file: DirectFile) -> None:
         self._file = file
         self._digest = hashlib.sha256()
-        self._live: list[Future[object]] = []
-        self._hasher, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._checker, self._hasher, self._writer = (ThreadPoolExecutor(1) for _ in range(3))
+        self._busy: deque[tuple[memoryview, list[Future[None]]]] = deque()
+        self._block = memoryview(mmap.mmap(-1, _BLOCK_BYTES))
+        self._filled = 0
+        self._parts: list[_Part] = []
+        self._cut = b""  # of a value that goes over the end of a block
 
-    def __enter__(self) -> _Sink:
+    def __enter__(self) -> _Blocks:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pool in (self._hasher, self._writer):
+        for pool in (self._checker, self._hasher, self._writer):
             pool.shutdown(cancel_futures=True)
 
-    def take(self, piece: bytes | memoryview) -> None:
-        """Hash and write a piece; waits while too many are on their way."""
-        while len(self._live) >= 2 * _LIVE_PIECES:
-            self._live.pop(0).result()
-        self._live.append(self._hasher.submit(self._digest.update, piece))
-        self._live.append(self._writer.submit(self._file.write, piece))
+    def put(self, content: bytes | memoryview, tensor: OutputTensor | None = None) -> None:
+        """Copy some bytes into the file."""
+        rest = memoryview(content)
+        while rest:
+            room = self._room(len(rest))
+            room[:] = rest[: len(room)]
+            self._fill(len(room), tensor)
+            rest = rest[len(room) :]
+
+    def compute(self, tensor: OutputTensor) -> Iterator[int]:
+        """Take a tensor's bytes as they're computed; yields the number of bytes after each piece."""
+        assert not isinstance(tensor.content, TensorInfo)
+        for piece in tensor.content():
+            self.put(piece, tensor)
+            yield len(piece)
+
+    def read(self, tensor: OutputTensor) -> Iterator[int]:
+        """Read a stored tensor's bytes straight into the blocks; yields the number of bytes after each read."""
+        assert isinstance(tensor.content, TensorInfo)
+        rest = tensor.content.nbytes
+        with tensor.content.file.open("rb", buffering=0) as file:
+            file.seek(tensor.content.offset)
+            while rest:
+                room = self._room(rest)
+                read_into(file, tensor.content, room)
+                self._fill(len(room), tensor)
+                rest -= len(room)
+                yield len(room)
 
     def finish(self) -> str:
-        """Wait until all of it is hashed and on the disk; the sha256."""
-        self._live.append(self._writer.submit(self._file.finish))
-        for future in self._live:
-            future.result()
+        """Wait until all of it is checked, hashed and on the disk; the sha256."""
+        if self._filled:
+            self._send()
+        while self._busy:
+            self._await_oldest()
+        self._file.finish()
         return self._digest.hexdigest()
+
+    def _room(self, count: int) -> memoryview:
+        """Where the next ``count`` bytes, or the first of them, go."""
+        return self._block[self._filled : self._filled + count]
+
+    def _fill(self, count: int, tensor: OutputTensor | None) -> None:
+        if tensor is not None:
+            self._parts.append(_Part(tensor, self._filled, self._filled + count))
+        self._filled += count
+        if self._filled == _BLOCK_BYTES:
+            self._send()
+            free = self._await_oldest() if len(self._busy) == _BLOCKS else memoryview(mmap.mmap(-1, _BLOCK_BYTES))
+            self._block, self._filled, self._parts = free, 0, []
+
+    def _send(self) -> None:
+        block = self._block[: self._filled]
+        work = [
+            self._checker.submit(self._check, block, self._parts),
+            self._hasher.submit(self._digest.update, block),
+            self._writer.submit(self._file.write, block),
+        ]
+        self._busy.append((self._block, work))
+
+    def _await_oldest(self) -> memoryview:
+        """A block that is done with."""
+        block, work = self._busy.popleft()
+        for future in work:
+            future.result()
+        return block
+
+    def _check(self, block: memoryview, parts: Sequence[_Part]) -> None:
+        for part in parts:
+            values: memoryview | bytes = block[part.start : part.stop]
+            if self._cut:
+                values = self._cut + values
+            whole = len(values) - len(values) % ITEM_SIZES[part.tensor.dtype]
+            if not finite(values[:whole], part.tensor.dtype):
+                raise NotFiniteError(part.tensor)
+            self._cut = bytes(values[whole:])
 
 
 def finite(piece: memoryview | bytes, dtype: str) -> bool:
-    """Whether no value is NaN or infinite: the exponent bits are all ones just for those. One fast pass over bits."""
-    kind, limit = _EXPONENT[dtype]
-    bits = np.frombuffer(piece, kind)
-    step = 1 << 16  # stays in the second-level cache
-    room = np.empty(min(step, bits.size), kind)
-    for start in range(0, bits.size, step):
-        part = bits[start : start + step]
-        if np.left_shift(part, kind(1), out=room[: part.size]).max() >= limit:
-            return False
-    return True
+    """Whether no value is NaN or infinite. Two passes that write nothing.
+
+    Without their sign, infinity and NaN are the largest as whole numbers: among signed ones a positive number is the
+    largest (where there is one), among unsigned ones a negative number.
+    """
+    signed, unsigned, infinity = _BITS[dtype]
+    bits = np.frombuffer(piece, signed)
+    if not bits.size:
+        return True
+    sign = 1 << (8 * bits.itemsize - 1)
+    return bool(bits.max() < infinity) and bool(bits.view(unsigned).max() < (sign | infinity))

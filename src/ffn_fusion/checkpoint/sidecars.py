@@ -22,13 +22,13 @@ SIDECARS = (
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
-def sidecar_files(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of every file beside the weights that a child passes on.
+def sidecar_files(folder: Path, *more: str) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of every file beside the weights that a child passes on, and of ``more`` those that are there.
 
     Raises:
         CheckpointError: one of them leads out of the folder.
     """
-    names = {name for name in SIDECARS if (folder / name).is_file()}
+    names = {name for name in (*SIDECARS, *more) if (folder / name).is_file()}
     names |= {path.name for pattern in LICENCES for path in folder.glob(pattern) if path.is_file()}
     for name in sorted(names):
         yield name, inside(folder, name).read_bytes()

@@ -9,20 +9,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from ffn_fusion.checkpoint import staging
-from ffn_fusion.checkpoint.reader import Checkpoint, inside, torch_dtype
-from ffn_fusion.checkpoint.safetensors_file import CHUNK_BYTES, TensorInfo
-from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES, OutputTensor, plan_shards, write_shards
+from ffn_fusion.checkpoint.reader import Checkpoint, torch_dtype
+from ffn_fusion.checkpoint.safetensors_file import TensorInfo
+from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
 from ffn_fusion.checkpoint.sidecars import sidecar_files
+from ffn_fusion.checkpoint.write import json_file, output_tensors, write_checkpoint
 from ffn_fusion.errors import TrainingError
 from ffn_fusion.surgery.build import BLUEPRINT
-from ffn_fusion.surgery.child_config import MODELING_FILES
+from ffn_fusion.surgery.child_config import modeling_files
 from ffn_fusion.surgery.repairs import RECORD
-
-_MARGIN = 64 << 20
 
 
 class Weights(Protocol):
@@ -52,6 +50,10 @@ class AsStored:
         """The whole tensor."""
         return self._weights.read(name).to(torch_dtype(self.tensors[name].dtype))
 
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` of it."""
+        return self._weights.rows(name, start, stop).to(torch_dtype(self.tensors[name].dtype))
+
 
 def write_distilled(
     child: Checkpoint,
@@ -75,58 +77,34 @@ def write_distilled(
         TrainingError: a weight is NaN or infinite, or too large for the child's dtype. OutputError: the target exists,
             overlaps the child, or the disk is too small.
     """
-    staging.check_target(target, child.folder)
-    tensors = [
-        OutputTensor(name, info.dtype, info.shape, _pieces(weights, name, info.dtype))
-        for name, info in child.tensors.items()
-    ]
-    staging.check_space(target, sum(tensor.nbytes for tensor in tensors) + _MARGIN)
-
-    def refuse(name: str) -> None:
-        raise TrainingError(f"tensor {name} isn't finite as {child.tensors[name].dtype}", "lower the learning rate")
-
     before = staging.read_manifest(child.folder) or {}
-    identity = distilled_id(child.folder, record, max_shard_bytes)
-    with staging.staged(target, hashlib.sha256(f"{identity}\n{weights.folder}".encode()).hexdigest()) as stage:
-        write_shards(stage, plan_shards(tensors, max_shard_bytes), on_bytes, refuse)
-        for name, content in _beside(child.folder):
-            stage.write(name, content)
-        stage.write(staging.DISTILLATION, (json.dumps(record, indent=1) + "\n").encode())
-        if model_card:
-            stage.write(staging.MODEL_CARD, model_card.encode())
-        stage.commit(_manifest(child, before, record, identity))
-    return target
-
-
-def _manifest(child: Checkpoint, before: Mapping[str, Any], record: Mapping[str, Any], identity: str) -> dict[str, Any]:
-    """As a build's, with the child that was distilled."""
-    return {
-        "made_by": f"ffn-fusion {version('ffn-fusion')}",
-        "build": identity,
+    manifest = {
+        "build": distilled_id(child.folder, record, max_shard_bytes),
         "parent": before.get("parent") or record["parent"],
         "distilled": {"build": before.get("build"), "fingerprint": child.fingerprint},
     }
+    return write_checkpoint(
+        output_tensors(AsStored(child, weights)),
+        _files(child.folder, record, model_card),
+        manifest,
+        target,
+        parent=child.folder,
+        state=str(weights.folder),
+        max_shard_bytes=max_shard_bytes,
+        on_bytes=on_bytes,
+        on_nonfinite=lambda tensor: TrainingError(
+            f"tensor {tensor.name} isn't finite as {tensor.dtype}", "lower the learning rate"
+        ),
+    )
 
 
-def _beside(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Every file beside the weights that stays as it is, and the code that loads it."""
-    yield from sidecar_files(folder)
-    for name in ("config.json", BLUEPRINT, RECORD):
-        if (folder / name).is_file():
-            yield name, inside(folder, name).read_bytes()
-    for name, path in MODELING_FILES.items():
-        yield name, path.read_bytes()
-
-
-def _pieces(source: Weights, name: str, dtype: str) -> Callable[[], Iterator[memoryview]]:
-    def pieces() -> Iterator[memoryview]:
-        count = source.tensors[name].shape[0]
-        step = max(1, CHUNK_BYTES // source.tensors[name].row_bytes)
-        for start in range(0, count, step):
-            part = source.rows(name, start, min(start + step, count)).to(torch_dtype(dtype))
-            yield part.contiguous().view(torch.uint8).numpy().data.cast("B")
-
-    return pieces
+def _files(folder: Path, record: Mapping[str, Any], model_card: str) -> Iterator[tuple[str, bytes]]:
+    """What the child has beside its weights, and the record of its distillation."""
+    yield from sidecar_files(folder, "config.json", BLUEPRINT, RECORD)
+    yield from modeling_files()
+    yield json_file(staging.DISTILLATION, record, indent=1)
+    if model_card:
+        yield staging.MODEL_CARD, model_card.encode()
 
 
 def distilled_id(child: Path, record: Mapping[str, Any], max_shard_bytes: int = MAX_SHARD_BYTES) -> str:

@@ -4,7 +4,6 @@ in another dtype or other files. Streamed, whole or not at all.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,15 +16,16 @@ from ffn_fusion.checkpoint.reader import Checkpoint, inside
 from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
 from ffn_fusion.checkpoint.sidecars import sidecar_files
 from ffn_fusion.checkpoint.staging import DISTILLATION, MODEL_CARD, read_manifest
+from ffn_fusion.checkpoint.write import build_key, json_file, write_checkpoint
 from ffn_fusion.distillation.checks import read_record
 from ffn_fusion.errors import CheckpointError, UsageError
 from ffn_fusion.export.plain_llama import plain_config, plan_llama
 from ffn_fusion.families import ModelSpec
-from ffn_fusion.portability.fix import Fixed, native_files, write_rewritten
+from ffn_fusion.portability.fix import Fixed, native_files
 from ffn_fusion.portability.history import FIXES, REWRITTEN, Form, Rewriting, history_json, read_history
 from ffn_fusion.portability.rewrite import plan_rewrite
 from ffn_fusion.report.model_card import model_card, read_licence
-from ffn_fusion.surgery.build import BLUEPRINT
+from ffn_fusion.surgery.build import BLUEPRINT, files_state
 from ffn_fusion.surgery.repairs import RECORD
 
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
@@ -96,12 +96,13 @@ def write_folder(plan: FolderPlan, target: Path, on_bytes: Callable[[int], None]
         CheckpointError: a weight is NaN, infinite, or beyond the dtype.
         OutputError: the target exists, overlaps the checkpoint, or the disk is too small.
     """
-    return write_rewritten(
-        plan.fixed,
-        plan.checkpoint,
-        target,
+    return write_checkpoint(
+        plan.fixed.output(plan.checkpoint),
         list(_files(plan, target.name)),  # a broken one is found before the weights are written
         _manifest(plan),
+        target,
+        parent=plan.checkpoint.folder,
+        state=files_state(plan.checkpoint),
         max_shard_bytes=plan.max_shard_bytes,
         on_bytes=on_bytes,
     )
@@ -115,12 +116,9 @@ def _stored_as(spec: ModelSpec, dtype: str) -> ModelSpec:
 
 def _files(plan: FolderPlan, name: str) -> Iterator[tuple[str, bytes]]:
     folder, spec = plan.checkpoint.folder, plan.fixed.spec
-    yield from sidecar_files(folder)
-    for carried in (RECORD, DISTILLATION, FIXES):
-        if (folder / carried).is_file():
-            yield carried, inside(folder, carried).read_bytes()
+    yield from sidecar_files(folder, RECORD, DISTILLATION, FIXES)
     if plan.form == "llama":
-        yield "config.json", (json.dumps(plain_config(spec), indent=2) + "\n").encode()
+        yield json_file("config.json", plain_config(spec))
     else:
         yield from native_files(spec)
     blueprint = _blueprint(plan.checkpoint)
@@ -168,22 +166,8 @@ def _manifest(plan: FolderPlan) -> dict[str, Any]:
     is_child = (checkpoint.folder / BLUEPRINT).is_file()
     history = (*read_history(checkpoint.folder), Rewriting(form=plan.form, dtype=plan.dtype))
     return {
-        "made_by": f"ffn-fusion {version('ffn-fusion')}",
-        "build": _identity(plan),
+        "build": build_key(checkpoint.fingerprint, plan.form, plan.dtype, plan.max_shard_bytes, plan.steps),
         "parent": before.get("parent") if is_child else itself,
         "exported": {"steps": list(plan.steps), "build": before.get("build"), "fingerprint": checkpoint.fingerprint},
         REWRITTEN: history_json(history),
     }
-
-
-def _identity(plan: FolderPlan) -> str:
-    """What is being written, the same on every machine."""
-    words = (
-        plan.checkpoint.fingerprint,
-        plan.form,
-        plan.dtype,
-        plan.max_shard_bytes,
-        plan.steps,
-        version("ffn-fusion"),
-    )
-    return hashlib.sha256("\n".join(map(str, words)).encode()).hexdigest()

@@ -4,12 +4,9 @@ engine adds up in the same order: tensors are copied, repeated, or padded with z
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ffn_fusion.checkpoint import staging
-from ffn_fusion.checkpoint.reader import Checkpoint, inside, torch_dtype
-from ffn_fusion.checkpoint.safetensors_file import CHUNK_BYTES, ITEM_SIZES, chunks
-from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES, OutputTensor, finite, plan_shards, write_shards
+from ffn_fusion.checkpoint.reader import Checkpoint, torch_dtype
+from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES, TensorInfo
+from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES, OutputTensor
 from ffn_fusion.checkpoint.sidecars import sidecar_files
-from ffn_fusion.errors import CheckpointError
+from ffn_fusion.checkpoint.write import build_key, json_file, output_tensors, write_checkpoint
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.layout import (
     ATTENTION_NORM,
@@ -37,13 +34,12 @@ from ffn_fusion.portability.rewrite import Rewrite, RewrittenBlock
 from ffn_fusion.portability.rule import Engine
 from ffn_fusion.portability.shipped import tidy_rotary
 from ffn_fusion.surgery.build import BLUEPRINT, files_state
-from ffn_fusion.surgery.child_config import MODELING_FILES, child_config
+from ffn_fusion.surgery.child_config import child_config, modeling_files
 from ffn_fusion.surgery.fuse_ffn import fuse_columns, fuse_rows
 from ffn_fusion.surgery.repairs import RECORD
 
-__all__ = ["Fixed", "fix", "native_config", "native_files", "read_fixes", "write_rewritten"]
+__all__ = ["Fixed", "fix", "native_config", "native_files", "read_fixes"]
 _CARRIED = (BLUEPRINT, RECORD, staging.DISTILLATION)
-_MARGIN = 64 << 20
 
 
 class Source(Protocol):
@@ -102,6 +98,19 @@ class Fixed:
     @property
     def nbytes(self) -> int:
         return sum(prod(tensor.shape) * ITEM_SIZES[tensor.dtype] for tensor in self.tensors.values())
+
+    def output(self, checkpoint: Checkpoint) -> list[OutputTensor]:
+        """The tensors as streams of bytes, where ``source`` is this checkpoint; those that stay are its bytes."""
+
+        def sources(name: str) -> tuple[TensorInfo, ...]:
+            source = self.tensors[name].source
+            return () if source is None else (checkpoint.tensors[source],)
+
+        def is_copy(name: str) -> bool:
+            tensor = self.tensors[name]
+            return tensor.repeat == 1 and [(tensor.dtype, tensor.shape)] == [(s.dtype, s.shape) for s in sources(name)]
+
+        return output_tensors(self, sources, is_copy)
 
     def _rows(self, tensor: FixedTensor, start: int, stop: int) -> Tensor:
         if tensor.source is None:
@@ -163,62 +172,30 @@ def fix(
     """
     fixed = Fixed(checkpoint, rewrite)
     about = {"engines": list(engines), "steps": list(rewrite.steps)}
-
-    def files() -> Iterator[tuple[str, bytes]]:
-        yield from _beside(checkpoint.folder)
-        yield from native_files(fixed.spec)
-        yield FIXES, (json.dumps(about, indent=1) + "\n").encode()
-
-    identity = _identity(checkpoint, engines, max_shard_bytes)
-    manifest = _manifest(checkpoint, identity, about)
+    before = staging.read_manifest(checkpoint.folder) or {}
+    manifest = {
+        "build": build_key(checkpoint.fingerprint, *engines, max_shard_bytes),
+        "parent": before.get("parent"),  # the one that the child was made of
+        "fixed": {**about, "build": before.get("build"), "fingerprint": checkpoint.fingerprint},
+    }
     if history := read_history(checkpoint.folder):
         manifest[REWRITTEN] = history_json([*history, Rewriting(engines=tuple(engines))])
-    return write_rewritten(
-        fixed, checkpoint, target, files(), manifest, max_shard_bytes=max_shard_bytes, on_bytes=on_bytes
+    return write_checkpoint(
+        fixed.output(checkpoint),
+        _files(checkpoint.folder, fixed.spec, about),
+        manifest,
+        target,
+        parent=checkpoint.folder,
+        state=files_state(checkpoint),
+        max_shard_bytes=max_shard_bytes,
+        on_bytes=on_bytes,
     )
 
 
-def write_rewritten(
-    fixed: Fixed,
-    checkpoint: Checkpoint,
-    target: Path,
-    files: Iterable[tuple[str, bytes]],
-    manifest: Mapping[str, Any],
-    *,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-    on_bytes: Callable[[int], None] = lambda count: None,
-) -> Path:
-    """Write ``checkpoint`` rewritten as ``fixed``, and the files beside the weights: whole, or not at all, streamed.
-
-    Args:
-        manifest: what the manifest says; under ``build`` what is being written, so that only the same resumes.
-
-    Raises:
-        CheckpointError: a weight is NaN or infinite, or too large for its new dtype.
-        OutputError: the target exists, overlaps the checkpoint, or the disk is too small.
-    """
-    staging.check_target(target, checkpoint.folder)
-    tensors = [OutputTensor(t.name, t.dtype, t.shape, _pieces(fixed, t)) for t in fixed.tensors.values()]
-    staging.check_space(target, fixed.nbytes + _MARGIN)
-
-    def refuse(name: str) -> None:
-        tensor = fixed.tensors[name]
-        assert tensor.source is not None, "zeros and ones are finite"
-        info = checkpoint.tensors[tensor.source]
-        place = f"{checkpoint.name}: tensor {tensor.source}"
-        if all(finite(piece, info.dtype) for piece in chunks(info)):
-            raise CheckpointError(
-                f"{place} has values too large for {tensor.dtype}", "choose bf16, f32 or its own dtype"
-            )
-        raise CheckpointError(f"{place} holds NaN or infinity", "get the weights again")
-
-    key = hashlib.sha256(f"{manifest['build']}\n{files_state(checkpoint)}".encode()).hexdigest()
-    with staging.staged(target, key) as stage:
-        write_shards(stage, plan_shards(tensors, max_shard_bytes), on_bytes, refuse)
-        for name, content in files:
-            stage.write(name, content)
-        stage.commit(dict(manifest))
-    return target
+def _files(folder: Path, spec: ModelSpec, about: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+    yield from sidecar_files(folder, *_CARRIED, staging.MODEL_CARD)
+    yield from native_files(spec)
+    yield json_file(FIXES, about, indent=1)
 
 
 def native_config(spec: ModelSpec) -> dict[str, Any]:
@@ -228,43 +205,5 @@ def native_config(spec: ModelSpec) -> dict[str, Any]:
 
 def native_files(spec: ModelSpec) -> Iterator[tuple[str, bytes]]:
     """config.json in the Nemotron-NAS form, and the files of code that travel with it."""
-    yield "config.json", (json.dumps(native_config(spec), indent=2) + "\n").encode()
-    for name, path in MODELING_FILES.items():
-        yield name, path.read_bytes()
-
-
-def _pieces(fixed: Fixed, tensor: FixedTensor) -> Callable[[], Iterator[memoryview]]:
-    def pieces() -> Iterator[memoryview]:
-        count = tensor.shape[0]
-        row_bytes = max(1, OutputTensor(tensor.name, tensor.dtype, tensor.shape, lambda: iter(())).nbytes // count)
-        step = max(1, CHUNK_BYTES // row_bytes)
-        for start in range(0, count, step):
-            rows = fixed.rows(tensor.name, start, min(start + step, count))
-            yield rows.contiguous().view(torch.uint8).numpy().data.cast("B")
-
-    return pieces
-
-
-def _beside(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """What any child passes on, and how this one was made."""
-    yield from sidecar_files(folder)
-    for name in (*_CARRIED, staging.MODEL_CARD):
-        if (folder / name).is_file():
-            yield name, inside(folder, name).read_bytes()
-
-
-def _identity(checkpoint: Checkpoint, engines: Sequence[Engine], max_shard_bytes: int) -> str:
-    """What is being written, the same on every machine."""
-    words = (checkpoint.fingerprint, *engines, str(max_shard_bytes), version("ffn-fusion"))
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()
-
-
-def _manifest(checkpoint: Checkpoint, identity: str, about: Mapping[str, Any]) -> dict[str, Any]:
-    """As a build's, with what was fixed; the parent is the one that the child was made of."""
-    before = staging.read_manifest(checkpoint.folder) or {}
-    return {
-        "made_by": f"ffn-fusion {version('ffn-fusion')}",
-        "build": identity,
-        "parent": before.get("parent"),
-        "fixed": {**about, "build": before.get("build"), "fingerprint": checkpoint.fingerprint},
-    }
+    yield json_file("config.json", native_config(spec))
+    yield from modeling_files()

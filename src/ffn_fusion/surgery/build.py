@@ -6,27 +6,24 @@ Holds a few megabytes of rows at a time, whatever the model's size; copied tenso
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from ffn_fusion.blueprint import Blueprint
-from ffn_fusion.checkpoint import staging
 from ffn_fusion.checkpoint.reader import Checkpoint
-from ffn_fusion.checkpoint.safetensors_file import CHUNK_BYTES, chunks
-from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES, OutputTensor, finite, plan_shards, write_shards
+from ffn_fusion.checkpoint.safetensors_file import TensorInfo
+from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES, OutputTensor
 from ffn_fusion.checkpoint.sidecars import sidecar_files
-from ffn_fusion.errors import BlueprintError, CheckpointError
+from ffn_fusion.checkpoint.staging import MODEL_CARD
+from ffn_fusion.checkpoint.write import json_file, output_tensors, write_checkpoint
+from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.surgery.child import Child
-from ffn_fusion.surgery.child_config import MODELING_FILES, child_config
+from ffn_fusion.surgery.child_config import child_config, modeling_files
 from ffn_fusion.surgery.repairs import RECORD, Repairs
 
 BLUEPRINT = "blueprint.json"
-_MARGIN = 64 << 20  # tokenizer, config and the file system's own
 
 
 def build(
@@ -56,38 +53,28 @@ def build(
     """
     check_blueprint(parent, blueprint)
     child = Child(parent, blueprint, width_multiple, repairs)
-    staging.check_target(target, parent.folder)
-    tensors = output_tensors(child)
-    staging.check_space(target, sum(tensor.nbytes for tensor in tensors) + _MARGIN)
+    about = {"name": parent.name, "revision": parent.revision, "fingerprint": parent.fingerprint}
+    return write_checkpoint(
+        child_tensors(child),
+        _files(child, model_card),
+        {"build": build_id(child, max_shard_bytes), "parent": about},
+        target,
+        parent=parent.folder,
+        state=files_state(parent),
+        max_shard_bytes=max_shard_bytes,
+        on_bytes=on_bytes,
+    )
 
-    def refuse(name: str) -> None:
-        raise CheckpointError(f"{_guilty(child, name)} holds NaN or infinity", "get the weights again, or mend them")
 
-    with staging.staged(target, _staging_key(child, max_shard_bytes)) as stage:
-        write_shards(stage, plan_shards(tensors, max_shard_bytes), on_bytes, refuse)
-        for name, content in sidecar_files(parent.folder):
-            stage.write(name, content)
-        for name, path in MODELING_FILES.items():
-            stage.write(name, path.read_bytes())
-        config = child_config(child.spec, width_multiple)
-        stage.write("config.json", (json.dumps(config, indent=2) + "\n").encode())
-        stage.write(BLUEPRINT, blueprint.to_json().encode())
-        if repairs is not None:
-            stage.write(RECORD, (json.dumps(repairs.record, indent=1) + "\n").encode())
-        if model_card:
-            stage.write(staging.MODEL_CARD, model_card.encode())
-        stage.commit(
-            {
-                "made_by": f"ffn-fusion {version('ffn-fusion')}",
-                "build": build_id(child, max_shard_bytes),
-                "parent": {
-                    "name": parent.name,
-                    "revision": parent.revision,
-                    "fingerprint": parent.fingerprint,
-                },
-            }
-        )
-    return target
+def _files(child: Child, model_card: str) -> Iterator[tuple[str, bytes]]:
+    yield from sidecar_files(child.parent.folder)
+    yield from modeling_files()
+    yield json_file("config.json", child_config(child.spec, child.width_multiple))
+    yield BLUEPRINT, child.blueprint.to_json().encode()
+    if child.repairs is not None:
+        yield json_file(RECORD, child.repairs.record, indent=1)
+    if model_card:
+        yield MODEL_CARD, model_card.encode()
 
 
 def check_blueprint(parent: Checkpoint, blueprint: Blueprint) -> None:
@@ -101,39 +88,19 @@ def check_blueprint(parent: Checkpoint, blueprint: Blueprint) -> None:
         raise BlueprintError("the blueprint leaves no block at all", "keep at least one attention or FFN")
 
 
-def output_tensors(child: Child) -> list[OutputTensor]:
+def child_tensors(child: Child) -> list[OutputTensor]:
     """The child's tensors as streams of bytes; those copied from the parent are its bytes."""
-    return [OutputTensor(t.name, t.dtype, t.shape, _pieces(child, t.name)) for t in child.tensors.values()]
+
+    def sources(name: str) -> tuple[TensorInfo, ...]:
+        tensor = child.tensors[name]
+        return tuple(child.parent.tensors[source] for source in (*tensor.sources, *tensor.scales))
+
+    return output_tensors(child, sources, lambda name: child.tensors[name].join == "copy")
 
 
 def child_bytes(child: Child) -> int:
-    return sum(tensor.nbytes for tensor in output_tensors(child))
-
-
-def _pieces(child: Child, name: str) -> Callable[[], Iterator[memoryview]]:
-    tensor = child.tensors[name]
-    if tensor.join == "copy":
-        return lambda: chunks(child.parent.tensors[tensor.sources[0]])
-
-    def computed() -> Iterator[memoryview]:
-        count = tensor.shape[0]
-        row_bytes = max(1, OutputTensor(name, tensor.dtype, tensor.shape, lambda: iter(())).nbytes // count)
-        step = max(1, CHUNK_BYTES // row_bytes)
-        for start in range(0, count, step):
-            rows = child.rows(name, start, min(start + step, count))
-            yield rows.contiguous().view(torch.uint8).numpy().data.cast("B")
-
-    return computed
-
-
-def _guilty(child: Child, name: str) -> str:
-    """Which tensor of the parent brought in what isn't finite."""
-    tensor = child.tensors[name]
-    for source in (*tensor.sources, *tensor.scales):
-        info = child.parent.tensors[source]
-        if any(not finite(piece, info.dtype) for piece in chunks(info)):
-            return f"{info.file}: tensor {source}"
-    return f"tensor {name} of the child, too large for {tensor.dtype} after folding the norm: it"
+    """Bytes of the child's weights."""
+    return sum(tensor.nbytes for tensor in child_tensors(child))
 
 
 def build_id(child: Child, max_shard_bytes: int = MAX_SHARD_BYTES) -> str:
@@ -143,13 +110,6 @@ def build_id(child: Child, max_shard_bytes: int = MAX_SHARD_BYTES) -> str:
     digest.update(f"{child.width_multiple} {max_shard_bytes} {version('ffn-fusion')}".encode())
     if child.repairs is not None:
         digest.update(child.repairs.digest.encode())
-    return digest.hexdigest()
-
-
-def _staging_key(child: Child, max_shard_bytes: int) -> str:
-    """The build and the state of the parent's files, so that an interrupted build never mixes two of them."""
-    digest = hashlib.sha256(build_id(child, max_shard_bytes).encode())
-    digest.update(files_state(child.parent).encode())
     return digest.hexdigest()
 
 

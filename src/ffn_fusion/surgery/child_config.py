@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ _REPLACED = (
     "num_key_value_heads",
     "num_hidden_layers",
 )
+
+
+def modeling_files() -> Iterator[tuple[str, bytes]]:
+    """Name and content of the code that travels inside a child."""
+    for name, path in MODELING_FILES.items():
+        yield name, path.read_bytes()
 
 
 def child_config(spec: ModelSpec, width_multiple: int = WIDTH_MULTIPLE) -> dict[str, Any]:
