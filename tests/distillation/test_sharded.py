@@ -121,7 +121,7 @@ def test_stopped_and_out_of_room(pairs: Path, two: Path, tmp_path: Path) -> None
     assert "checkpoint-4: can't be written ([Errno 27] File too large" in (tmp_path / "first.txt").read_text()
     assert "No space left" in (tmp_path / "second.txt").read_text()
     for name in ("first", "second"):
-        assert "it goes on from step 2" in (tmp_path / f"{name}.txt").read_text()
+        assert "it continues from step 2" in (tmp_path / f"{name}.txt").read_text()
     for name in ("stopped", "first", "second"):
         assert same(weights(tmp_path / name, 6), weights(two / "short", 6)), name
 

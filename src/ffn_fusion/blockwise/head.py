@@ -1,6 +1,7 @@
 """The LM head in slices: loss, KL to the parent and agreement with it, without ever holding all logits.
 
-Shapes: N windows, T tokens, D hidden, V vocabulary. Token t predicts token t + 1, so T - 1 predictions a window.
+Shapes: N windows, T tokens, D hidden, V vocabulary. Token t predicts token t + 1, so there are T - 1 predictions per
+window.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ LOGIT_BYTES = 48 << 20  # a slice of logits that stays in the last-level cache b
 
 @dataclass(frozen=True)
 class Divergence:
-    """Per window means [N]: LM loss and KL(parent || this) in nats, share of tokens with the parent's top token, and
-    cosine distance of the last hidden state (before the final norm) to the parent's.
+    """Means per window [N]: LM loss and KL(parent || this) in nats, the share of tokens with the parent's top token,
+    and the cosine distance of the last hidden state (before the final norm) to the parent's.
     """
 
     loss_N: Tensor
@@ -52,10 +53,10 @@ def compare(
     """Compare last states with the parent's, slice by slice of the tokens.
 
     Args:
-        models: what is compared; the parent's own loss can be had by naming it.
+        models: the models to compare; include the parent to get its own loss.
         ids_NT: the windows.
-        journal: finished windows are noted there, and not done again.
-        on_window: called with the number of windows done.
+        journal: records finished windows, which are not computed again.
+        on_window: called with the number of finished windows.
 
     Returns:
         A divergence for every name.
@@ -75,7 +76,7 @@ def compare(
 
 
 def _window(parent: Final, models: Mapping[str, Final], ids_NT: Tensor, n: int) -> Tensor:
-    """Means over window n: [models, figures] in float64."""
+    """Return the means over window n: [models, figures] in float64."""
     T, stack = ids_NT.shape[1], parent.stack
     step = max(1, LOGIT_BYTES // (4 * stack.spec.vocab_size))
     sums = torch.zeros(len(models), len(fields(Divergence)), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""How fast this machine does what a sweep consists of, measured in a few seconds on the model's own block."""
+"""The speed of this machine at the parts of a sweep, measured within a few seconds on one of the model's own blocks."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ _STATE_BYTES_PER_SECOND = 2e9  # states to files and back: copies to and from th
 
 @dataclass(frozen=True)
 class Pace:
-    """Rates: FLOPs a second inside blocks and at the head, bytes a second from the checkpoint to a loaded block."""
+    """Rates: FLOPs per second inside blocks and at the head, and bytes per second from the checkpoint to a loaded
+    block.
+    """
 
     block_flops: float
     head_flops: float
     load_bytes: float
 
     def seconds(self, work: Work, schedule: Schedule, windows: int) -> float:
-        """How long a sweep over ``windows`` windows takes, with its heads; loading hides behind computing."""
+        """Return the time of a sweep over ``windows`` windows, including heads; loading overlaps with computing."""
         total = 0.0
         passes = 1 if schedule.resident else schedule.chunks
         share = schedule.weight_bytes / passes / max(1, len(work.spec.blocks))
@@ -41,7 +43,7 @@ class Pace:
 
 @torch.inference_mode()
 def measure_pace(stack: Stack, context: int, rows: int) -> Pace:
-    """Time one block (the first that has both parts) and a slice of a head; the block stays loaded for the sweep."""
+    """Time one block (the first with both sub-blocks) and a slice of the head; the block stays loaded for the sweep."""
     spec = stack.spec
     i = next((k for k, b in enumerate(spec.blocks) if b.attention and b.ffn), 0)
     began = time.perf_counter()

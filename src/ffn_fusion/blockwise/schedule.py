@@ -1,8 +1,8 @@
-"""How a sweep is carried out within a memory budget: weights resident or streamed, windows in chunks, states in files.
+"""How a sweep is carried out within a memory limit: weights resident or streamed, windows in chunks, states in files.
 
-The trade: the states of all variants, for all windows at once, lie in files when they outgrow the memory (bytes
-spilled), or the windows go through in several chunks, each of which reads all weights again (bytes re-read). The
-schedule takes whichever moves fewer bytes; where weights are resident, chunks cost nothing.
+The trade-off: the states of all variants for all windows are either written to files once they outgrow the memory
+(bytes spilled), or the windows go through in several chunks, each of which reads all weights again (bytes read again).
+The schedule takes whichever moves fewer bytes; if weights are resident, chunks cost nothing.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _LOGITS_AT_ONCE = 6  # slices of logits that stand at a time: the parent's and t
 
 @dataclass(frozen=True)
 class Schedule:
-    """What was decided, in bytes. ``rows`` tokens go through a block together, ``chunk`` windows through the model.
+    """The decision, in bytes. ``rows`` tokens go through a block together, ``chunk`` windows through the model.
 
-    ``peak_memory`` is the process's, as estimated; ``weight_bytes`` are read from the checkpoint, ``moved_bytes`` of
-    states written to files and read back, ``in_cache`` if the system's cache is expected to hold them; ``disk_bytes``
-    are needed for them at a time. ``alternative`` says what the other way would have cost. No chunk has fewer than
-    ``least`` windows: what the last chunk would be short of, the one before takes.
+    ``peak_memory`` is the estimate for the process; ``weight_bytes`` are read from the checkpoint; ``moved_bytes`` of
+    states are written to files and read back; ``in_cache`` says whether the page cache is expected to hold them;
+    ``disk_bytes`` are needed at a time. ``alternative`` says what the other way would have cost. No chunk has fewer
+    than ``least`` windows: if the last chunk would, it takes some from the one before.
     """
 
     resident: bool
@@ -56,18 +56,18 @@ class Schedule:
     least: int = 1
 
     def slices(self, windows: int) -> list[slice]:
-        """The chunks of so many windows, in order."""
+        """Return the chunks of so many windows, in order."""
         return _slices(windows, self.chunk, self.least)
 
     @property
     def spilled_bytes(self) -> int:
-        """States that really go to the disk and back."""
+        """The bytes of states that actually go to disk and back."""
         return 0 if self.in_cache else self.moved_bytes
 
 
 @dataclass(frozen=True)
 class Store:
-    """The weights, in bytes: as stored, as computed with, and the largest block and head as computed with."""
+    """The weights in bytes: as stored, as computed with, and the largest block and head as computed with."""
 
     stored: int
     computed: int
@@ -85,8 +85,8 @@ class Store:
 
 @dataclass(frozen=True)
 class Room:
-    """What a machine has for one process, in bytes: memory in use already, free memory where it's computed, cache that
-    the system can spare for files, and free disk.
+    """What a machine has for one process, in bytes: memory already in use, free memory of the device, page cache that
+    can be spared for files, and free disk space.
     """
 
     used: int
@@ -117,16 +117,16 @@ def make_schedule(
     memory: int | None = None,
     in_files: bool = False,
 ) -> Schedule:
-    """Decide for ``windows`` windows.
+    """Decide how ``windows`` windows go through.
 
     Args:
         stored: bytes of the checkpoint.
-        memory: bytes that the process may have, the interpreter and its libraries included; on a GPU, bytes there.
-            Default: half of what's free.
-        in_files: states go to files, so that they survive the process; else only if they don't fit.
+        memory: limit for the process in bytes, including the interpreter and its libraries; on a GPU, bytes there.
+            Default: half of the free memory.
+        in_files: write states to files, so that they survive the process; otherwise only if they do not fit.
 
     Raises:
-        UsageError: the budget is too small for this model, with what's needed.
+        UsageError: the limit is too small for this model; says how much is needed.
         OutputError: the disk is too small for the states of even one window.
     """
     store = Store.of(work, stored, dtype)
@@ -184,9 +184,9 @@ def make_schedule(
 
 
 def _chunk(window: int, windows: int, stored: int, work: Work, dtype: torch.dtype, resident: bool, room: Room) -> int:
-    """Windows that go through together: of all numbers of chunks, the one that moves the fewest bytes to and from disk.
+    """Return the number of windows per chunk that moves the fewest bytes to and from disk.
 
-    States that fit the system's cache beside the weights hardly touch the disk; more of them are spilled whole.
+    States that fit into the page cache beside the weights hardly touch the disk; larger ones are spilled completely.
     """
     fitting = _chunks(work, windows, room.disk // (2 * window))
     if not fitting:
@@ -207,8 +207,8 @@ def _chunk(window: int, windows: int, stored: int, work: Work, dtype: torch.dtyp
 
 
 def _chunks(work: Work, windows: int, most: int) -> list[int]:
-    """Sizes of chunks of at most so many windows, the largest first, each as even as it can be; of those that are large
-    enough for the edits if there are any, else the largest.
+    """Return the sizes of chunks of at most so many windows, largest first and as even as possible; only those large
+    enough for the edits if there are any, otherwise the largest.
     """
     least = _least(work, windows)
     sizes = [ceil(windows / chunks) for chunks in range(1, max(1, windows // least) + 1)]
@@ -217,7 +217,7 @@ def _chunks(work: Work, windows: int, most: int) -> list[int]:
 
 
 def _handy(sizes: Sequence[int], window: int, handy: int) -> int:
-    """The largest whose states are no more than handy, else the smallest."""
+    """Return the largest size whose states are no more than handy, otherwise the smallest."""
     return next((size for size in sizes if size * window <= handy), sizes[-1])
 
 
@@ -241,7 +241,7 @@ def _slices(windows: int, chunk: int, least: int) -> list[slice]:
 
 
 def _traffic(work: Work, dtype: torch.dtype) -> int:
-    """Bytes of states written in one pass, for one window."""
+    """Return the bytes of states written in one pass, for one window."""
     return sum(work.states) * work.context * work.spec.hidden_size * dtype.itemsize
 
 

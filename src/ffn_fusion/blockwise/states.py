@@ -1,8 +1,8 @@
-"""Where the hidden states of all variants lie between two blocks: in memory, or in files that survive the process.
+"""Where the hidden states of all variants are kept between two blocks: in memory, or in files that survive the process.
 
-Shapes: N windows, T tokens, D hidden; a slot is one tensor [N, T, D], named by its variant and a number (an edit under
-way may carry several). States are read and written a few windows at a time, block by block: what's read is what was
-written at the block before.
+Shapes: N windows, T tokens, D hidden; a slot is one tensor [N, T, D], named by its variant and a number (an edit in
+progress may carry several). States are read and written a few windows at a time, block by block: a read returns what
+was written at the block before.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class States(Protocol):
 
 
 class MemoryStates:
-    """States as tensors, on the device they're computed on. Nothing survives."""
+    """States as tensors on the device they are computed on; they do not survive the process."""
 
     def __init__(self, windows: int) -> None:
         self._windows = windows
@@ -74,11 +74,11 @@ class MemoryStates:
 
 
 class FileStates:
-    """States in two files that take turns: one holds the block before, the other is written.
+    """States in two files used alternately: one holds the states before a block, the other is being written.
 
-    So whatever moment the process dies at, the last finished block's states are whole. Reads and writes are direct
-    calls and not mmap: the memory that holds them is the system's cache, which gives way when it's needed elsewhere.
-    A sum over every slot tells on resuming whether the disk holds what was written.
+    So the states of the last finished block are complete whenever the process dies. Reads and writes are direct calls,
+    not mmap: the memory that holds them is the page cache, which shrinks when memory is needed elsewhere. On resuming,
+    a checksum of every slot tells whether the disk holds what was written.
     """
 
     def __init__(
@@ -178,6 +178,8 @@ def _raw(value: Tensor) -> Tensor:
 
 
 def _sum(raw: Tensor) -> int:
-    """Of the bytes as small integers: cheap, and different for other values, zeros, or an older state."""
+    """Return a checksum: the sum of the bytes as small integers, which is cheap and detects other values, zeros and
+    older states.
+    """
     words = raw.view(torch.int32) if raw.numel() % 4 == 0 else raw.view(torch.int8)
     return int(words.sum(dtype=torch.int64))

@@ -1,5 +1,5 @@
 """One pass over the blocks with many variants of the hidden state: every block is loaded once, and a variant runs only
-the blocks behind its change. Shapes: N windows, T tokens, D hidden.
+from the block on where it differs. Shapes: N windows, T tokens, D hidden.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Record = dict[str, npt.NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Observation:
-    """What can be seen at block ``block`` on a few windows; ``variant`` is ``PARENT`` for the parent itself.
+    """What can be observed at block ``block`` for a few windows; ``variant`` is ``PARENT`` for the parent itself.
 
-    ``x`` [n, T, D] is the state before the block, i.e. what the attention's norm reads; x + added.attention is what
-    the FFN's norm reads. ``parent`` is what the block adds in the parent. The tensors are those that are worked on:
-    an observer that wants to keep one copies it.
+    ``x`` [n, T, D] is the state before the block, the input of the attention's norm; x + added.attention is the input
+    of the FFN's norm. ``parent`` is what the block adds in the parent. The tensors are live: an observer that wants to
+    keep one has to copy it.
     """
 
     block: int
@@ -62,7 +62,7 @@ class Final:
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep leaves: last states, and what the observer saw."""
+    """The results of a sweep: last states, and what the observer saw."""
 
     stack: Stack
     states: States
@@ -100,12 +100,12 @@ def sweep(
     """Run the parent and every edited variant to the last block.
 
     Args:
-        keep: whether a variant's last state is wanted; the others only feed ``observe``.
-        states: where the states lie between blocks (default: in memory).
-        journal: finished blocks are noted there; one with notes of the same sweep resumes it. One that says that all
-            is finished holds what was observed, and the last states are gone.
-        rows: tokens that go through a block together, at least a window's.
-        on_progress: called with (block evaluations of one window done, in all).
+        keep: whether the last state of a variant is kept; the others only feed ``observe``.
+        states: where states are kept between blocks (default: in memory).
+        journal: records finished blocks; a journal of the same sweep resumes it. A journal that says everything is
+            finished holds the observations, but no last states.
+        rows: tokens that go through a block together, at least one window's.
+        on_progress: called with (finished block evaluations of one window, total).
     """
     N, T = ids_NT.shape
     states = MemoryStates(N) if states is None else states
@@ -145,17 +145,17 @@ def sweep(
 
 
 def final_states(stack: Stack, ids_NT: Tensor) -> Tensor:
-    """The last hidden state, before the final norm: [N, T] -> [N, T, D]."""
+    """Return the last hidden state, before the final norm: [N, T] -> [N, T, D]."""
     return sweep(stack, ids_NT, {}).state()
 
 
 def evaluations(blocks: int, edits: Iterable[Edit]) -> int:
-    """Block evaluations of a sweep for one window: the parent's, and each variant's behind its change."""
+    """Return the block evaluations of a sweep per window: the parent's, and each variant's from its change on."""
     return blocks + sum(blocks - 1 - edit.last for edit in edits)
 
 
 def _whole(journal: Journal, blocks: int) -> bool:
-    """Whether what was observed at the first so many blocks is all there."""
+    """Return whether the observations at the first so many blocks are complete."""
     return all(journal.load(f"block-{i:04d}") is not None for i in range(blocks))
 
 

@@ -1,6 +1,6 @@
-"""What a sweep has to do, counted before it begins: evaluations, FLOPs, states. No weights are read.
+"""The work of a sweep, counted before it begins: evaluations, FLOPs, states. No weights are read.
 
-Shapes: T tokens a window, D hidden, H heads, d head_dim. Everything here is for one window; windows multiply.
+Shapes: T tokens per window, D hidden, H heads, d head_dim. All counts are for one window.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ffn_fusion.families.layout import sub_block_parameters
 
 @dataclass(frozen=True)
 class Work:
-    """A sweep's work, block by block, for one window of ``context`` tokens.
+    """The work of a sweep, block by block, for one window of ``context`` tokens.
 
-    ``attentions`` and ``ffns`` are evaluations at each block, ``states`` the slots that are written there; ``heads``
-    is how many last states the LM head reads, the parent's included. ``beside`` are FLOPs of edits beside evaluations,
-    ``once`` those that don't depend on the number of windows that go through together. ``held`` are the most bytes that
-    edits keep in memory at a block, ``row_held`` for each token of a matmul; ``windows_wanted`` is how many
-    windows should go through together; if more than one, two have to.
+    ``attentions`` and ``ffns`` are evaluations at each block, ``states`` the slots written there; ``heads`` is the
+    number of last states the LM head reads, including the parent's. ``beside`` are FLOPs of edits other than
+    evaluations, ``once`` those that do not depend on the number of windows that go through together. ``held`` is the
+    largest number of bytes that edits keep in memory at a block, ``row_held`` that per token of a matrix product;
+    ``windows_wanted`` is the number of windows that should go through together; if more than one, at least two must.
     """
 
     spec: ModelSpec
@@ -57,7 +57,9 @@ class Work:
 
 
 def attention_flops(spec: ModelSpec, i: int, context: int) -> float:
-    """Of one attention on one window: its matrices, and scores and values [H, T, T] (counted whole, as computed)."""
+    """Return the FLOPs of one attention on one window: its matrices, and scores and values [H, T, T] (counted in full,
+    as computed).
+    """
     part = spec.blocks[i].attention
     if part is None:
         return 0.0
@@ -70,7 +72,7 @@ def ffn_flops(spec: ModelSpec, i: int, context: int) -> float:
 
 
 def count_work(spec: ModelSpec, edits: Collection[Edit], *, scored: int, context: int) -> Work:
-    """The work of ``sweep`` with these edits, of which ``scored`` are compared at the head."""
+    """Count the work of ``sweep`` with these edits, of which ``scored`` are compared at the head."""
     attentions, ffns, states, costs = [], [], [], []
     for i in range(len(spec.blocks)):
         live = sum(edit.last < i for edit in edits)
@@ -95,6 +97,6 @@ def count_work(spec: ModelSpec, edits: Collection[Edit], *, scored: int, context
 
 
 def _costs(edits: Sequence[Edit], i: int) -> list[Cost]:
-    """Of all edits at block i; what they share is there once."""
+    """Return the costs of all edits at block i; shared work is counted once."""
     each = [cost for edit in edits for cost in edit.costs(i)]
     return [cost for cost in each if cost.shared is None] + list({c.shared: c for c in each if c.shared}.values())
