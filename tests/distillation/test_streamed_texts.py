@@ -14,17 +14,17 @@ from typing import Any
 
 import pyarrow
 import pytest
-import torch
 from pyarrow import parquet
 from tiny import tiny_model, tiny_text
 
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.data import source
-from ffn_fusion.distillation.settings import DistillSettings
 from ffn_fusion.errors import DataError
-from ffn_fusion.pipeline.distilling import Distilling
-from ffn_fusion.pipeline.recipe import Text
+from ffn_fusion.pipeline.job import Silent
+from ffn_fusion.pipeline.recipe import Recipe
+from ffn_fusion.pipeline.run import begin
+from ffn_fusion.pipeline.workspace import Workspace
 from ffn_fusion.surgery.build import build
 
 Progress = Callable[[str, int, int], None]
@@ -44,13 +44,24 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def distil(made: Path, output: Path, progress: Progress = lambda *words: None) -> dict[str, Any]:
+class Heard(Silent):
+    """Passes progress on."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        self._progress(what, done, total)
+
+
+def distil(made: Path, output: Path, progress: Progress = lambda *words: None, **changes: Any) -> None:
     texts = (f"{made / 'rows.parquet'}=3", str(made / "words.txt"))
-    text = Text.model_validate({"texts": texts, "tokens": 1024, "context": 16})
-    settings = DistillSettings(batch=8, learning_rate=1e-3, save_every=2)
-    how = ([text], settings, torch.float32, None, "cpu", None)
-    todo = Distilling.of(made / "child", open_folder(made / "parent"), output, *how, progress=progress)
-    return todo.carry_out(lambda plan: None, progress)
+    section = {"texts": texts, "tokens": 1024, "context": 16, "batch": 8, "learning_rate": 1e-3, "save_every": 2}
+    recipe = Recipe.model_validate(
+        {"model": str(made / "parent"), "output": output, "distillation": {"enabled": True, **section, **changes}}
+    )
+    space = Workspace.hidden(output, child=made / "child")
+    begin(recipe, ("distill",), space=space, listener=Heard(progress)).carry_out()
 
 
 @pytest.fixture
@@ -78,7 +89,7 @@ def test_stopped_while_it_reads_and_while_it_trains(made: Path, whole: Path, tmp
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             distil(made, again, stop)
-    assert again.with_name(".better.windows").is_dir()
+    assert (again.with_name(".better.work") / ".windows").is_dir()
     distil(made, again, stop)
     assert same(again, whole)
     assert list(again.parent.iterdir()) == [again]
@@ -99,15 +110,11 @@ def test_what_it_learnt_from(made: Path, whole: Path) -> None:
 
 
 def test_mistakes_are_said_before_any_text_is_read(made: Path, tmp_path: Path) -> None:
-    how = (DistillSettings(), torch.float32, None, "cpu", None)
     with pytest.raises(DataError, match="no such file"):
-        Distilling.of(
-            made / "child", open_folder(made / "parent"), tmp_path / "n", [Text(texts=(tmp_path / "none",))], *how
-        )
-    assert not list(tmp_path.iterdir())
-    few = Text(texts=(made / "words.txt",), tokens=64, context=16)
+        distil(made, tmp_path / "n", texts=(str(tmp_path / "none"),))
     with pytest.raises(DataError, match="less than one batch of 8"):
-        Distilling.of(made / "child", open_folder(made / "parent"), tmp_path / "n", [few], *how)
+        distil(made, tmp_path / "n", texts=(str(made / "words.txt"),), tokens=64)
+    assert not list(tmp_path.iterdir())
 
 
 SCRIPT = """
@@ -128,8 +135,9 @@ def test_killed(made: Path, whole: Path, tmp_path: Path) -> None:
     """SIGKILL while the text is read, and while the child is trained."""
     again, here = tmp_path / "again" / "better", Path(__file__).parent
     words = [sys.executable, "-c", SCRIPT, str(here), str(here.parent), str(made), str(again)]
-    windows, work = again.with_name(".better.windows"), again.with_name(".better.distillation")
-    for sign in (windows / "0.json", work / "checkpoint-4"):
+    space = again.with_name(".better.work")
+    windows, work = space / ".windows", space / ".distillation"
+    for sign in (windows / "stage-1" / "0.json", work / "checkpoint-4"):
         process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
         while process.poll() is None and not sign.exists():
             time.sleep(0.01)

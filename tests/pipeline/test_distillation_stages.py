@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,13 +23,14 @@ from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import mismatches
 from ffn_fusion.distillation.distill import distill_child
 from ffn_fusion.distillation.plan import DistillPlan
+from ffn_fusion.distillation.staged import joined
 from ffn_fusion.distillation.write import write_distilled
 from ffn_fusion.errors import DataError, MissingExtraError, OutputError, RecipeError, UsageError
-from ffn_fusion.pipeline import distill_stages, preflight
-from ffn_fusion.pipeline.distill_run import RunDistillation
-from ffn_fusion.pipeline.distill_stages import joined
+from ffn_fusion.pipeline import preflight
+from ffn_fusion.pipeline.distilling import cut_windows, estimate_distillation
+from ffn_fusion.pipeline.job import Silent
 from ffn_fusion.pipeline.recipe import Recipe
-from ffn_fusion.pipeline.run import Silent, republish, run
+from ffn_fusion.pipeline.run import begin, republish, run
 from ffn_fusion.pipeline.workspace import Workspace
 from ffn_fusion.processes import silent
 
@@ -112,7 +114,7 @@ def test_a_child_that_was_distilled_in_two_stages(whole: tuple[Path, Told]) -> N
     folder, told = whole
     child, space = folder / "child", folder / "child.run"
     assert told.stages == ["analyze", "plan", "repair", "build", "distill", "evaluate", "samples", "report"]
-    assert told.numbers[4] == (5, 9)
+    assert told.numbers[4] == (5, 8)
     assert [(plan.tokens, plan.context, plan.steps, plan.batch) for plan in told.plans] == [
         (6 * 4 * 16, 16, 6, 4),
         (4 * 2 * 32, 32, 4, 2),
@@ -227,7 +229,7 @@ def test_what_is_trained_once_more_is_not_done(
     changed = (first, second.model_copy(update={"learning_rate": 2e-3}))
     other = recipe.model_copy(update={"distillation": recipe.distillation.model_copy(update={"stages": changed})})
     with monkeypatch.context() as patch:
-        patch.setattr("ffn_fusion.pipeline.distill_run.write_distilled", stop)
+        patch.setattr("ffn_fusion.pipeline.distilling.write_distilled", stop)
         with pytest.raises(KeyboardInterrupt):
             run(other)
     assert not list((tmp_path / "child.run" / ".distillation" / "stage-1").glob("checkpoint-*"))
@@ -249,9 +251,10 @@ def test_two_stages_are_two_distillations(tmp_path: Path, dtype: str) -> None:
     run(recipe)
     parent, space = open_folder(tmp_path / "parent"), Workspace(recipe.output)
     child = space.undistilled
-    for number, stage in enumerate(RunDistillation(recipe, parent, space).written(silent)):
+    texts, _ = cut_windows(begin(recipe), tmp_path / "windows", silent)
+    for number, (section, windows) in enumerate(zip(recipe.distillation.trainings, texts, strict=True)):
         folder = tmp_path / str(number)
-        done = distill_child(child, parent, stage.texts, tmp_path / f"w{number}", settings=stage.settings)
+        done = distill_child(child, parent, windows, tmp_path / f"w{number}", settings=section.settings(recipe.seed))
         child = write_distilled(open_folder(child), done.weights, done.record, folder)
     one, two = open_folder(child), open_folder(recipe.output)
     exact = [torch.equal(one.read(name), two.read(name)) for name in one.tensors]
@@ -294,16 +297,9 @@ def test_dry_run_says_what_each_stage_takes(tmp_path: Path) -> None:
     assert len(told.plans) == 2
     assert not (tmp_path / "child.run" / "undistilled").exists()
     run(recipe)
-    staged = RunDistillation(recipe, result.checkpoint, result.workspace)
-    found = distill_stages.Staged.of(
-        lambda *words: distill_stages.Run(result.workspace.undistilled, result.checkpoint, *words),
-        staged.counted(),
-        tmp_path / "w",
-        "cpu",
-        None,
-    )
-    for planned, real in zip(told.plans, found.plans(timed=False), strict=True):  # the child as it was built
-        assert {**vars(planned), "seconds": None} == vars(real)
+    job = begin(recipe, ("distill",), space=Workspace.hidden(tmp_path / "other", child=result.workspace.undistilled))
+    for planned, real in zip(told.plans, estimate_distillation(job), strict=True):  # the child as it was built
+        assert {**vars(planned), "seconds": None} == {**vars(real), "seconds": None}
 
 
 @pytest.mark.parametrize(
@@ -340,9 +336,9 @@ def test_the_launcher_asks_for_shards_and_the_recipe_does_not(tmp_path: Path, mo
 
 def test_a_small_disk_and_a_missing_package_are_known_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe.load(write_recipe(tmp_path))
-    free = distill_stages.check_space.__globals__["shutil"].disk_usage(tmp_path)._replace(free=100_000)
+    free = shutil.disk_usage(tmp_path)._replace(free=100_000)
     with monkeypatch.context() as patch:
-        patch.setattr(distill_stages.check_space.__globals__["shutil"], "disk_usage", lambda _: free)
+        patch.setattr("shutil.disk_usage", lambda _: free)
         with pytest.raises(OutputError, match=r"child.run/.distillation: needs"):
             run(recipe)
     assert not (tmp_path / "child.run").exists()
@@ -404,7 +400,8 @@ def test_sums_of_stages() -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ffn_fusion.pipeline.run import Recipe, Silent, run
+from ffn_fusion.pipeline.job import Silent
+from ffn_fusion.pipeline.run import Recipe, run
 
 class Killed(Silent):
     def progress(self, what, done, total):
@@ -432,16 +429,15 @@ def test_killed_in_the_second_stage(whole: tuple[Path, Told], tmp_path: Path) ->
 def test_killed_between_the_child_and_its_note(whole: tuple[Path, Told], tmp_path: Path) -> None:
     """The child is there and the ledger doesn't know: it's recognised, and nothing is trained again."""
     path = write_recipe(tmp_path)
-    noted, told = Workspace.stage, Told()
+    noted, told = Workspace.note, Told()
 
-    def stop(self: Workspace, name: str, key: str, results: Sequence[Path], work: Any) -> bool:
+    def stop(self: Workspace, name: str, key: str) -> None:
         if name == "distill":
-            work()
             raise KeyboardInterrupt
-        return noted(self, name, key, results, work)
+        noted(self, name, key)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Workspace, "stage", stop)
+        patch.setattr(Workspace, "note", stop)
         with pytest.raises(KeyboardInterrupt):
             run(Recipe.load(path))
     assert (tmp_path / "child" / "distillation.json").is_file()

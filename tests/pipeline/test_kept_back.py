@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ffn_fusion.data import TokenWindows
-from ffn_fusion.pipeline.kept_back import without
+from ffn_fusion.pipeline.texts import without
 
 
 def windows(label: str, ids: list[list[int]]) -> TokenWindows:

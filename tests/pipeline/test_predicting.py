@@ -19,6 +19,7 @@ from ffn_fusion.latency.work import Setting
 from ffn_fusion.pipeline.predicting import check_places, places, predictions
 from ffn_fusion.pipeline.preflight import preflight
 from ffn_fusion.pipeline.recipe import Recipe
+from ffn_fusion.pipeline.run import ALL
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_a_file_that_describes_a_machine(parent: Checkpoint, tmp_path: Path) -> 
 )
 def test_what_cannot_be_modelled_is_said_before_anything(machine: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        preflight(recipe(machines=[machine]))
+        preflight(recipe(machines=[machine]), ALL)
 
 
 def test_heads_that_cannot_be_shared(parent: Checkpoint) -> None:

@@ -21,8 +21,9 @@ from ffn_fusion.checkpoint.staging import mismatches
 from ffn_fusion.errors import BlueprintError, CheckError, DataError, OutputError, RecipeError
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.latency.width_curve import WidthCurve, WidthPoint
+from ffn_fusion.pipeline.job import Silent
 from ffn_fusion.pipeline.recipe import Recipe
-from ffn_fusion.pipeline.run import Silent, republish, run
+from ffn_fusion.pipeline.run import republish, run
 
 CARD = "README.md"
 
@@ -166,36 +167,23 @@ def test_a_changed_plan_never_overwrites_the_child(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
+from dataclasses import replace
 from pathlib import Path
 from ffn_fusion.checkpoint import staging
-from ffn_fusion.pipeline import benching, publish, run, stages
+from ffn_fusion.pipeline import run
 from ffn_fusion.surgery import build
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 place = sys.argv[2]
-if place == "analyze":
-    stages.measure = die
-elif place == "widths":
-    benching.measure_widths_for = die
-elif place == "plan":
-    run._Run._write_plan = die
-elif place == "repair":
-    run.Repairing.carry_out = die
-elif place == "build":
-    build.sidecar_files = die          # behind the weights, before the rest
+if place == "build":
+    build.sidecar_files = die          # after the weights, before the rest
 elif place == "built":
     commit = staging.Staging.commit
     staging.Staging.commit = lambda self, about: (commit(self, about), die())
-elif place == "evaluate":
-    stages.score = die
-elif place == "bench":
-    benching.time_models = die
-elif place == "samples":
-    stages.continue_prompts = die
-elif place == "report":
-    publish.write_report = die
+else:
+    run.STAGES = [replace(stage, work=die) if stage.name == place else stage for stage in run.STAGES]
 run.run(run.Recipe.load(Path(sys.argv[1])))
 """
 
@@ -291,7 +279,7 @@ def test_a_measured_width_limits_the_plan(tmp_path: Path, monkeypatch: pytest.Mo
         about = {"engine": "e", "machine": "m", "device": "cpu", "dtype": "float32", "threads": 1, "rounds": 1}
         return WidthCurve(**about, hidden=32, width=48, points=points, max_width=96)
 
-    monkeypatch.setattr("ffn_fusion.pipeline.benching.measure_widths_for", pretended)
+    monkeypatch.setattr("ffn_fusion.pipeline.stages.measure_widths_for", pretended)
     path = write_recipe(tmp_path, plan={"drop_attention": 6, "fuse": 2, "max_damage": 100})
     first = run(Recipe.load(path), dry_run=True)
     assert all(last - begin == 1 for begin, last in first.plan.blueprint.runs)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ffn_fusion.analysis.settings import AnalysisSettings
-from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
+from ffn_fusion.cli.console import JsonFlag, TerminalListener, emit, progress_bars, say
 from ffn_fusion.cli.from_settings import options
 from ffn_fusion.cli.options import Context, Device, Memory, Model, Revision, Seed, Texts, Tokens
 
@@ -33,51 +32,36 @@ def analyze(
     as_json: JsonFlag = False,
 ) -> None:
     """Measure block dependency, sub-block importance and the damage of candidate runs."""
-    from ffn_fusion.analysis.measure import analyze as measure
-    from ffn_fusion.analysis.measure import estimate_analysis
     from ffn_fusion.blueprint import Blueprint
-    from ffn_fusion.checkpoint.reader import Checkpoint
-    from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.cli.passes import passes_json, passes_table
-    from ffn_fusion.pipeline.recipe import Text
-    from ffn_fusion.pipeline.stages import calibration_windows
+    from ffn_fusion.pipeline.recipe import Text, recipe_from_options
+    from ffn_fusion.pipeline.run import begin
+    from ffn_fusion.pipeline.workspace import Workspace
     from ffn_fusion.report.terminal import importance_table, reverse_order_table
-    from ffn_fusion.surgery.build import check_blueprint
-    from ffn_fusion.surgery.child import Child
-    from ffn_fusion.units import parse_bytes
 
-    budget = parse_bytes(memory) if memory else None
-    checkpoint = open_model(model, revision=revision)
-    measured: Checkpoint | Child = checkpoint
-    if blueprint:
-        of = Blueprint.load(blueprint)
-        check_blueprint(checkpoint, of)
-        measured = Child(checkpoint, of)
-    windows = calibration_windows(
-        checkpoint.folder, Text(texts=tuple(text or ()), tokens=tokens, context=context), seed
+    recipe = recipe_from_options(
+        model=model,
+        revision=revision,
+        output=output,
+        seed=seed,
+        device=device,
+        memory=memory,
+        calibration=Text(texts=tuple(text or ()), tokens=tokens, context=context),
+        analysis=settings,
     )
-    workspace = output / ".analysis"
+    decided = Blueprint.load(blueprint) if blueprint else None
+    with progress_bars() as bars:
+        space = Workspace.hidden(output, evidence=output)
+        job = begin(recipe, ("analyze",), space=space, decided=decided, listener=TerminalListener(bars))
+        job.carry_out(dry_run=dry_run)
     if dry_run:
-        plans = estimate_analysis(measured, windows, settings, device=device, memory=budget, workspace=workspace)
+        plans = job.estimates["analyze"]
         if as_json:
             emit(passes_json(plans))
         else:
             say(passes_table(plans), "dry run: nothing was measured", err=False)
         return
-    with progress_bars() as bars:
-        evidence = measure(
-            measured,
-            windows,
-            settings,
-            seed=seed,
-            device=device,
-            memory=budget,
-            workspace=workspace,
-            on_plan=lambda plan: say(passes_table([plan])),
-            progress=bars,
-        )
-    evidence.save(output)
-    shutil.rmtree(workspace, ignore_errors=True)
+    evidence = job.evidence
     if as_json:
         emit(evidence.model_dump(mode="json", exclude={"matrices"}))
         return

@@ -90,13 +90,14 @@ def progress_bars() -> Iterator[Bars]:
 
 
 class TerminalListener:
-    """Tells a run's stages; see ``pipeline.run.Listener``."""
+    """Tells a run's stages; see ``pipeline.job.Listener``."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
 
     def stage(self, name: str, number: int, total: int) -> None:
-        say(f"[{number}/{total}] {name}")
+        if total > 1:
+            say(f"[{number}/{total}] {name}")
 
     def skipped(self, name: str) -> None:
         say(f"{name}: done already")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
+from ffn_fusion.cli.console import JsonFlag, TerminalListener, emit, progress_bars, say
 from ffn_fusion.cli.options import Context, DryRun, Output, Seed, Texts, Tokens
 from ffn_fusion.distillation.settings import (
     DEFAULT_BATCH,
@@ -18,9 +18,6 @@ from ffn_fusion.distillation.settings import (
     DEFAULT_TOKENS,
     DEFAULT_TOP_K,
     DEFAULT_WARMUP,
-    DistillSettings,
-    Objective,
-    default_learning_rate,
 )
 
 
@@ -94,55 +91,58 @@ def distill(
     as_json: JsonFlag = False,
 ) -> None:
     """Train a child on text until it says what its parent says; the result is a child like any other."""
-    from ffn_fusion.checkpoint.source import open_model
-    from ffn_fusion.cli.passes import distill_json, distill_plan_table, show_distill_plan
+    from ffn_fusion.cli.passes import distill_json, distill_plan_table
     from ffn_fusion.cli.tables import distillation_table
+    from ffn_fusion.distillation.checks import read_record
     from ffn_fusion.distillation.sharding import launched_sharded
-    from ffn_fusion.distillation.teacher_cache import CacheSettings
-    from ffn_fusion.pipeline.distilling import Distilling
-    from ffn_fusion.pipeline.recipe import Text
-    from ffn_fusion.pipeline.stages import dtype_named
-    from ffn_fusion.units import parse_bytes, parse_stage
+    from ffn_fusion.pipeline.distilling import tracking
+    from ffn_fusion.pipeline.recipe import distillation_from_options, recipe_from_options
+    from ffn_fusion.pipeline.run import begin
+    from ffn_fusion.pipeline.workspace import Workspace
+    from ffn_fusion.units import parse_stage
 
-    cosine = float(teacher_cache is None) if cosine is None else cosine
-    if learning_rate is None:
-        learning_rate = default_learning_rate(trained)
-    settings = DistillSettings(
-        objective=Objective(kl, cosine, lm, direction, temperature),  # type: ignore[arg-type]
-        trained=trained,  # type: ignore[arg-type]
+    section = distillation_from_options(
+        texts=tuple(text or ()),
+        tokens=tokens,
+        context=context,
+        stages=[{"tokens": count, "context": length} for count, length in map(parse_stage, stage or ())],
+        epochs=epochs,
         batch=batch,
         micro=micro,
-        epochs=epochs,
         learning_rate=learning_rate,
         warmup=warmup,
+        trained=trained,
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+        objective={"kl": kl, "cosine": cosine, "lm": lm, "direction": direction, "temperature": temperature},
         bf16=bf16,
         checkpointing=checkpointing,
         shard=shard or launched_sharded(),
+        teacher_dtype=teacher_dtype,
+        teacher_cache=teacher_cache,
+        top_k=top_k,
         save_every=save_every,
-        seed=seed,
-        lora_rank=lora_rank,
-        lora_alpha=lora_alpha,
+        track=None if track == "none" else track,
     )
-    model = open_model(parent)
-    sizes = [parse_stage(words) for words in stage or ()] or [(tokens, context)]
-    wanted = [Text(texts=tuple(text or ()), tokens=count, context=length) for count, length in sizes]
-    dtype, budget = dtype_named(teacher_dtype, model), parse_bytes(memory) if memory else None
-    cache = CacheSettings(teacher_cache, top_k, temperature) if teacher_cache else None
-    tool: Any = None if track == "none" else track
-    what = (child, model, output, wanted, settings, dtype, cache, device, budget, tool)
+    recipe = recipe_from_options(
+        model=parent, output=output, seed=seed, device=device, memory=memory, distillation=section
+    )
+    with progress_bars() as bars:
+        space = Workspace.hidden(output, child=child)
+        job = begin(recipe, ("distill",), space=space, listener=TerminalListener(bars))
+        log = tracking(recipe)
+        if log and not dry_run:
+            say(f"logs: {log.folder}; {log.look} shows them")
+        job.carry_out(dry_run=dry_run)
     if dry_run:
-        plans = Distilling.of(*what, dry_run=True).plans()
+        plans = job.estimates["distill"]
         if as_json:
             emit(distill_json(plans))
         else:
             say(distill_plan_table(plans), "dry run: nothing was trained", err=False)
         return
-    with progress_bars() as bars:
-        todo = Distilling.of(*what, progress=bars)
-        tracking = todo.stages.runs[0].tracking
-        if tracking is not None:
-            say(f"logs: {tracking.folder}; {tracking.look} shows them")
-        record = todo.carry_out(show_distill_plan, bars)
+    record = read_record(output)
+    assert record is not None
     if as_json:
         emit({"output": str(output), **record})
         return

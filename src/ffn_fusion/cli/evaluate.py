@@ -27,7 +27,7 @@ def evaluate(
     from ffn_fusion.evaluation.evaluate import evaluate as score
     from ffn_fusion.evaluation.quality import Quality
     from ffn_fusion.pipeline.recipe import EvaluationSection
-    from ffn_fusion.pipeline.stages import held_out_windows
+    from ffn_fusion.pipeline.texts import held_out_windows
 
     opened = {PARENT: open_model(parent)}
     for name, model in zip(unique_names(models, PARENT), models, strict=True):

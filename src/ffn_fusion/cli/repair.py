@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
+from ffn_fusion.cli.console import JsonFlag, TerminalListener, emit, progress_bars, say
 from ffn_fusion.cli.options import Context, Device, Memory, Output, Seed, Texts, Tokens, WidthMultiple
 from ffn_fusion.repair.settings import (
     DEFAULT_ATTENTION,
@@ -57,17 +57,15 @@ def repair(
 ) -> None:
     """Solve a child's changed blocks anew on text, in closed form, so that its states reach the parent's."""
     from ffn_fusion.blueprint import Blueprint
-    from ffn_fusion.checkpoint.source import open_model
-    from ffn_fusion.checkpoint.staging import DISTILLATION, check_target
-    from ffn_fusion.cli.passes import repair_json, repair_plan_table, show_repair_plan
+    from ffn_fusion.checkpoint.staging import DISTILLATION
+    from ffn_fusion.cli.passes import repair_json, repair_plan_table
     from ffn_fusion.cli.tables import gains_table, repairs_table
     from ffn_fusion.errors import DataError, UsageError
-    from ffn_fusion.pipeline.recipe import BuildSection, repair_from_options
-    from ffn_fusion.pipeline.repairing import ChildRepairing
-    from ffn_fusion.pipeline.stages import build_child
+    from ffn_fusion.pipeline.recipe import BuildSection, recipe_from_options, repair_from_options
+    from ffn_fusion.pipeline.run import begin
+    from ffn_fusion.pipeline.workspace import Workspace
     from ffn_fusion.repair.places import places
-    from ffn_fusion.surgery.build import check_blueprint
-    from ffn_fusion.units import parse_bytes
+    from ffn_fusion.surgery.repairs import read_repairs
 
     section = repair_from_options(
         texts=tuple(text or ()),
@@ -83,28 +81,36 @@ def repair(
         solver=solver,
         dtype=dtype,
     )
-    budget = parse_bytes(memory) if memory else None
     if (child / DISTILLATION).is_file():
         raise UsageError(
             f"{child}: distilled, and repair solves anew from the parent's weights",
             "repair first and distil then; or name its blueprint.json, to begin again without the distillation",
         )
-    blueprint = Blueprint.load(child if child.is_file() else child / "blueprint.json")
-    model = open_model(parent)
-    check_blueprint(model, blueprint)
-    check_target(output, model.folder)
-    if not places(blueprint):
+    decided = Blueprint.load(child if child.is_file() else child / "blueprint.json")
+    if not places(decided):
         raise DataError(f"{child}: nothing to repair, no block of it was changed", "name a child that was changed")
-    todo = ChildRepairing.of(model, blueprint, section, output, seed, device, budget)
+    recipe = recipe_from_options(
+        model=parent,
+        output=output,
+        seed=seed,
+        device=device,
+        memory=memory,
+        repair=section,
+        build=BuildSection(width_multiple=width_multiple),
+    )
+    with progress_bars() as bars:
+        listener = TerminalListener(bars)
+        job = begin(recipe, ("repair", "build"), space=Workspace.hidden(output), decided=decided, listener=listener)
+        job.carry_out(dry_run=dry_run)
     if dry_run:
-        plan = todo.repairing.plan()
+        plan = job.estimates["repair"]
         if as_json:
             emit(repair_json(plan))
         else:
             say(repair_plan_table(plan), "dry run: nothing was repaired", err=False)
         return
-    with progress_bars() as bars, todo.child(width_multiple, show_repair_plan, bars) as (built, record):
-        build_child(built, BuildSection(width_multiple=width_multiple), output, bars)
+    record = read_repairs(output)
+    assert record is not None
     if as_json:
         emit({"output": str(output), **record})
         return

@@ -29,7 +29,7 @@ def score(
     from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.cli.tables import changes_table
     from ffn_fusion.pipeline.recipe import EvaluationSection
-    from ffn_fusion.pipeline.stages import held_out_windows
+    from ffn_fusion.pipeline.texts import held_out_windows
     from ffn_fusion.surgery.build import check_blueprint
     from ffn_fusion.surgery.child import Child
     from ffn_fusion.units import parse_bytes

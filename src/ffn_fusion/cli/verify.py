@@ -110,7 +110,7 @@ def _prompts(model: Checkpoint, text: list[Any] | None, tokens: int, context: in
 
     from ffn_fusion.errors import CheckpointError
     from ffn_fusion.pipeline.recipe import EvaluationSection
-    from ffn_fusion.pipeline.stages import held_out_windows
+    from ffn_fusion.pipeline.texts import held_out_windows
 
     section = EvaluationSection(texts=tuple(text or ()), tokens=tokens, context=context)
     try:

@@ -43,7 +43,12 @@ class Start:
 
 @dataclass(frozen=True)
 class Run:
-    """One training that is to be made; ``start`` where it isn't the first."""
+    """One training that is to be made.
+
+    Args:
+        start: what it begins with, if it isn't the first.
+        description: the child and its blueprint, if the child isn't built yet; enough to estimate the training.
+    """
 
     child: Path
     parent: Checkpoint
@@ -56,14 +61,15 @@ class Run:
     memory: int | None = None
     tracking: Tracking | None = None
     start: Start | None = None
+    description: tuple[Checkpoint, Blueprint] | None = None
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        return open_folder(self.child)
+        return self.description[0] if self.description else open_folder(self.child)
 
     @cached_property
     def blueprint(self) -> Blueprint:
-        return Blueprint.load(self.child / BLUEPRINT)
+        return self.description[1] if self.description else Blueprint.load(self.child / BLUEPRINT)
 
     @cached_property
     def depths(self) -> tuple[Depth, ...]:

@@ -17,8 +17,8 @@ from ffn_fusion.latency.load import load_model, realise
 from ffn_fusion.latency.measure import bench
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.latency.width_curve import WidthCurve
+from ffn_fusion.pipeline.models import PRUNED, name_of_child
 from ffn_fusion.pipeline.recipe import Recipe
-from ffn_fusion.pipeline.stages import PRUNED, name_of_child
 from ffn_fusion.pipeline.workspace import Workspace
 from ffn_fusion.processes import Progress
 from ffn_fusion.surgery.build import build

@@ -1,50 +1,244 @@
-"""A distillation as verbs and runs make it: text -> stages -> a child on disk, and what it gained on other windows."""
+"""The stage ``distill``: train the child, in one training or several, to match its parent's predictions."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ffn_fusion.blockwise.stack import TensorSource
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.checkpoint.staging import check_target
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.checkpoint.safetensors_file import TensorInfo
+from ffn_fusion.checkpoint.staging import bytes_in, check_space, read_manifest
+from ffn_fusion.data import BUILT_IN_CALIBRATION, TokenWindows
 from ffn_fusion.data.hub_text import PREFIX
+from ffn_fusion.data.mixture import TextEntry
 from ffn_fusion.data.window_file import read_origin
+from ffn_fusion.distillation.checks import check_extras
 from ffn_fusion.distillation.plan import DistillPlan
 from ffn_fusion.distillation.run import Run
-from ffn_fusion.distillation.settings import DistillSettings
+from ffn_fusion.distillation.sharding import launched_sharded
+from ffn_fusion.distillation.staged import Gains, Staged, TrainingStage, check_context, of_stage
 from ffn_fusion.distillation.teacher_cache import CacheSettings
-from ffn_fusion.distillation.tracking import Tool, Tracking
-from ffn_fusion.distillation.write import AsStored, Weights, write_distilled
-from ffn_fusion.errors import FfnFusionError
+from ffn_fusion.distillation.tracking import Tracking
+from ffn_fusion.distillation.write import AsStored, Weights, distilled_id, write_distilled
+from ffn_fusion.errors import CheckpointError, OutputError, UsageError
 from ffn_fusion.evaluation.evaluate import PARENT, evaluate
-from ffn_fusion.pipeline.distill_stages import Gains, Stage, Staged, of_stage
-from ffn_fusion.pipeline.kept_back import without
-from ffn_fusion.pipeline.recipe import Text
-from ffn_fusion.pipeline.training_windows import training_windows
+from ffn_fusion.families.layout import sub_block_parameters
+from ffn_fusion.pipeline.distillation_section import TrainingSection
+from ffn_fusion.pipeline.estimate import Pace, flops_seconds
+from ffn_fusion.pipeline.job import Job
+from ffn_fusion.pipeline.recipe import Recipe, Text
+from ffn_fusion.pipeline.texts import all_windows, calibration_windows, held_out_windows, training_windows, without
 from ffn_fusion.processes import Progress, silent
 from ffn_fusion.report.model_card import model_card, read_licence
-from ffn_fusion.surgery.repairs import RECORD, is_repaired
+from ffn_fusion.surgery.build import child_bytes
+from ffn_fusion.surgery.child import Child
+from ffn_fusion.surgery.repairs import read_repairs
 
 BEFORE, AFTER = "before", "after"
+_TRIED = 4096
+"""Tokens of every text that are looked at before anything is measured."""
+
+
+def distill(job: Job) -> None:
+    """Train the child stage by stage, and write it to the job's output: whole, or not at all.
+
+    Raises:
+        OutputError: another child is there. Also raises whatever ``distill_child`` raises.
+    """
+    output = job.space.output
+    learnt, scored = cut_windows(job, job.space.windows, job.progress)
+    staged = _staged(job, learnt)
+    other = OutputError(f"{output}: holds another child", "choose another output, or remove it first")
+    run = staged.runs[0]
+    if not output.exists():
+        staged.check(beside=run.checkpoint.nbytes)
+    elif staged.done < len(staged.runs):
+        raise other
+    if "distill" not in job.estimates:
+        job.listener.distilling(staged.plans(), 0)
+    weights, record = staged.carry_out(partial(measure, scored), job.progress)
+    record = {**record, "sources": sources(staged)}
+    size = job.recipe.build.max_shard_bytes
+    if output.exists():  # finished, and killed before it was noted
+        if (read_manifest(output) or {}).get("build") != distilled_id(run.child, record, size):
+            raise other
+        return
+    write_distilled(
+        run.checkpoint,
+        weights,
+        record,
+        output,
+        model_card=distilled_card(output.name, run, record),
+        max_shard_bytes=size,
+        on_bytes=job.bytes_told(run.checkpoint.nbytes),
+    )
+
+
+def check_distillation(job: Job) -> None:
+    """Check what can be known before the child is built, or trained.
+
+    Raises:
+        UsageError, DataError, CheckpointError, BlueprintError, OutputError, MissingExtraError: one line each, which
+            names the stage.
+    """
+    builds = job.has("build")
+    if not builds:
+        _first(job)((), job.space.distillation, job.recipe.distillation.trainings[0].settings(0)).check_models()
+    stages = _stages(job, cut_windows(job, None, silent)[0])
+    for text in distinct_texts(job.recipe):
+        _check_tokens(job, text)
+    for number, stage in enumerate(stages, 1):
+        run = Run(job.built, job.parent, stage.texts, job.built, stage.settings, cache=stage.cache, device=_device(job))
+        with of_stage(number, len(stages)):
+            check_context(job.parent, run.ids_NT.shape[1])
+            run.check_early()
+            run.check_texts()
+            check_extras(stage.settings, tracking(job.recipe))
+    if builds:
+        learns = any(stage.settings.trained == "all" for stage in stages)
+        spec = job.parent.spec
+        least = job.parent.parameters - sum(sub_block_parameters(spec, block.attention) for block in spec.blocks)
+        _check_space(job, 3 * 4 * least * (1 + 2 * learns))
+
+
+def estimate_distillation(job: Job) -> list[DistillPlan]:
+    """Estimate what each training will take; nothing if the child is there already.
+
+    Raises:
+        OutputError: the disk is too small for the checkpoints, and for the child before and after.
+    """
+    if job.space.output.exists():
+        return []
+    staged = _staged(job, cut_windows(job, None, silent)[0])
+    if not job.has("build"):
+        staged.check()
+        return staged.plans()
+    plans = staged.plans(timed=False)
+    _check_space(job, max(plan.disk_bytes for plan in plans) + 2 * child_bytes(job.child))
+    pace = Pace.load(job.space.pace)
+    if pace is None:
+        return plans
+    return [replace(plan, seconds=flops_seconds(plan.flops, job.parent, pace)) for plan in plans]
+
+
+def cut_windows(
+    job: Job, files: Path | None, progress: Progress
+) -> tuple[list[list[TokenWindows]], list[TokenWindows]]:
+    """Cut the windows of every training, and those that its gain is measured on.
+
+    A job that evaluates measures the gain on the evaluation's texts; any other keeps back a few windows of the first
+    training's texts, and no training sees them.
+
+    Args:
+        files: a folder for the windows; None only counts them.
+    """
+    recipe, folder = job.recipe, job.parent.folder
+    trainings, used, kept_back = recipe.distillation.trainings, list[list[TokenWindows]](), list[TokenWindows]()
+    for number, section in enumerate(trainings, 1):
+        with of_stage(number, len(trainings)):
+            text = Text(texts=training_texts(recipe, section), tokens=section.tokens, context=section.context)
+            place = files / f"stage-{number}" if files else None
+            if job.has("evaluate"):
+                found = all_windows(folder, text, recipe.seed, place, progress)
+            else:
+                found, others = training_windows(folder, text, recipe.seed, place, progress)
+                if number == 1:
+                    kept_back = others
+                elif files is not None:
+                    found = [part for parts in without(found, kept_back) for part in parts]
+            used.append(found)
+    if job.has("evaluate") and files is not None:
+        kept_back = held_out_windows(folder, recipe.evaluation, recipe.seed)
+    return used, kept_back
+
+
+def _stages(job: Job, windows: Sequence[Sequence[TokenWindows]]) -> list[TrainingStage]:
+    trainings, found = job.recipe.distillation.trainings, list[TrainingStage]()
+    for number, (section, texts) in enumerate(zip(trainings, windows, strict=True), 1):
+        settings = section.settings(job.recipe.seed)
+        if launched_sharded() and not settings.shard:
+            hint = "write shard: true under distillation"
+            with of_stage(number, len(trainings)):
+                raise UsageError("accelerate's configuration asks for FSDP, and the recipe doesn't", hint)
+        cache = None
+        if section.teacher_cache:
+            cache = CacheSettings(section.teacher_cache, section.top_k, settings.objective.temperature)
+        found.append(TrainingStage(texts, settings, job.dtype(section.teacher_dtype), cache))
+    return found
+
+
+def _staged(job: Job, windows: Sequence[Sequence[TokenWindows]]) -> Staged:
+    return Staged.of(_first(job), _stages(job, windows), job.space.distillation, _device(job), job.memory)
+
+
+def _first(job: Job) -> partial[Run]:
+    """Return what makes a training, with the models given already; a child that isn't built yet is described."""
+    description = None
+    if job.has("build") and not job.built.exists():
+        description = _described(job.child), job.blueprint
+    return partial(Run, job.built, job.parent, tracking=tracking(job.recipe), description=description)
+
+
+def _described(child: Child) -> Checkpoint:
+    """Describe a child that isn't built by the sizes of its tensors."""
+    tensors = {name: TensorInfo(name, t.dtype, t.shape, Path(), 0) for name, t in child.tensors.items()}
+    return Checkpoint(Path(), child.spec, tensors, "", "")
+
+
+def _device(job: Job) -> str:
+    return job.recipe.device
+
+
+def tracking(recipe: Recipe) -> Tracking | None:
+    """Where and with what a recipe logs its training."""
+    track, output = recipe.distillation.track, recipe.output
+    return Tracking(track, output.with_name(f"{output.name}.logs")) if track else None
+
+
+def training_texts(recipe: Recipe, section: TrainingSection) -> tuple[TextEntry, ...]:
+    """Return a training's own texts, or the repair's, or the calibration's."""
+    return section.texts or recipe.repair.texts or recipe.calibration.texts or BUILT_IN_CALIBRATION
+
+
+def distinct_texts(recipe: Recipe) -> list[TextEntry]:
+    """Return all texts that the trainings read."""
+    texts = (text for section in recipe.distillation.trainings for text in training_texts(recipe, section))
+    return list(dict.fromkeys(texts))
+
+
+def _check_tokens(job: Job, text: TextEntry) -> None:
+    """Raises: CheckpointError: the tokenizer isn't the model's, as far as a little of the text tells."""
+    few = Text(texts=(text,), tokens=_TRIED, context=min(s.context for s in job.recipe.distillation.trainings))
+    (windows,) = calibration_windows(job.parent.folder, few, job.recipe.seed)
+    largest, known = int(windows.ids_NT.max()), job.parent.spec.vocab_size
+    if largest >= known:
+        raise CheckpointError(
+            f"{job.parent.name}: its tokenizer writes token {largest:,}, and its vocabulary has {known:,}",
+            "put the model's own tokenizer beside its weights",
+        )
+
+
+def _check_space(job: Job, needed: int) -> None:
+    if job.space.output.exists():  # made already
+        return
+    made = (job.space.distillation, job.space.undistilled)
+    check_space(job.space.distillation, max(0, needed - sum(map(bytes_in, made))))
 
 
 def measure(
     texts: Sequence[TokenWindows], run: Run, weights: Weights, earlier: Gains | None, progress: Progress
 ) -> Gains:
-    """What a stage gained: KL to the parent (nats a token) and perplexity on windows that took no part, text by text.
+    """Measure what a training gained, text by text: KL to the parent (nats a token) and perplexity.
 
     Args:
-        earlier: the gains of the stage before, whose end is this one's beginning; on other texts they don't count.
+        texts: windows that took no part in it.
+        earlier: the gains of the training before, whose end is this one's beginning; ignored if they are of other
+            texts.
     """
     if not texts:
         return []
@@ -69,101 +263,10 @@ def measure(
     return rows
 
 
-@dataclass(frozen=True)
-class Distilling:
-    """A verb's distillation, of a child that goes to ``output``, with the windows that are kept back.
-
-    ``windows`` holds those of each text, in a file of its number.
-    """
-
-    stages: Staged
-    kept_back: Sequence[TokenWindows]
-    output: Path
-    windows: Path
-
-    @classmethod
-    def of(
-        cls,
-        child: Path,
-        parent: Checkpoint,
-        output: Path,
-        texts: Sequence[Text],
-        settings: DistillSettings,
-        teacher_dtype: torch.dtype,
-        cache: CacheSettings | None,
-        device: str,
-        memory: int | None,
-        track: Tool | None = None,
-        *,
-        dry_run: bool = False,
-        progress: Progress = silent,
-    ) -> Distilling:
-        """``texts``: of each stage, which all have the same settings. ``dry_run``: windows are counted and not written,
-        which is enough for a plan.
-        """
-        check_target(output, child)
-        check_target(output, parent.folder)
-        work, windows = (output.with_name(f".{output.name}.{name}") for name in ("distillation", "windows"))
-        tracking = Tracking(track, output.with_name(f"{output.name}.logs")) if track else None
-        first = partial(Run, child, parent, tracking=tracking)
-        first((), work, settings, teacher_dtype, cache, device, memory).check_models()
-        try:
-            cut = _Cut(child, settings.seed, None if dry_run else windows, progress)
-            used, kept_back = cut.all(texts)
-            stages = [Stage(found, settings, teacher_dtype, cache) for found in used]
-            staged = Staged.of(first, stages, work, device, memory)
-            staged.check()
-        except FfnFusionError:
-            if not any(windows.rglob("*.json")):  # nothing in it to go on from
-                shutil.rmtree(windows, ignore_errors=True)
-            raise
-        return cls(staged, kept_back, output, windows)
-
-    def plans(self) -> list[DistillPlan]:
-        """What each stage will take."""
-        return self.stages.plans()
-
-    def carry_out(self, on_plan: Callable[[list[DistillPlan]], None], progress: Progress) -> dict[str, Any]:
-        """Train, measure, and write the child; the work folder goes when the child is there. Returns the record."""
-        on_plan(self.plans())
-        run = self.stages.runs[0]
-        weights, record = self.stages.carry_out(partial(measure, self.kept_back), progress)
-        record = {**record, "sources": sources(self.stages)}
-        card = distilled_card(self.output.name, run, record)
-        write_distilled(run.checkpoint, weights, record, self.output, model_card=card)
-        for folder in (self.stages.work, self.windows):
-            shutil.rmtree(folder, ignore_errors=True)
-        return record
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """Windows of stages, in ``files``, a folder for each of several; None: only as many as there would be."""
-
-    child: Path
-    seed: int
-    files: Path | None
-    progress: Progress
-
-    def all(self, texts: Sequence[Text]) -> tuple[list[list[TokenWindows]], list[TokenWindows]]:
-        """Those of each stage, and those that no stage sees, which are kept back at the first."""
-        used, kept_back = list[list[TokenWindows]](), list[TokenWindows]()
-        for number, text in enumerate(texts, 1):
-            with of_stage(number, len(texts)):
-                files = self.files / f"stage-{number}" if self.files and len(texts) > 1 else self.files
-                found, others = training_windows(self.child, text, self.seed, files, self.progress)
-                if number == 1:
-                    kept_back = others
-                elif files is not None:
-                    found = [part for parts in without(found, kept_back) for part in parts]
-                used.append(found)
-        return used, kept_back
-
-
-def sources(stages: Staged) -> list[dict[str, Any]]:
-    """What each text was, and how much of it all stages together took; of files here no more than the label."""
+def sources(staged: Staged) -> list[dict[str, Any]]:
+    """Return what each text was, and how many of its tokens all trainings read; of local files only the label."""
     found: dict[str, dict[str, Any]] = {}
-    for text in (text for run in stages.runs for text in run.texts):
+    for text in (text for run in staged.runs for text in run.texts):
         assert text.in_file is not None
         origin = read_origin(text.in_file.path)
         row = {"text": text.label, "tokens": 0, **(origin if origin["source"].startswith(PREFIX) else {})}
@@ -172,7 +275,7 @@ def sources(stages: Staged) -> list[dict[str, Any]]:
 
 
 def distilled_card(name: str, run: Run, record: dict[str, Any]) -> str:
-    """The model card of a child that was just distilled."""
+    """Return the model card of a child that was just distilled."""
     return model_card(
         name,
         run.blueprint,
@@ -181,9 +284,3 @@ def distilled_card(name: str, run: Run, record: dict[str, Any]) -> str:
         repairs=read_repairs(run.child),
         distillation=record,
     )
-
-
-def read_repairs(child: Path) -> dict[str, Any] | None:
-    """The record of the child's repair, whose weights the child itself holds."""
-    record: dict[str, Any] | None = json.loads((child / RECORD).read_bytes()) if is_repaired(child) else None
-    return record

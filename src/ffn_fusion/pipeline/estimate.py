@@ -1,15 +1,19 @@
-"""How long what's still to come will take: from the pace of the analysis on this machine, for a dry run to print."""
+"""How long the stages of a job will take, by the pace of the analysis on this machine."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ffn_fusion.checkpoint.reader import Checkpoint
+from ffn_fusion.distillation.plan import DistillPlan
 from ffn_fusion.families.layout import sub_block_parameters
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.processes import current
+from ffn_fusion.repair.plan import RepairPlan
 
 _DISK_BYTES_PER_SECOND = 300e6  # read, hashed, written and synced: what a modest disk manages
 _MODELS_SCORED = 3  # parent, pruned, fused
@@ -37,27 +41,30 @@ def remaining_seconds(
     recipe: Recipe,
     checkpoint: Checkpoint,
     child_bytes: int,
-    repair_flops: float,
+    estimates: Mapping[str, Any],
     pace: Pace,
-    distillation_flops: float = 0.0,
 ) -> dict[str, float]:
-    """Seconds of the stages behind the plan. Repair, distillation, evaluation and timing follow from the pace; the
-    build from its bytes.
+    """Estimate the seconds of the stages after the plan: the build by its bytes, all others by the pace.
 
-    ``repair_flops`` and ``distillation_flops`` are one process's. The evaluation is shared by all of them. A decode
-    step counts as a forward pass of 16 tokens: it reads the weights once, whatever the batch.
+    A decode step counts as a forward pass of 16 tokens: it reads the weights once, whatever the batch.
+
+    Args:
+        child_bytes: size of the child.
+        estimates: what the repair and the distillation will take, by the names of the stages.
     """
     blocks = len(checkpoint.spec.blocks) + _head_blocks(checkpoint)
     texts = max(1, len(recipe.evaluation.texts))
     distilled = recipe.distillation.enabled
     one_model = texts * recipe.evaluation.tokens * blocks / (pace.tokens_per_second * current().world)
     scored = _MODELS_SCORED + distilled + (_CONTROLS_SCORED if recipe.evaluation.controls else 0)
+    repair: RepairPlan | None = estimates.get("repair")
+    distillation: Sequence[DistillPlan] = estimates.get("distill", ())
     found = {
-        "repair": flops_seconds(repair_flops, checkpoint, pace),
+        "repair": flops_seconds(repair.flops if repair else 0.0, checkpoint, pace),
         "build": child_bytes / _DISK_BYTES_PER_SECOND,
     }
-    if distilled:  # behind every stage the parent and the child are scored
-        learning = flops_seconds(distillation_flops, checkpoint, pace)
+    if distilled:  # after every stage the parent and the child are scored
+        learning = flops_seconds(sum(plan.flops for plan in distillation), checkpoint, pace)
         found["distill"] = learning + 2 * len(recipe.distillation.trainings) * one_model
     found["evaluate"] = scored * one_model
     if recipe.bench.enabled:

@@ -38,8 +38,20 @@ def make_plan(
         identity = Blueprint.identity(checkpoint.spec.parent(checkpoint.name, checkpoint.revision))
         drop, runs = settings.without_attention, settings.runs
         blueprint = apply(identity, drop, runs, norm=settings.norm, max_width=settings.max_width)
-        made = Plan(blueprint, Selection(()), counted_speedup(checkpoint.spec, blueprint))
+        return given_plan(checkpoint, blueprint, settings.for_engines, width_multiple)
     return for_engines(made, checkpoint.spec, settings.for_engines, width_multiple)
+
+
+def given_plan(
+    checkpoint: Checkpoint, blueprint: Blueprint, engines: Sequence[Engine], width_multiple: int = WIDTH_MULTIPLE
+) -> Plan:
+    """Return the plan that a blueprint stands for.
+
+    Raises:
+        CheckError: an engine asked for can't load the child.
+    """
+    made = Plan(blueprint, Selection(()), counted_speedup(checkpoint.spec, blueprint))
+    return for_engines(made, checkpoint.spec, engines, width_multiple)
 
 
 def for_engines(made: Plan, spec: ModelSpec, engines: Sequence[Engine], width_multiple: int) -> Plan:

@@ -14,8 +14,8 @@ from ffn_fusion.families.child_spec import child_spec
 from ffn_fusion.latency.hardware import Prediction, check_setting, predict
 from ffn_fusion.latency.machines import Machine, find_machine
 from ffn_fusion.latency.work import Setting
+from ffn_fusion.pipeline.models import PRUNED, name_of_child
 from ffn_fusion.pipeline.recipe import Recipe
-from ffn_fusion.pipeline.stages import PRUNED, name_of_child
 
 _STORED = {"F32": "fp32", "F64": "fp32", "F16": "fp16"}
 

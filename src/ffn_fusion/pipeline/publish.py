@@ -11,17 +11,18 @@ from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES
 from ffn_fusion.checkpoint.staging import MODEL_CARD, write_atomic
+from ffn_fusion.pipeline.job import Job
 from ffn_fusion.pipeline.predicting import predictions
-from ffn_fusion.pipeline.recipe import Recipe
-from ffn_fusion.pipeline.result import Result
+from ffn_fusion.pipeline.result import Result, result_of
 from ffn_fusion.portability.check import check
 from ffn_fusion.report.html import ReportData, write_report
 from ffn_fusion.report.model_card import model_card, read_licence
 from ffn_fusion.surgery.repairs import Repairs, is_repaired
 
 
-def publish(recipe: Recipe, result: Result, evidence: Evidence) -> None:
+def publish(job: Job) -> None:
     """Write report.html in the workspace and README.md in the child."""
+    recipe, result, evidence = job.planned_recipe, result_of(job), job.evidence
     blueprint, child = result.plan.blueprint, open_folder(recipe.output)
     repairs = Repairs(result.workspace.repairs).record if is_repaired(recipe.output) else None
     card = model_card(

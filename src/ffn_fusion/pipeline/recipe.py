@@ -68,13 +68,37 @@ def repair_from_options(*, lambdas: str | None = None, **options: Any) -> Repair
         raise _wrong_option(error) from error
 
 
+def recipe_from_options(**options: Any) -> Recipe:
+    """The recipe that command-line options stand for.
+
+    Raises:
+        UsageError: a value is off.
+    """
+    try:
+        return Recipe(**options)
+    except ValidationError as error:
+        raise _wrong_option(error) from error
+
+
+def distillation_from_options(**options: Any) -> DistillationSection:
+    """The distillation that command-line options stand for.
+
+    Raises:
+        UsageError: a value is off.
+    """
+    try:
+        return DistillationSection(enabled=True, **options)
+    except ValidationError as error:
+        raise _wrong_option(error) from error
+
+
 def words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip() not in ("", "none"))
 
 
 def _wrong_option(error: ValidationError) -> UsageError:
     first = error.errors()[0]
-    option = "--" + str(first["loc"][0]).replace("_", "-")
+    option = "--" + [str(part) for part in first["loc"] if isinstance(part, str)][-1].replace("_", "-")
     return UsageError(f"{option}: {first['msg']} (found {first['input']!r})", "see ffn-fusion --help")
 
 

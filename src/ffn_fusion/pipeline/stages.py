@@ -1,223 +1,166 @@
-"""What each stage does, from the recipe's sections to the rooms below. The verbs of the command line call these too."""
+"""The stages of a job, from a recipe to a report, and the short ones' work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast, get_args
 
 import torch
 
-from ffn_fusion.analysis.evidence import Evidence
-from ffn_fusion.analysis.loadable import loadable_choices
-from ffn_fusion.analysis.measure import analyze
+from ffn_fusion.analysis.measure import analyze as measure
+from ffn_fusion.analysis.measure import estimate_analysis as estimate_passes
 from ffn_fusion.analysis.passes import PassEstimate
-from ffn_fusion.analysis.rules import control_plans
 from ffn_fusion.analysis.settings import AnalysisSettings
-from ffn_fusion.blockwise.stack import TensorSource
-from ffn_fusion.blueprint import Blueprint, unfused
-from ffn_fusion.blueprint.ranges import format_blocks, format_runs
-from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.compute import compute_dtype
-from ffn_fusion.data import (
-    BUILT_IN_CALIBRATION,
-    BUILT_IN_HELD_OUT,
-    TokenWindows,
-    load_tokenizer,
-    make_windows,
-)
-from ffn_fusion.data.mixture import TextEntry, shares, where
-from ffn_fusion.data.source import source_of
-from ffn_fusion.errors import DataError, UsageError
-from ffn_fusion.evaluation.evaluate import PARENT, evaluate
-from ffn_fusion.evaluation.quality import Control, Quality
+from ffn_fusion.checkpoint.reader import open_folder
+from ffn_fusion.checkpoint.staging import DISTILLATION, read_manifest, write_atomic
+from ffn_fusion.data import load_tokenizer
+from ffn_fusion.errors import OutputError
+from ffn_fusion.evaluation.evaluate import evaluate
+from ffn_fusion.evaluation.quality import Quality
 from ffn_fusion.latency.load import load_model
-from ffn_fusion.pipeline.recipe import BuildSection, Recipe, RepairSection, Text
-from ffn_fusion.pipeline.workspace import Workspace
+from ffn_fusion.latency.machine import machine
+from ffn_fusion.pipeline.benching import measure_widths_for, time_models
+from ffn_fusion.pipeline.distilling import check_distillation, distill, distinct_texts, estimate_distillation
+from ffn_fusion.pipeline.estimate import Pace
+from ffn_fusion.pipeline.job import Job, Stage
+from ffn_fusion.pipeline.models import scored_models
+from ffn_fusion.pipeline.planning import check_early, given_plan
+from ffn_fusion.pipeline.predicting import check_places
+from ffn_fusion.pipeline.publish import publish
+from ffn_fusion.pipeline.recipe import Text
+from ffn_fusion.pipeline.repairing import estimate_repair, repair, repair_windows
+from ffn_fusion.pipeline.result import Sample
+from ffn_fusion.pipeline.texts import calibration_windows, held_out_windows, state
+from ffn_fusion.pipeline.widths import limited, measures_widths
+from ffn_fusion.processes import current
 from ffn_fusion.report.model_card import model_card, read_licence
-from ffn_fusion.settings import DtypeName
-from ffn_fusion.surgery.build import build, child_bytes
+from ffn_fusion.surgery.build import build as write_child
+from ffn_fusion.surgery.build import build_id, child_bytes
 from ffn_fusion.surgery.child import Child
-from ffn_fusion.surgery.repairs import is_repaired
-from ffn_fusion.units import parse_bytes
-
-PRUNED, FUSED, DISTILLED, UNREPAIRED = "pruned", "fused", "distilled", "unrepaired"
-Progress = Callable[[str, int, int], None]
+from ffn_fusion.surgery.repairs import RECORD, Repairs
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One prompt, continued greedily by both."""
+def analyze(job: Job) -> None:
+    """Measure the evidence, and how fast this machine did it: later estimates follow from that pace."""
+    work: dict[str, int] = {}
+    begun: dict[str, int] = {}  # what an earlier call had done already
 
-    prompt: str
-    parent: str
-    child: str
+    def progress(what: str, done: int, total: int) -> None:
+        work[what] = total - begun.setdefault(what, done)
+        job.progress(what, done, total)
 
-
-def state(section: Text | RepairSection) -> str:
-    """Names, sizes and ages of a section's text files, so that a changed text is measured again."""
-    return "\n".join(filter(None, (source_of(where(entry)).state() for entry in section.texts)))
-
-
-def calibration_windows(folder: Path, section: Text, seed: int) -> list[TokenWindows]:
-    """The calibration tokens, of every text by its weight."""
-    texts: Sequence[TextEntry] = section.texts or BUILT_IN_CALIBRATION
-    tokenizer = load_tokenizer(folder)
-    return [
-        make_windows(tokenizer, where(text), section.context, share, seed=seed)
-        for text, share in zip(texts, shares(texts, section.tokens), strict=True)
-    ]
-
-
-def held_out_windows(folder: Path, section: Text, seed: int) -> list[TokenWindows]:
-    """The evaluation tokens, so many of every text."""
-    texts = [where(text) for text in section.texts or BUILT_IN_HELD_OUT]
-    if len({source_of(text).label for text in texts}) < len(texts):
-        raise DataError("two evaluation texts have the same name", "rename one; names label the tables")
-    tokenizer = load_tokenizer(folder)
-    return [make_windows(tokenizer, text, section.context, section.tokens, seed=seed) for text in texts]
+    began = time.perf_counter()
+    evidence = measure(
+        job.analyzed,
+        calibration_windows(job.parent.folder, job.recipe.calibration, job.recipe.seed),
+        job.recipe.analysis,
+        seed=job.recipe.seed,
+        device=job.recipe.device,
+        memory=job.memory,
+        workspace=job.space.analysis,
+        on_plan=job.listener.measuring,
+        progress=progress,
+    )
+    evidence.save(job.space.evidence)
+    tokens = sum(work.values()) * job.recipe.calibration.context / current().world
+    Pace(tokens / (time.perf_counter() - began)).save(job.space.pace)
 
 
-def dtype_named(name: str, checkpoint: Checkpoint) -> torch.dtype:
-    """The same for a name that a person wrote.
+def estimate_analysis(job: Job) -> Sequence[PassEstimate]:
+    """Estimate what each pass over the weights will take."""
+    return estimate_passes(
+        job.analyzed,
+        calibration_windows(job.parent.folder, job.recipe.calibration, job.recipe.seed),
+        job.recipe.analysis,
+        device=job.recipe.device,
+        memory=job.memory,
+        workspace=job.space.analysis,
+    )
+
+
+def widths(job: Job) -> None:
+    """Measure how wide a fused FFN may be on this machine."""
+    curve = measure_widths_for(job.recipe, job.parent.spec, job.progress)
+    write_atomic(job.space.widths, (curve.model_dump_json(indent=1) + "\n").encode())
+
+
+def plan(job: Job) -> None:
+    """Write the decision down."""
+    job.blueprint.save(job.space.blueprint)
+    about = {"damage": job.plan.selection.score, "counted_speedup": job.plan.counted_speedup}
+    _write_json(job.space.plan, about)
+
+
+def build(job: Job) -> None:
+    """Write the child with its first model card; the report puts the figures on the card.
 
     Raises:
-        UsageError: no such dtype.
+        OutputError: another child is there, or the disk is too small.
     """
-    if name not in get_args(DtypeName):
-        raise UsageError(f"{name!r} is no dtype", f"use {', '.join(get_args(DtypeName))}")
-    return compute_dtype(cast(DtypeName, name), checkpoint)
-
-
-def measure(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    workspace: Path,
-    on_plan: Callable[[PassEstimate], None],
-    progress: Progress,
-) -> Evidence:
-    windows = calibration_windows(checkpoint.folder, recipe.calibration, recipe.seed)
-    return analyze(
-        checkpoint,
-        windows,
-        recipe.analysis,
-        seed=recipe.seed,
-        device=recipe.device,
-        memory=parse_bytes(recipe.memory) if recipe.memory else None,
-        workspace=workspace,
-        on_plan=on_plan,
-        progress=progress,
-    )
-
-
-def child_evidence(recipe: Recipe, progress: Progress) -> Evidence:
-    """The built child's own geometry, on the calibration tokens: one forward pass."""
-    child = open_folder(recipe.output)
-    windows = calibration_windows(child.folder, recipe.calibration, recipe.seed)
-    return analyze(
-        child,
-        windows,
-        AnalysisSettings(parts=(), scores=(), max_run=1, dtype=recipe.analysis.dtype),
-        seed=recipe.seed,
-        device=recipe.device,
-        memory=parse_bytes(recipe.memory) if recipe.memory else None,
-        progress=progress,
-    )
-
-
-def build_child(child: Child, section: BuildSection, output: Path, progress: Progress) -> None:
-    """Write the child with its first model card; evaluation puts its figures on the card later."""
+    section, output = job.recipe.build, job.built
+    repairs = Repairs(job.space.repairs) if job.repairs else None
+    child = Child(job.parent, job.blueprint, section.width_multiple, repairs)
+    if output.exists():  # finished, and killed before it was noted
+        if (read_manifest(output) or {}).get("build") == build_id(child, section.max_shard_bytes):
+            return
+        raise OutputError(f"{output}: holds a child of another plan", "choose another output, or remove it first")
     card = model_card(
         output.name,
-        child.blueprint,
+        job.blueprint,
         version("ffn-fusion"),
-        licence=read_licence(child.parent.folder),
-        repairs=child.repairs.record if child.repairs else None,
+        licence=read_licence(job.parent.folder),
+        repairs=repairs.record if repairs else None,
     )
-    build(
-        child.parent,
-        child.blueprint,
+    write_child(
+        job.parent,
+        job.blueprint,
         output,
         width_multiple=section.width_multiple,
         max_shard_bytes=section.max_shard_bytes,
-        repairs=child.repairs,
+        repairs=repairs,
         model_card=card,
-        on_bytes=bytes_told(child_bytes(child), progress),
+        on_bytes=job.bytes_told(child_bytes(child)),
     )
 
 
-def bytes_told(total: int, progress: Progress) -> Callable[[int], None]:
-    """What a writer calls with every count of bytes, to tell how far it is."""
-    done = 0
-
-    def on_bytes(count: int) -> None:
-        nonlocal done
-        done += count
-        progress("bytes", done, total)
-
-    return on_bytes
-
-
-def built_child(recipe: Recipe) -> Path:
-    """Where surgery's child lies: it's the output, unless that is distilled from it."""
-    return Workspace(recipe.output).undistilled if recipe.distillation.enabled else recipe.output
-
-
-def name_of_child(recipe: Recipe) -> str:
-    """What the child is called in tables."""
-    return DISTILLED if recipe.distillation.enabled else FUSED
+def score(job: Job) -> None:
+    """Score all models on the held-out texts, and measure the child's own geometry in one forward pass."""
+    models, controls = scored_models(job)
+    windows = held_out_windows(job.parent.folder, job.recipe.evaluation, job.recipe.seed)
+    texts = evaluate(models, windows, device=job.recipe.device, progress=job.progress)
+    child = open_folder(job.space.output)
+    evidence = measure(
+        child,
+        calibration_windows(child.folder, job.recipe.calibration, job.recipe.seed),
+        AnalysisSettings(parts=(), scores=(), max_run=1, dtype=job.recipe.analysis.dtype),
+        seed=job.recipe.seed,
+        device=job.recipe.device,
+        memory=job.memory,
+        progress=job.progress,
+    )
+    evidence.save(job.space.child_evidence)
+    quality = Quality(texts=texts, controls=tuple(controls))
+    write_atomic(job.space.quality, (quality.model_dump_json(indent=1) + "\n").encode())
 
 
-def score(
-    checkpoint: Checkpoint, blueprint: Blueprint, evidence: Evidence, recipe: Recipe, progress: Progress
-) -> Quality:
-    """Parent, pruned (sequential), fused and distilled as they lie on disk, and what other rules would have chosen."""
-    models: dict[str, TensorSource] = {
-        PARENT: checkpoint,
-        PRUNED: Child(checkpoint, unfused(blueprint)),
-        FUSED: open_folder(built_child(recipe)),
-    }
-    if recipe.distillation.enabled:
-        models[DISTILLED] = open_folder(recipe.output)
-    controls = []
-    if is_repaired(recipe.output):
-        models[UNREPAIRED] = Child(checkpoint, blueprint)
-        dropped, runs = format_blocks(blueprint.dropped_attentions), format_runs(blueprint.runs)
-        which = "the fused" if recipe.distillation.enabled else "the same"
-        meaning = f"{which} child before its output projections were solved anew"
-        controls.append(Control(name=UNREPAIRED, meaning=meaning, dropped=dropped, runs=runs))
-    if recipe.evaluation.controls:
-        scored = [blueprint]
-        allows = loadable_choices(checkpoint.spec, recipe.plan.for_engines)
-        for control in control_plans(blueprint, evidence, recipe.plan, allows):
-            if control.blueprint in scored:  # two ways to the same child: its figures are there already
-                continue
-            scored.append(control.blueprint)
-            models[control.name] = Child(checkpoint, control.blueprint)
-            controls.append(
-                Control(
-                    name=control.name,
-                    meaning=control.meaning,
-                    dropped=format_blocks(control.blueprint.dropped_attentions),
-                    runs=format_runs(control.blueprint.runs),
-                )
-            )
-    windows = held_out_windows(checkpoint.folder, recipe.evaluation, recipe.seed)
-    texts = evaluate(models, windows, device=recipe.device, progress=progress)
-    return Quality(texts=texts, controls=tuple(controls))
+def bench(job: Job) -> None:
+    """Time parent, pruned model and child."""
+    latency = time_models(job.parent, job.blueprint, job.recipe, job.progress)
+    write_atomic(job.space.latency, (latency.model_dump_json(indent=1) + "\n").encode())
 
 
-def continue_prompts(checkpoint: Checkpoint, recipe: Recipe, progress: Progress) -> list[Sample]:
-    """Greedy continuations by the parent and the child."""
-    section = recipe.samples
+def samples(job: Job) -> None:
+    """Continue the prompts greedily by the parent and by the child."""
+    section = job.recipe.samples
     texts: list[list[str]] = []
-    for done, folder in enumerate((checkpoint.folder, recipe.output)):
-        progress("samples", done, 2)
-        texts.append(_generate(folder, section.prompts, section.new_tokens, recipe.device))
-    progress("samples", 2, 2)
-    return [Sample(*row) for row in zip(section.prompts, *texts, strict=True)]
+    for done, folder in enumerate((job.parent.folder, job.space.output)):
+        job.progress("samples", done, 2)
+        texts.append(_generate(folder, section.prompts, section.new_tokens, job.recipe.device))
+    job.progress("samples", 2, 2)
+    _write_json(job.space.samples, [vars(Sample(*row)) for row in zip(section.prompts, *texts, strict=True)])
 
 
 @torch.inference_mode()
@@ -230,3 +173,124 @@ def _generate(folder: Path, prompts: Sequence[str], new_tokens: int, device: str
         ids = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id)
         found.append(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
     return found
+
+
+def _write_json(path: Path, value: object) -> None:
+    write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def _analysis_inputs(job: Job) -> object:
+    recipe = job.recipe
+    return recipe.seed, recipe.device, recipe.calibration, recipe.analysis, state(recipe.calibration)
+
+
+def _widths_inputs(job: Job) -> object:
+    bench, spec, device = job.recipe.bench, job.parent.spec, job.recipe.device
+    how = bench.engine, bench.engine_program, bench.batches, bench.dtype, device, machine(device)
+    return spec.hidden_size, spec.blocks, how
+
+
+def _check_plan(job: Job) -> None:
+    if job.decided is not None:
+        given_plan(job.parent, job.decided, job.recipe.plan.for_engines, job.recipe.build.width_multiple)
+    else:
+        check_early(job.parent, limited(job.recipe.plan, job.parent.spec), job.recipe.build.width_multiple)
+
+
+def _repair_inputs(job: Job) -> object:
+    recipe = job.recipe
+    return recipe.repair, recipe.calibration, state(recipe.calibration), state(recipe.repair)
+
+
+def _distillation_inputs(job: Job) -> object:
+    recipe = job.recipe
+    texts = Text(texts=tuple(distinct_texts(recipe)))
+    return recipe.distillation, recipe.calibration, recipe.repair.texts, state(texts)
+
+
+STAGES = (
+    Stage(
+        "analyze",
+        analyze,
+        inputs=_analysis_inputs,
+        results=lambda job: [job.space.evidence / "evidence.json", job.space.evidence / "evidence.safetensors"],
+        scratch=lambda job: [job.space.analysis],
+        check=lambda job: calibration_windows(job.parent.folder, job.recipe.calibration, job.recipe.seed),
+        estimate=estimate_analysis,
+    ),
+    Stage(
+        "widths",
+        widths,
+        inputs=_widths_inputs,
+        results=lambda job: [job.space.widths],
+        wanted=measures_widths,
+    ),
+    Stage(
+        "plan",
+        plan,
+        inputs=lambda job: job.plan_settings,
+        results=lambda job: [job.space.blueprint, job.space.plan],
+        after=("analyze",),
+    ),
+    Stage(
+        "repair",
+        repair,
+        inputs=_repair_inputs,
+        results=lambda job: [job.space.repairs / RECORD] if job.repairs else [],
+        after=("plan",),
+        wanted=lambda recipe: recipe.repair.enabled,
+        check=repair_windows,
+        estimate=estimate_repair,
+    ),
+    Stage(
+        "build",
+        build,
+        inputs=lambda job: (job.recipe.build, job.has("distill")),
+        results=lambda job: [job.built / "config.json"],
+        after=("plan", "repair"),
+        check=_check_plan,
+    ),
+    Stage(
+        "distill",
+        distill,
+        inputs=_distillation_inputs,
+        results=lambda job: [job.space.output / DISTILLATION],
+        after=("build",),
+        scratch=lambda job: [job.space.distillation, job.space.windows],
+        wanted=lambda recipe: recipe.distillation.enabled,
+        check=check_distillation,
+        estimate=estimate_distillation,
+    ),
+    Stage(
+        "evaluate",
+        score,
+        inputs=lambda job: (job.recipe.evaluation, state(job.recipe.evaluation)),
+        results=lambda job: [job.space.quality, job.space.child_evidence / "evidence.json"],
+        after=("build", "distill"),
+        check=lambda job: held_out_windows(job.parent.folder, job.recipe.evaluation, job.recipe.seed),
+    ),
+    Stage(
+        "bench",
+        bench,
+        inputs=lambda job: job.recipe.bench,
+        results=lambda job: [job.space.latency],
+        after=("build", "distill"),
+        wanted=lambda recipe: recipe.bench.enabled,
+    ),
+    Stage(
+        "samples",
+        samples,
+        inputs=lambda job: job.recipe.samples,
+        results=lambda job: [job.space.samples],
+        after=("build", "distill"),
+    ),
+    Stage(
+        "report",
+        publish,
+        inputs=lambda job: job.planned_recipe,
+        results=lambda job: [job.space.report],
+        after=("evaluate", "samples"),
+        check=lambda job: check_places(job.recipe, job.parent),
+    ),
+)
+"""All stages, in order; each is carried out once those before it are finished."""

@@ -1,14 +1,16 @@
-"""The workspace of a run, ``OUT.run`` beside the child ``OUT``: what every stage left, and which stages are done.
+"""The workspace of a job: where each stage leaves its results, and the ledger of finished stages.
 
-A stage's key is a hash of all that its result depends on: its part of the recipe, the parent's files, the stages before
-it. A stage whose key and results are there is not done again; a changed recipe redoes just what depends on the change.
+A stage's key is a hash of everything that its results depend on: its part of the recipe, the parent's files, and the
+keys of the stages that it builds on. A stage whose key is in the ledger and whose results are there isn't carried out
+again, so a changed recipe redoes only what depends on the change.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,45 +18,66 @@ from ffn_fusion.checkpoint.staging import write_atomic
 
 
 class Workspace:
-    """Names in the folder, and the ledger of finished stages (``stages.json``)."""
+    """Paths of a job's results, and the ledger ``stages.json``.
 
-    def __init__(self, output: Path) -> None:
+    Args:
+        output: the folder of the child.
+        folder: the workspace; by default ``OUT.run`` beside the child ``OUT``.
+        evidence: the folder of the evidence, if it isn't in the workspace.
+        child: the child to distil, if the job doesn't build it.
+    """
+
+    def __init__(
+        self, output: Path, folder: Path | None = None, *, evidence: Path | None = None, child: Path | None = None
+    ) -> None:
         self.output = output
-        self.folder = output.with_name(output.name + ".run")
+        self.folder = folder or output.with_name(output.name + ".run")
+        self.temporary = folder is not None
         self.recipe = self.folder / "recipe.yaml"
-        self.evidence = self.folder / "evidence"
+        self.evidence = evidence or self.folder / "evidence"
         self.child_evidence = self.folder / "child-evidence"
         self.repairs = self.folder / "repairs"
-        self.undistilled = self.folder / "undistilled"  # the child before its distillation
-        self.distillation = self.folder / ".distillation"  # checkpoints, while it's trained
-        self.windows = self.folder / ".windows"  # tokens to learn from, while it's trained
-        self.analysis = self.folder / ".analysis"  # finished blocks, while the analysis runs
+        self.undistilled = child or self.folder / "undistilled"
+        self.distillation = self.folder / ".distillation"  # checkpoints, during the training
+        self.windows = self.folder / ".windows"  # tokens to train on, during the training
+        self.analysis = self.folder / ".analysis"  # finished blocks, during the analysis
         self.widths = self.folder / "widths.json"
         self.pace = self.folder / "pace.json"
         self.blueprint = self.folder / "blueprint.json"
         self.plan = self.folder / "plan.json"
         self.quality = self.folder / "quality.json"
-        self.benched = self.folder / ".bench"  # models, while they're timed
+        self.benched = self.folder / ".bench"  # models, while they are timed
         self.latency = self.folder / "latency.json"
         self.samples = self.folder / "samples.json"
         self.report = self.folder / "report.html"
         self.lock = self.folder / ".lock"
         self._ledger_path = self.folder / "stages.json"
 
+    @classmethod
+    def hidden(cls, output: Path, *, evidence: Path | None = None, child: Path | None = None) -> Workspace:
+        """The workspace ``.OUT.work`` of a job that leaves nothing but its output; it is removed at the end."""
+        return cls(output, output.with_name(f".{output.name}.work"), evidence=evidence, child=child)
+
     def create(self) -> None:
+        """Make the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    def remove(self) -> None:
+        """Remove the folder and all results in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether removing the folder would lose any work: whatever can be resumed is noted in a JSON file."""
+        return any(self.folder.rglob("*.json"))
 
     def done(self, stage: str, key: str, results: Sequence[Path]) -> bool:
         """Whether the stage was finished with this key and its results are still there."""
         return self._ledger().get(stage) == key and all(path.exists() for path in results)
 
-    def stage(self, name: str, key: str, results: Sequence[Path], work: Callable[[], None]) -> bool:
-        """Do a stage unless it's done. Returns whether there was work to do."""
-        if self.done(name, key, results):
-            return False
-        work()
-        write_atomic(self._ledger_path, (json.dumps({**self._ledger(), name: key}, indent=1) + "\n").encode())
-        return True
+    def note(self, stage: str, key: str) -> None:
+        """Note in the ledger that the stage is finished."""
+        write_atomic(self._ledger_path, (json.dumps({**self._ledger(), stage: key}, indent=1) + "\n").encode())
 
     def _ledger(self) -> dict[str, str]:
         try:
@@ -65,6 +88,6 @@ class Workspace:
 
 
 def stage_key(*parts: object) -> str:
-    """A hash over everything that a stage's result depends on."""
+    """Return a hash over everything that a stage's results depend on."""
     text = json.dumps([version("ffn-fusion"), *map(str, parts)])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -13,10 +13,10 @@ from ffn_fusion.checkpoint.staging import check_target, read_manifest
 from ffn_fusion.distillation.checks import read_record
 from ffn_fusion.distillation.write import write_distilled
 from ffn_fusion.errors import BlueprintError, CheckpointError
-from ffn_fusion.pipeline.distilling import read_repairs
 from ffn_fusion.portability.history import read_history
 from ffn_fusion.report.model_card import model_card, read_licence
 from ffn_fusion.surgery.build import BLUEPRINT
+from ffn_fusion.surgery.repairs import read_repairs
 
 
 def write_trained(child: Path, trained: Path, how: str, target: Path) -> Path:
@@ -58,7 +58,7 @@ def write_trained(child: Path, trained: Path, how: str, target: Path) -> Path:
 
 
 def check_trainable(child: Path, target: Path) -> None:
-    """Refuse, before a training begins, what ``write_trained`` would refuse behind it (see there)."""
+    """Refuse, before a training begins, what ``write_trained`` would refuse after it (see there)."""
     check_target(target, child)
     Blueprint.load(child / BLUEPRINT)
     if read_history(child):

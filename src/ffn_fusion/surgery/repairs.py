@@ -82,6 +82,12 @@ def is_repaired(child: Path) -> bool:
     return (child / RECORD).is_file()
 
 
+def read_repairs(child: Path) -> dict[str, Any] | None:
+    """Return the record of a child's repair, whose weights the child itself holds; None if it wasn't repaired."""
+    record: dict[str, Any] | None = json.loads((child / RECORD).read_bytes()) if is_repaired(child) else None
+    return record
+
+
 def save_repair(folder: Path, name: str, weight: Tensor) -> str:
     """Write one tensor; returns its file's name.
 

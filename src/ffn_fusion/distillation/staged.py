@@ -36,8 +36,8 @@ _OF_A_STAGE = ("texts", "context", "tokens", "steps", "settings", "teacher", "ca
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One training, before it's known which child it's for."""
+class TrainingStage:
+    """One training of several, before it's known which child it's for."""
 
     texts: Sequence[TokenWindows]
     settings: DistillSettings
@@ -54,7 +54,7 @@ class Staged:
 
     @classmethod
     def of(
-        cls, first: Callable[..., Run], stages: Sequence[Stage], work: Path, device: str, memory: int | None
+        cls, first: Callable[..., Run], stages: Sequence[TrainingStage], work: Path, device: str, memory: int | None
     ) -> Staged:
         """``first``: ``Run``, with child and parent given already."""
         runs: list[Run] = []
