@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from made_evidence import damage, make_evidence
 
-from ffn_fusion.analysis.evidence import Evidence, MeasuredRun
+from ffn_fusion.analysis.evidence import Evidence, MeasuredRun, MeasuredWidth, Removal
 from ffn_fusion.blueprint.choices import Choice, ChoiceTable, Selection, Size
 
 
@@ -71,6 +71,39 @@ def random_evidence(draw: st.DrawFn, most: int = 7) -> Evidence:
     made = make_evidence(blocks, runs, width=10, kl=alone)
     removals = tuple(row.model_copy(update={"repaired": draw(maybe)}) for row in made.removals)
     return made.model_copy(update={"matrices": {"block.mean": matrix.tolist()}, "removals": removals})
+
+
+@st.composite
+def evidence_of_every_kind(draw: st.DrawFn) -> Evidence:
+    """Up to 10 blocks; of a few of them attention, FFN or the whole block dropped and the FFN narrowed; some runs.
+
+    FFNs are 1,024 wide, narrowed to 768 or 512.
+    """
+    evidence = draw(random_evidence(10))
+    blocks = len(evidence.parent.blocks)
+    kl = st.floats(0, 5, allow_nan=False)
+    some = st.sets(st.integers(0, blocks - 1), max_size=4)
+    attentions = draw(some)
+    removals = [row for row in evidence.removals if row.block in attentions]
+    ffns = sorted(draw(some))
+    removals += [Removal(part="ffn", block=i, damage=damage(draw(kl))) for i in ffns]
+    removals += [Removal(part="block", block=i, damage=damage(draw(kl))) for i in ffns if draw(st.booleans())]
+    narrowed = [
+        MeasuredWidth(block=i, width=width, damage=damage(draw(kl)))
+        for i in sorted(draw(some))
+        for width in (768, 512)
+        if draw(st.booleans())
+    ]
+    wide = [block.model_copy(update={"ffn_width": 1024}) for block in evidence.parent.blocks]
+    return evidence.model_copy(
+        update={
+            "parent": evidence.parent.model_copy(update={"blocks": tuple(wide)}),
+            "removals": tuple(removals),
+            "runs": evidence.runs[:4],
+            "narrowed": tuple(narrowed),
+            "channels": {i: np.arange(1024, dtype=np.int32)[::-1].tobytes() for i in range(blocks)},
+        }
+    )
 
 
 widths = st.sampled_from([None, 20, 30])

@@ -19,11 +19,12 @@ from makers import Blocks, Made, llama_config, nas_config, random_ids, write_mod
 from reference import Reference, identity_steps
 
 from ffn_fusion.analysis.changes import score_changes
-from ffn_fusion.analysis.channels import channel_contributions, narrow_ffns, narrower
+from ffn_fusion.analysis.channels import channel_contributions, narrow_ffns
 from ffn_fusion.analysis.choices import choices_of
 from ffn_fusion.analysis.cost_count import counted_speedup, steps
 from ffn_fusion.analysis.explain import explain
 from ffn_fusion.analysis.programme import made_of
+from ffn_fusion.analysis.widths import narrower
 from ffn_fusion.blueprint import Blueprint, NarrowedFfn, Parent, ParentBlock, apply, narrow_ffn
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.data import TokenWindows

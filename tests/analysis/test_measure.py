@@ -23,7 +23,7 @@ from ffn_fusion.analysis.evidence import STATISTICS, Evidence, MeasuredRun
 from ffn_fusion.analysis.measure import analyze, estimate_analysis
 from ffn_fusion.analysis.passes import PassEstimate
 from ffn_fusion.analysis.settings import AnalysisSettings
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint, apply, narrow_ffn
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.errors import DataError, UsageError
@@ -300,6 +300,24 @@ def test_unrepaired_figures_are_the_same_without(measured: Measured) -> None:
 def test_one_window_is_not_repaired(measured: Measured) -> None:
     checkpoint, ids, _ = measured
     assert not analyze(checkpoint, windows(ids[:1]), AnalysisSettings(max_run=1)).repaired
+
+
+def test_a_narrowed_ffn_does_what_the_built_child_does(measured: Measured, tmp_path: Path) -> None:
+    """In the parent's own widths of 256 and more: narrower ones aren't rounded to it."""
+    checkpoint, ids, _ = measured
+    evidence = analyze(checkpoint, windows(ids), AnalysisSettings(max_run=1, narrow=(0.5,), repair=False))
+    gated = [i for i, block in enumerate(checkpoint.spec.blocks) if block.ffn]
+    assert [row.block for row in evidence.narrowed] == gated
+    evidence.save(tmp_path / "e")
+    assert Evidence.load(tmp_path / "e").channels == evidence.channels
+    _, parent = forward(load(checkpoint.folder), ids, None)
+    for row in (evidence.narrowed[0], evidence.narrowed[-1]):
+        kept = evidence.channels_kept(row.block, row.width)
+        assert len(kept) == row.width
+        blueprint = narrow_ffn(Blueprint.identity(evidence.parent), row.block, kept)
+        child = build(checkpoint, blueprint, tmp_path / str(row.block), width_multiple=1)
+        kl, _ = kl_and_loss(load(child)(ids).logits.detach(), parent, ids)
+        assert row.damage.kl == pytest.approx(kl, rel=1e-3)
 
 
 def test_evidence_of_another_version_is_refused_in_one_line(measured: Measured, tmp_path: Path) -> None:

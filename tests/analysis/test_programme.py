@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import pytest
-from every_plan import every_plan, least_of_every_plan, random_evidence, size_of, widths
+from every_plan import (
+    damage_of,
+    every_plan,
+    evidence_of_every_kind,
+    least_of_every_plan,
+    random_evidence,
+    size_of,
+    widths,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from made_evidence import damage, make_evidence
 from makers import llama_config
 
 from ffn_fusion.analysis.choices import choices_of
-from ffn_fusion.analysis.cost_count import steps
+from ffn_fusion.analysis.cost_count import costs_of, counted_speedup, steps
 from ffn_fusion.analysis.evidence import Evidence, MeasuredRun
 from ffn_fusion.analysis.plan import plan
 from ffn_fusion.analysis.programme import Frontier, made_of
+from ffn_fusion.analysis.programme import size_of as size_of_child
 from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.blueprint.choices import Choice, ChoiceTable, Selection, Size
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families import read_spec
+from ffn_fusion.families.layout import model_tensors
 
 
 def choice_of(
@@ -89,6 +100,57 @@ def test_a_budget_of_steps_is_met_with_the_least_damage(
     least = min(damage for size, damage in best.items() if 2 * blocks - sum(size) <= most)
     assert made.selection.score == pytest.approx(least, abs=1e-9)
     assert all(made.blueprint.width(block) <= (max_width or 1000) for block in made.blueprint.blocks)
+
+
+TARGETS = {"steps": st.integers(1, 20), "speedup": st.floats(1.01, 2), "parameters": st.floats(0.5, 0.99)}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@given(evidence=evidence_of_every_kind(), data=st.data())
+def test_a_target_is_met_with_the_least_damage_of_choices_of_every_kind(
+    target: str, evidence: Evidence, data: st.DataObject
+) -> None:
+    """FFNs dropped and narrowed beside attentions and runs, against every possible child."""
+    value = data.draw(TARGETS[target])
+    spec = read_spec(llama_config(num_hidden_layers=len(evidence.parent.blocks), intermediate_size=1024))
+    narrow = () if target == "steps" else (0.75, 0.5)
+    budget = PlanSettings.model_validate({"drop_ffn": "auto", "narrow": narrow, "max_damage": 9, target: value})
+    total = sum(prod(shape) for shape in model_tensors(spec).values())
+
+    def meets(child: Blueprint) -> bool:
+        if target == "steps":
+            return steps(child) <= value
+        if target == "speedup":
+            return counted_speedup(spec, child) >= value
+        saved = costs_of(spec, Blueprint.identity(child.parent)) - costs_of(spec, child)
+        return total - saved.parameters <= value * total
+
+    table = choices_of(evidence, 9, ffns=True, narrow=narrow)
+    fitting = [damage_of(way) for way in every_plan(table) if meets(Selection(way).blueprint(evidence.parent))]
+    widths_there = {row.width for row in evidence.narrowed}
+    measured = any(row.part == "ffn" for row in evidence.removals) and (not narrow or widths_there == {768, 512})
+    if not measured or not fitting:
+        with pytest.raises(BlueprintError, match=r"measured|out of reach"):
+            plan(spec, evidence, budget)
+        return
+    made = plan(spec, evidence, budget)
+    assert meets(made.blueprint)
+    assert made.selection.score == pytest.approx(min(fitting), abs=1e-9)
+    child = made_of(made.blueprint, table)
+    assert child is not None
+    assert child.score == pytest.approx(made.selection.score, abs=1e-9)
+
+
+@given(evidence_of_every_kind())
+def test_counts_of_attentions_steps_and_ffns_are_met_with_the_least_damage(evidence: Evidence) -> None:
+    table = choices_of(evidence, 9, ffns=True)
+    best = least_of_every_plan(every_plan(table))
+    frontier = Frontier(table, Size(10, 10, 4))
+    assert {Size(*map(int, at)) for at in np.argwhere(np.isfinite(frontier.damage))} == set(best)
+    for size, least in best.items():
+        selection = frontier.selection(size)
+        assert selection.size == size == size_of_child(selection.blueprint(evidence.parent))
+        assert selection.score == pytest.approx(least, abs=1e-9)
 
 
 @given(random_evidence(), widths)

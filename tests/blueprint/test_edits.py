@@ -103,7 +103,7 @@ def test_narrow_keeps_the_channels_in_the_parents_order() -> None:
     assert after.blocks[1].ffn.sources == (1,)
     assert [after.width(block) for block in after.blocks] == [8, 3]
     assert after.runs == after.dropped_attentions == ()
-    assert unfused(after) == before
+    assert unfused(after) == after
 
 
 def test_narrowing_goes_with_other_edits() -> None:

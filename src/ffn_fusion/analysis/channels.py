@@ -6,7 +6,6 @@ Puzzle (arXiv 2411.19146) calls C_k = mean over tokens |h_k| * |Wdown[:, k]|_2 a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ffn_fusion.analysis.widths import narrower
 from ffn_fusion.blockwise import MemoryStates, Stack
 from ffn_fusion.blockwise.stack import Block, ReadAhead
 from ffn_fusion.blueprint import Blueprint, narrow_ffn
@@ -54,11 +54,19 @@ def channel_contributions(
     Raises:
         DataError: no text, or activations that aren't finite.
     """
-    here = current()
     ids_NT = torch.from_numpy(np.concatenate([text.ids_NT for text in texts])) if texts else torch.empty(0, 0)
     if not ids_NT.numel():
         raise DataError("there is no text to measure channels on", "give at least one window")
-    stack = Stack(model, dtype=dtype, device=here.device(device))
+    return contributions_of(Stack(model, dtype=dtype, device=current().device(device)), ids_NT, rows, progress)
+
+
+def contributions_of(stack: Stack, ids_NT: Tensor, rows: int = 2048, progress: Progress = silent) -> Contributions:
+    """The same for a model that is open already; each process goes through its share of the windows.
+
+    Raises:
+        DataError: activations that aren't finite.
+    """
+    here = current()
     sums = dict(
         _sums(stack, ids_NT[here.share(len(ids_NT))], rows, lambda done: progress("channels", done, len(stack)))
     )
@@ -97,16 +105,14 @@ def narrow_ffns(
                 f"the contributions don't fit the FFN of block {source}, which has {width:,} channels",
                 f"measure them on {blueprint.parent.name}",
             )
-        most = np.argsort(-contribution, kind="stable")[: narrower(width, share, multiple)]
+        most = largest_first(contribution)[: narrower(width, share, multiple)]
         result = narrow_ffn(result, source, most.tolist())
     return result
 
 
-def narrower(width: int, share: float, multiple: int = WIDTH_MULTIPLE) -> int:
-    """``share`` of an FFN's width, rounded as :func:`narrow_ffns` says; halves up."""
-    if width <= multiple or share == 1:
-        return max(1, round(share * width))
-    return min(width, max(1, math.floor(share * width / multiple + 0.5)) * multiple)
+def largest_first(contribution: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
+    """Channels by their contribution, of equal ones the first."""
+    return np.argsort(-contribution, kind="stable").astype(np.int32)
 
 
 @torch.inference_mode()

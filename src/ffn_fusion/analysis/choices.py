@@ -6,11 +6,14 @@ the explanations read the table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from ffn_fusion.analysis.evidence import Evidence, MeasuredRun
-from ffn_fusion.blueprint import Block, Blueprint, FusedFfn, FusionNorm, NoSubBlock, split_run
+import numpy as np
+
+from ffn_fusion.analysis.evidence import Damage, Evidence, MeasuredRun
+from ffn_fusion.analysis.widths import narrower
+from ffn_fusion.blueprint import Block, Blueprint, FusedFfn, FusionNorm, NarrowedFfn, NoSubBlock, split_run
 from ffn_fusion.blueprint.choices import Choice, ChoiceTable, Price, count_steps
 from ffn_fusion.errors import BlueprintError
 
@@ -22,17 +25,21 @@ def choices_of(
     *,
     repaired: bool = True,
     norm: FusionNorm = "own",
+    ffns: bool = False,
+    narrow: Sequence[float] = (),
     price: Price = count_steps,
 ) -> ChoiceTable:
     """Everything measured that may be chosen.
 
     Args:
-        max_damage: runs that do more are left out.
+        max_damage: choices that do more are left out, but for attentions dropped alone.
         max_width: wider runs are split (``blueprint.split_run``). A split run was measured whole; split it is closer to
             the sequential form, so its damage is taken as the whole's. Parts of it that were measured as runs of their
             own are choices like any other, so they win where they did less.
         repaired: score changes by their repaired damage where it was measured.
         norm: of the fused FFNs.
+        ffns: FFNs that were dropped alone may go. narrow: shares of its width that an FFN may be narrowed to.
+            An attention and an FFN of one block that weren't measured together do what both did, summed.
         price: what blocks of a child cost.
 
     Raises:
@@ -56,7 +63,44 @@ def choices_of(
             runs.append(choice)
     if too_wide and not runs:
         raise too_wide
-    return replace(table, rows=(*_attentions(table, identity, evidence, repaired), *runs))
+    rows = [*_attentions(table, identity, evidence, repaired), *runs]
+    for block in identity.blocks:
+        for ffn, damage in _ffns(evidence, block, ffns, narrow, repaired):
+            rows += [row for row in _with_ffn(table, evidence, block, ffn, damage, repaired) if row.score <= max_damage]
+    return replace(table, rows=tuple(rows))
+
+
+def _ffns(
+    evidence: Evidence, block: Block, ffns: bool, narrow: Sequence[float], repaired: bool
+) -> Iterator[tuple[NoSubBlock | NarrowedFfn, Damage]]:
+    """What a block's FFN may become, with the damage that this does alone."""
+    (i, _), width = block.parent_blocks, evidence.parent.blocks[block.parent_blocks[0]].ffn_width
+    for removal in evidence.removals:
+        if ffns and removal.part == "ffn" and removal.block == i:
+            yield NoSubBlock(), removal.judged(repaired)
+    wanted = {narrower(width, share) for share in narrow} if width else set()
+    for row in evidence.narrowed:
+        if row.block == i and row.width in wanted:
+            yield NarrowedFfn(source=i, channels=evidence.channels_kept(i, row.width)), row.judged(repaired)
+
+
+def _with_ffn(
+    table: ChoiceTable, evidence: Evidence, block: Block, ffn: NoSubBlock | NarrowedFfn, alone: Damage, repaired: bool
+) -> Iterator[Choice]:
+    """That FFN, with the block's attention and without."""
+    (i, _) = block.parent_blocks
+    changed = block.model_copy(update={"ffn": ffn})
+    yield table.choice((changed,), max(alone.kl, 0.0), alone.kl_error)
+    removed = {row.part: row.judged(repaired) for row in evidence.removals if row.block == i}
+    if "attention" not in removed:
+        return
+    without = (changed.model_copy(update={"attention": NoSubBlock()}),)
+    attention, both = removed["attention"], removed.get("block") if ffn.kind == "none" else None
+    if both:
+        yield table.choice(without, max(both.kl, 0.0), both.kl_error)
+    else:
+        error = float(np.hypot(alone.kl_error, attention.kl_error))
+        yield table.choice(without, max(alone.kl, 0.0) + max(attention.kl, 0.0), error)
 
 
 def _attentions(table: ChoiceTable, identity: Blueprint, evidence: Evidence, repaired: bool) -> Iterator[Choice]:

@@ -31,12 +31,14 @@ __all__ = [
     "Geometry",
     "Matrix",
     "MeasuredRun",
+    "MeasuredWidth",
     "Part",
     "Removal",
     "ReverseOrder",
     "Statistic",
 ]
 
+_CHANNELS = "channels."
 EVIDENCE_VERSION: Literal[3] = 3
 
 Matrix = npt.NDArray[np.float64]
@@ -109,6 +111,13 @@ class MeasuredRun(_Candidate):
         return tuple(range(self.first + self.keeps_attention, self.last + 1))
 
 
+class MeasuredWidth(_Candidate):
+    """The damage of keeping ``width`` channels of a block's FFN, those that contribute most."""
+
+    block: int
+    width: int
+
+
 class ReverseOrder(_Frozen):
     """The reverse-order test of a run (arXiv 2503.18908): attentions dropped, FFNs in order, reversed, and fused."""
 
@@ -138,7 +147,7 @@ class Evidence(_Frozen):
     ``fingerprint`` is the checkpoint's. ``dependency(part)`` is M [L, L] (arXiv 2503.18908, section on block
     dependency): M[i, j] = cosine distance between sub-block j's contribution in the parent and its contribution when
     sub-block i is removed, per token, then the mean (or median, or 95th percentile) over tokens; NaN where j <= i or
-    one of them isn't there.
+    one of them isn't there. ``channels`` are those of each FFN by their contribution, the largest first (int32).
     """
 
     version: Literal[3] = EVIDENCE_VERSION
@@ -148,6 +157,8 @@ class Evidence(_Frozen):
     parent_loss: float
     removals: tuple[Removal, ...]
     runs: tuple[MeasuredRun, ...] = ()
+    narrowed: tuple[MeasuredWidth, ...] = ()
+    channels: dict[int, bytes] = {}
     reverse_order: tuple[ReverseOrder, ...] = ()
     geometry: tuple[Geometry, ...] = ()
     matrices: dict[str, list[list[float]]] = {}
@@ -162,18 +173,28 @@ class Evidence(_Frozen):
         """Replace-1 of the attentions."""
         return tuple(row for row in self.removals if row.part == "attention")
 
+    def channels_kept(self, block: int, width: int) -> tuple[int, ...]:
+        """The ``width`` channels of a block's FFN that contribute most, in ascending order.
+
+        Raises:
+            KeyError: the contributions were not measured.
+        """
+        return tuple(sorted(np.frombuffer(self.channels[block], np.int32)[:width].tolist()))
+
     def dependency(self, part: Part, statistic: Statistic = "mean") -> Matrix:
         """Raises: KeyError: it wasn't measured."""
         return np.asarray(self.matrices[f"{part}.{statistic}"], dtype=np.float64)
 
     def save(self, folder: Path) -> None:
-        """Write evidence.json (all but the matrices) and evidence.safetensors (``block.mean``, ``ffn.p95``, ...)."""
+        """Write evidence.json (all but the matrices) and evidence.safetensors (``block.mean``, ``ffn.p95``,
+        ``channels.3``, ...)."""
         folder.mkdir(parents=True, exist_ok=True)
         matrices = {name: np.asarray(matrix, dtype=np.float64) for name, matrix in self.matrices.items()}
+        order = {f"{_CHANNELS}{i}": np.frombuffer(found, np.int32) for i, found in self.channels.items()}
         part_file = folder / "evidence.safetensors.part"
-        save_file(matrices, part_file)
+        save_file(matrices | order, part_file)
         part_file.replace(folder / "evidence.safetensors")
-        text = self.model_dump_json(indent=1, exclude={"matrices"}) + "\n"
+        text = self.model_dump_json(indent=1, exclude={"matrices", "channels"}) + "\n"
         write_atomic(folder / "evidence.json", text.encode())
 
     @classmethod
@@ -193,9 +214,15 @@ class Evidence(_Frozen):
                     "run `ffn-fusion analyze` again",
                 )
             evidence = cls.model_validate_json(text)
-            matrices = load_file(folder / "evidence.safetensors")
+            tensors = load_file(folder / "evidence.safetensors")
         except OSError as error:
             raise DataError(f"{folder}: no evidence there ({error.strerror or error})", again) from error
         except (ValidationError, SafetensorError) as error:
             raise DataError(f"{folder}: the evidence can't be read", again) from error
-        return evidence.model_copy(update={"matrices": {name: m.tolist() for name, m in matrices.items()}})
+        matrices = {name: m.tolist() for name, m in tensors.items() if not name.startswith(_CHANNELS)}
+        channels = {
+            int(name.removeprefix(_CHANNELS)): order.tobytes()
+            for name, order in tensors.items()
+            if name.startswith(_CHANNELS)
+        }
+        return evidence.model_copy(update={"matrices": matrices, "channels": channels})

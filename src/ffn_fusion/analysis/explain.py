@@ -80,7 +80,9 @@ def explain(
             "name the evidence that the child was planned from",
         )
     limits = budget or PlanSettings()
-    measured = choices_of(evidence, np.inf, limits.max_width, repaired=limits.repair)
+    measured = choices_of(
+        evidence, np.inf, limits.max_width, repaired=limits.repair, ffns=bool(limits.drop_ffn), narrow=limits.narrow
+    )
     own = made_of(blueprint, measured)
     taken = own.choices if own else ()
 

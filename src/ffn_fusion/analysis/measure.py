@@ -6,7 +6,7 @@ all windows of all processes are there, so that any split of them gives the same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,14 @@ from ffn_fusion.analysis.candidates import (
     run_edits,
     run_name,
 )
+from ffn_fusion.analysis.channels import Contributions, contributions_of, largest_first
 from ffn_fusion.analysis.evidence import (
     PARTS,
     Calibration,
     Damage,
     Evidence,
     MeasuredRun,
+    MeasuredWidth,
     Part,
     Removal,
     ReverseOrder,
@@ -34,11 +36,13 @@ from ffn_fusion.analysis.observe import ContributionObserver, observed, removed
 from ffn_fusion.analysis.passes import Found, Pass, PassEstimate, carry_out, estimate_pass
 from ffn_fusion.analysis.reverse_order import FORMS, name_of, reverse_order_edits
 from ffn_fusion.analysis.settings import AnalysisSettings
+from ffn_fusion.analysis.widths import narrower
 from ffn_fusion.blockwise import (
     PARENT,
     Divergence,
     Edit,
     FusedRun,
+    NarrowFfn,
     Pace,
     RemoveAttention,
     RemoveBlock,
@@ -144,8 +148,12 @@ class _Analysis:
         self.folder = workspace / f"process-{here.rank}-of-{here.world}" if workspace else None
         self.parent, self.fingerprint, self.stored, self.key = _identity(model)
 
-    def first(self) -> Pass:
-        """Everything that needs no earlier answer."""
+    def first(self, channels: Contributions | None = None) -> Pass:
+        """Everything that needs no earlier answer but the contributions of channels.
+
+        Args:
+            channels: None for an estimate, which needn't know which channels stay.
+        """
         edits: dict[str, Edit] = {}
         for i, block in enumerate(self.stack.spec.blocks):
             there = {"block": block.attention or block.ffn, "attention": block.attention, "ffn": block.ffn}
@@ -156,6 +164,9 @@ class _Analysis:
         runs = reverse_order_edits(self.model, self.asked.reverse, self.stack.dtype, str(self.stack.device))
         if self.one_pass:
             runs |= run_edits(self._runs(range(len(self.stack.spec.blocks))), self.bench)
+        for i, width in self._widths():
+            kept = range(width) if channels is None else sorted(largest_first(channels[i])[:width].tolist())
+            runs[narrowed_name(i, width)] = NarrowFfn(i, tuple(kept))
         if self.bench and "attention" in self.asked.scores:
             runs |= repaired_removals(self.stack.spec, self.bench)
         observe = ContributionObserver(self.stack.spec)
@@ -181,7 +192,8 @@ class _Analysis:
 
     def carry_out(self, seed: int, on_plan: Callable[[PassEstimate], None] | None, progress: Progress) -> Evidence:
         asked, spec = self.asked, self.stack.spec
-        pass_ = self.first()
+        channels = contributions_of(self.stack, self.ids_NT, progress=progress) if asked.narrow else {}
+        pass_ = self.first(channels)
         pace = self._pace(pass_) if on_plan else None
         found = self._carry_out(pass_, pace, on_plan, progress)
         damages = _damages(found.divergences)
@@ -223,6 +235,11 @@ class _Analysis:
                 )
                 for run in runs
             ),
+            narrowed=tuple(
+                MeasuredWidth(block=i, width=width, damage=damages[narrowed_name(i, width)])
+                for i, width in self._widths()
+            ),
+            channels={i: largest_first(found).tobytes() for i, found in channels.items()},
             reverse_order=tuple(
                 ReverseOrder(
                     first=first,
@@ -236,6 +253,13 @@ class _Analysis:
             geometry=geometry,
             matrices={name: matrix.tolist() for name, matrix in matrices.items()},
         )
+
+    def _widths(self) -> Iterator[tuple[int, int]]:
+        """Every narrower width that an FFN is measured with."""
+        for i, block in enumerate(self.stack.spec.blocks):
+            if block.ffn and block.ffn.kind == "gated":
+                widths = {narrower(block.ffn.width, share) for share in self.asked.narrow}
+                yield from ((i, width) for width in sorted(widths - {block.ffn.width}, reverse=True))
 
     def _about_as_many(self) -> list[FusedRun]:
         """Runs as if the attentions that count for little lay side by side, where that gives the most."""
@@ -257,6 +281,10 @@ class _Analysis:
         if on_plan:
             on_plan(estimate)
         return carry_out(pass_, estimate, self.stack, self.ids_NT, self.folder, self.key, progress)
+
+
+def narrowed_name(block: int, width: int) -> str:
+    return f"narrowed {block} to {width}"
 
 
 def _run_pass(runs: Sequence[FusedRun], bench: Workbench | None) -> Pass:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil, prod
 
 import numpy as np
 
@@ -12,10 +13,12 @@ from ffn_fusion.analysis.evidence import Evidence
 from ffn_fusion.analysis.loadable import loadable_choices, plan_problems
 from ffn_fusion.analysis.programme import Frontier, least_that_saves
 from ffn_fusion.analysis.settings import FUSE_TOLERANCE, PlanSettings
+from ffn_fusion.analysis.widths import narrower
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.blueprint.choices import ChoiceTable, Selection, Size
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families import ModelSpec
+from ffn_fusion.families.layout import model_tensors
 from ffn_fusion.portability.rule import EngineCheck
 
 _MORE = "allow more damage (--max-damage), or measure longer runs (analyze --max-run)"
@@ -43,6 +46,7 @@ def plan(spec: ModelSpec, evidence: Evidence, budget: PlanSettings) -> Plan:
     """
     if evidence.parent.blocks != spec.parent("").blocks:
         raise BlueprintError(f"the evidence is of {evidence.parent.name}, another model", "run `ffn-fusion analyze`")
+    _check_measured(evidence, budget)
     plan_problems(spec, Blueprint.identity(evidence.parent), budget.for_engines)
     table = choices_of(
         evidence,
@@ -50,16 +54,38 @@ def plan(spec: ModelSpec, evidence: Evidence, budget: PlanSettings) -> Plan:
         budget.max_width,
         repaired=budget.repair,
         norm=budget.norm,
+        ffns=bool(budget.drop_ffn),
+        narrow=budget.narrow,
         price=price_of(spec),
     ).where(loadable_choices(spec, budget.for_engines))
     if budget.steps is not None:
         selection = _for_steps(table, budget.steps)
     elif budget.speedup is not None:
         selection = _for_speedup(spec, table, budget.speedup)
+    elif budget.parameters is not None:
+        selection = _for_parameters(spec, table, budget.parameters)
     else:
         selection = _for_count(evidence, table, budget)
     blueprint = selection.blueprint(evidence.parent)
     return Plan(blueprint, selection, counted_speedup(spec, blueprint))
+
+
+def _check_measured(evidence: Evidence, budget: PlanSettings) -> None:
+    """What the budget allows has to be in the evidence."""
+    if budget.drop_ffn and not any(row.part == "ffn" for row in evidence.removals):
+        raise BlueprintError(
+            "FFNs may be dropped, but none was measured dropped alone",
+            "run `ffn-fusion analyze --scores attention,ffn`",
+        )
+    there = {(row.block, row.width) for row in evidence.narrowed}
+    for share in budget.narrow:
+        widths = [(i, b.ffn_width, narrower(b.ffn_width, share)) for i, b in enumerate(evidence.parent.blocks)]
+        if not any((i, width) in there or width == whole for i, whole, width in widths if whole):
+            shares = ",".join(f"{s:g}" for s in budget.narrow)
+            raise BlueprintError(
+                f"FFNs may be narrowed to {share:g} of their width, which was not measured",
+                f"run `ffn-fusion analyze --narrow {shares}`",
+            )
 
 
 def _drop_count(budget: PlanSettings, attentions: int, may_go: int) -> int:
@@ -80,8 +106,13 @@ def _drop_count(budget: PlanSettings, attentions: int, may_go: int) -> int:
 def _for_count(evidence: Evidence, table: ChoiceTable, budget: PlanSettings) -> Selection:
     attentions = sum(choice.only_attention for choice in table.rows)
     drop = _drop_count(budget, len(evidence.importance), attentions)
-    frontier = Frontier(table, Size(drop, len(table.parent.blocks)))
-    damage, fuse = frontier.damage[drop, :, 0], budget.fuse
+    ffns = _ffn_count(budget, sum(row.part == "ffn" for row in evidence.removals))
+    frontier = Frontier(table, Size(drop, len(table.parent.blocks), ffns))
+    damage, fuse = frontier.damage[drop, :, ffns], budget.fuse
+    if not np.isfinite(damage).any():
+        raise BlueprintError(
+            f"{drop} attentions and {ffns} FFNs can't be dropped with what was measured", f"drop fewer, {_MORE}"
+        )
     if fuse == "auto":
         # What dropping costs; in a parent that came with attention-free blocks, what dropping those would have.
         given = sum(block.attention is None and block.ffn is not None for block in evidence.parent.blocks)
@@ -94,7 +125,19 @@ def _for_count(evidence: Evidence, table: ChoiceTable, budget: PlanSettings) -> 
             f"{fuse} FFN steps can't be fused away with {drop} attentions dropped; {most} at most",
             f"drop more attentions, {_MORE}",
         )
-    return frontier.selection(Size(drop, fuse))
+    return frontier.selection(Size(drop, fuse, ffns))
+
+
+def _ffn_count(budget: PlanSettings, measured: int) -> int:
+    """How many FFNs go."""
+    asked = budget.drop_ffn
+    assert asked != "auto"
+    count = round(asked * measured) if 0 < asked < 1 else round(asked)
+    if count > measured:
+        raise BlueprintError(
+            f"{count} FFNs can't be dropped: {measured} were measured", "give a number or a fraction of them"
+        )
+    return count
 
 
 def _for_steps(table: ChoiceTable, most: int) -> Selection:
@@ -106,6 +149,19 @@ def _for_steps(table: ChoiceTable, most: int) -> Selection:
         raise BlueprintError(
             f"{most} sequential steps are out of reach: the parent has {before}, and {fewest} is the fewest",
             f"ask for {fewest} or more, {_MORE}",
+        )
+    return selection
+
+
+def _for_parameters(spec: ModelSpec, table: ChoiceTable, share: float) -> Selection:
+    """The least damage among the plans whose child has no more than that share of the parent's parameters."""
+    total = sum(prod(shape) for shape in model_tensors(spec).values())
+    target = ceil((1 - share) * total)
+    selection, saved = least_that_saves(table, lambda choice: table.saved(choice).parameters, target)
+    if selection is None:
+        raise BlueprintError(
+            f"{share:g} of the parameters are out of reach: {1 - saved / total:.3f} is the least",
+            f"ask for more, let FFNs go or be narrower (--drop-ffn auto, --narrow), {_MORE}",
         )
     return selection
 

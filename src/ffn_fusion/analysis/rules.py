@@ -58,12 +58,14 @@ def control_plans(
         allows: the choices that the greedy rule may take, those that the engines asked for load.
 
     Returns:
-        Nothing for a child without a fused run: all rules but the first are then the exact programme.
+        Nothing for a child without a fused run: all rules but the first are then the exact programme. The greedy rule
+        alone where FFNs are dropped, nothing where some are narrowed: the others know no such changes.
     """
     size = size_of(blueprint)
-    if not size.fused:
+    if any(block.ffn.kind == "narrowed" for block in blueprint.blocks) or not (size.fused or size.ffns):
         return []
-    rules = (_middle, _paper_rule, partial(_greedy_rule, allows=allows))
+    greedy_rule = partial(_greedy_rule, allows=allows)
+    rules = (greedy_rule,) if size.ffns else (_middle, _paper_rule, greedy_rule)
     return [found for rule in rules if (found := rule(evidence, size, budget))]
 
 
@@ -71,7 +73,9 @@ def compare(
     blueprint: Blueprint, evidence: Evidence, budget: PlanSettings, allows: Allows = anything
 ) -> tuple[Compared, ...]:
     """The exact programme's ``blueprint`` beside every rule's of the same size, with summed measured damages."""
-    table = choices_of(evidence, np.inf, budget.max_width, repaired=budget.repair)
+    table = choices_of(
+        evidence, np.inf, budget.max_width, repaired=budget.repair, ffns=bool(budget.drop_ffn), narrow=budget.narrow
+    )
     exact = ControlPlan("exact programme", "the least summed measured damage of this size", blueprint)
     found = []
     for plan in (exact, *control_plans(blueprint, evidence, budget, allows)):
@@ -121,9 +125,14 @@ def _control(
 
 
 def _greedy_rule(evidence: Evidence, size: Size, budget: PlanSettings, allows: Allows) -> ControlPlan | None:
-    table = choices_of(evidence, budget.max_damage, budget.max_width, repaired=budget.repair, norm=budget.norm).where(
-        allows
-    )
+    table = choices_of(
+        evidence,
+        budget.max_damage,
+        budget.max_width,
+        repaired=budget.repair,
+        norm=budget.norm,
+        ffns=bool(budget.drop_ffn),
+    ).where(allows)
     chosen = greedy(table, size)
     if chosen is None:
         return None

@@ -41,6 +41,9 @@ class AnalysisSettings(Settings):
     leave_last: bool = Field(
         True, description="Leave the last FFN of a run out of the fusion, as in the paper; otherwise measure both ways."
     )
+    narrow: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (), description="Also measure every FFN narrowed to these shares of its width, e.g. 0.75,0.5."
+    )
     reverse: Runs = Field((), description="Runs to measure in reverse order as well, e.g. 5-8,17-20.")
     repair: bool = Field(
         True, description="Also measure runs, and attentions dropped alone, as they will be after the repair."
@@ -59,6 +62,17 @@ class PlanSettings(Settings):
     )
     steps: int | None = Field(
         None, gt=0, description="Most sequential steps the child may have, instead of numbers to drop and to fuse."
+    )
+    parameters: float | None = Field(
+        None, gt=0, lt=1, description="Most parameters the child may have, as a share of the parent's, e.g. 0.85."
+    )
+    drop_ffn: float | Literal["auto"] = Field(
+        0.0,
+        description="How many FFNs to drop: a number, or a fraction of them if below 1; auto: as many as is best for "
+        "steps, speedup or parameters.",
+    )
+    narrow: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (), description="Shares of their width that FFNs may be narrowed to, for speedup or parameters, e.g. 0.75,0.5."
     )
     fuse: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="FFN steps to fuse away; auto: as many as cost no more than dropping the attentions did."
@@ -93,6 +107,32 @@ class PlanSettings(Settings):
         if steps is not None and info.data.get("speedup") is not None:
             raise PydanticCustomError("two_budgets", "steps and speedup are two budgets; give one")
         return steps
+
+    @field_validator("parameters")
+    @classmethod
+    def _one_target(cls, parameters: float | None, info: ValidationInfo) -> float | None:
+        if parameters is not None and (info.data.get("speedup") or info.data.get("steps")):
+            raise PydanticCustomError("two_budgets", "speedup, steps and parameters are budgets; give one")
+        return parameters
+
+    @field_validator("drop_ffn")
+    @classmethod
+    def _count_of_ffns(cls, count: float | str, info: ValidationInfo) -> float | str:
+        target = any(info.data.get(name) is not None for name in ("speedup", "steps", "parameters"))
+        if target and count not in (0, "auto"):
+            raise PydanticCustomError("ffns", "with speedup, steps or parameters, FFNs go as is best: auto, or 0")
+        if count == "auto" and not target:
+            raise PydanticCustomError("ffns", "auto needs speedup, steps or parameters to aim for")
+        if isinstance(count, float) and count < 0:
+            raise PydanticCustomError("ffns", "no fewer than 0 FFNs can be dropped")
+        return count
+
+    @field_validator("narrow")
+    @classmethod
+    def _narrow_for(cls, shares: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        if shares and info.data.get("speedup") is None and info.data.get("parameters") is None:
+            raise PydanticCustomError("narrow", "narrower FFNs save no steps: aim for speedup or parameters")
+        return shares
 
     @field_validator("width_curve")
     @classmethod

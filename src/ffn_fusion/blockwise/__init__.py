@@ -3,6 +3,7 @@
 from ffn_fusion.blockwise.edits import (
     Edit,
     FusedRun,
+    NarrowFfn,
     RemoveAttention,
     RemoveBlock,
     RemoveFfn,
@@ -38,6 +39,7 @@ __all__ = [
     "FusedRun",
     "Journal",
     "MemoryStates",
+    "NarrowFfn",
     "Observation",
     "Observer",
     "Pace",

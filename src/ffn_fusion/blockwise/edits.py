@@ -10,7 +10,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ffn_fusion.blockwise.stack import Block, Contributions, Stack
 
@@ -165,6 +166,25 @@ class RemoveFfn(_OneBlock):
 
     def advance(self, i: int, block: Block, part: slice, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
         return (x + parent.attention,)
+
+
+@dataclass(frozen=True)
+class NarrowFfn(_OneBlock):
+    """The block with only these channels of its FFN: f(X) = Y + sum_k h_k(n2(Y)) Wdown[:, k], Y = X + Attn(n1(X))."""
+
+    first: int
+    channels: tuple[int, ...]
+
+    def advance(self, i: int, block: Block, part: slice, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
+        y = x + parent.attention
+        inner, _ = block.inner_and_outer("ffn", y)
+        down = block.projection("ffn")
+        kept = torch.tensor(self.channels, device=x.device)
+        narrow = nn.functional.linear(inner.index_select(-1, kept), down.weight.index_select(1, kept), down.bias)
+        return (y + narrow,)
+
+    def costs(self, i: int) -> tuple[Cost, ...]:
+        return (Cost(ffns=1),)
 
 
 @dataclass(frozen=True)

@@ -183,8 +183,15 @@ def apply(
 
 
 def unfused(blueprint: Blueprint) -> Blueprint:
-    """The same dropped attentions with every FFN in its own block: the pruned, sequential model."""
-    return drop_attention(Blueprint.identity(blueprint.parent), blueprint.dropped_attentions)
+    """The same child with every FFN in its own block: the pruned, sequential model."""
+    narrowed = {ffn.source: ffn for block in blueprint.blocks if isinstance(ffn := block.ffn, NarrowedFfn)}
+    there = {source for block in blueprint.blocks for source in block.ffn.sources}
+    pruned = drop_attention(Blueprint.identity(blueprint.parent), blueprint.dropped_attentions)
+    blocks = []
+    for i, block in enumerate(pruned.blocks):
+        ffn = narrowed.get(i, block.ffn) if i in there else NoSubBlock()
+        blocks.append(block.model_copy(update={"ffn": ffn}))
+    return _with_blocks(pruned, blocks)
 
 
 def _ffns(blueprint: Blueprint, first: int, last: int) -> int:

@@ -63,7 +63,7 @@ def analyze(
         return
     evidence = job.evidence
     if as_json:
-        emit(evidence.model_dump(mode="json", exclude={"matrices"}))
+        emit(evidence.model_dump(mode="json", exclude={"matrices", "channels"}))
         return
     for part in settings.scores:
         say(importance_table(evidence, part=part), err=False)

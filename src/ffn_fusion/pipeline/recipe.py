@@ -249,12 +249,20 @@ class Recipe(Section):
         )
 
     def with_implied(self) -> Self:
-        """The recipe, planned for the engine that times the child as well; by repaired damage only if it repairs."""
+        """The recipe, planned for the engine that times the child as well; by repaired damage only if it repairs.
+
+        What the plan may do to FFNs is measured.
+        """
         engine, engines = self.bench.engine, self.plan.for_engines
         if self.bench.enabled and engine not in ("transformers", *engines):
             engines = (*engines, engine)
         plan = self.plan.model_copy(update={"for_engines": engines, "repair": self.plan.repair and self.repair.enabled})
-        return self.model_copy(update={"plan": plan})
+        scores = self.analysis.scores
+        if plan.drop_ffn and "ffn" not in scores:
+            scores = (*scores, "ffn")
+        narrow = self.analysis.narrow or plan.narrow
+        analysis = self.analysis.model_copy(update={"scores": scores, "narrow": narrow})
+        return self.model_copy(update={"plan": plan, "analysis": analysis})
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

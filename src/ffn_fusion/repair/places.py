@@ -9,7 +9,7 @@ from ffn_fusion.blueprint import Block, Blueprint
 from ffn_fusion.families.layout import block_prefix
 
 Part = Literal["attention", "ffn"]
-Why = Literal["fused", "narrowed", "attention dropped", "behind"]
+Why = Literal["fused", "narrowed", "attention dropped", "FFN dropped", "behind"]
 
 _PROJECTION = {"attention": "self_attn.o_proj", "ffn": "mlp.down_proj"}
 
@@ -67,7 +67,10 @@ def _why(block: Block, blueprint: Blueprint) -> Why | None:
         return "narrowed"
     first, last = block.parent_blocks
     had = any(blueprint.parent.blocks[i].attention for i in range(first, last + 1))
-    return "attention dropped" if had and block.attention.kind == "none" else None
+    if had and block.attention.kind == "none":
+        return "attention dropped"
+    had_ffn = any(blueprint.parent.blocks[i].ffn for i in range(first, last + 1))
+    return "FFN dropped" if had_ffn and block.ffn.kind == "none" else None
 
 
 def _softmax(source: int, blueprint: Blueprint) -> bool:
