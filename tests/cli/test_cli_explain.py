@@ -15,7 +15,9 @@ from made_evidence import damage, make_evidence
 
 from ffn_fusion.analysis.evidence import Evidence, Geometry, MeasuredRun
 from ffn_fusion.blueprint import Blueprint, apply
-from ffn_fusion.cli.explain import chosen_line, counterfactual_lines
+from ffn_fusion.cli.explain import chosen_line
+from ffn_fusion.report.explanation_grids import explanation_grids
+from ffn_fusion.report.formats import NOTHING
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -69,9 +71,10 @@ def test_explain_in_words(ffn_fusion: Run, child: Path) -> None:
     assert "attention 3: dropped; dropping it alone does 0.0400, rank 4 of 6" in out
     assert "FFN 3: fused with FFN 2, in child block 2" in out
     assert "Chosen by the exact programme: 3 attentions dropped and 1 FFN step fused away" in out
-    assert "keeping attention 3 is impossible with what was measured" in out
-    assert "leaving FFN 3 unfused would have cost 0.1000 more: 0.3000 in all" in out
-    assert "(attentions dropped: 1-3; FFNs fused: 1-2)" in out
+    rows = {line.split("  ")[0].strip(): line.split() for line in out.splitlines() if line.strip()}
+    assert rows["keep attention 3"][-4:] == [NOTHING] * 4
+    assert f"{NOTHING}: impossible with what was measured" in out
+    assert rows["leave FFN 3 unfused"][-4:] == ["0.3000", "+0.1000", "1-3", "1-2"]
     assert "chosen" in out
     assert "2 (0.2500)" in out  # of the dependency
     assert "0.9500" in out  # of the geometry
@@ -109,9 +112,9 @@ def test_a_child_of_which_little_was_measured(ffn_fusion: Run, evidence: Evidenc
     code, out, _ = ffn_fusion("explain", child, "--layer", 5)
     assert code == 0
     assert "not all of it was measured as it is" in out
-    assert "dependency" not in out
-    assert "geometry" not in out
-    assert "dropping attention 5 is impossible" in out
+    assert "Dependency" not in out
+    assert "Geometry" not in out
+    assert next(line.split()[-4:] for line in out.splitlines() if "drop attention 5" in line) == [NOTHING] * 4
 
 
 def test_counterfactuals_without_a_sum_of_its_own(evidence: Evidence) -> None:
@@ -123,8 +126,8 @@ def test_counterfactuals_without_a_sum_of_its_own(evidence: Evidence) -> None:
         "Not the exact programme's choice: 3 attentions dropped and 1 FFN step fused away, "
         "not all of it was measured as it is; the exact programme reaches 0.2000."
     )
-    lines = list(counterfactual_lines(found))
-    assert lines[0] == "  keeping attention 5 would do 0.2000 in all"
+    others = explanation_grids(found)[-1]
+    assert others.texts[0] == ("keep attention 5", "0.2000", NOTHING, "2-4", "2-3")
 
 
 @pytest.mark.parametrize(

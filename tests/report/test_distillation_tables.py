@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from ffn_fusion.report.distillation_tables import objective_words, stages_grid, trainings
+from ffn_fusion.report.formats import NOTHING
 from ffn_fusion.report.html import render_report
-from ffn_fusion.report.tables import NOTHING
+from ffn_fusion.report.training_grids import objective_words, stages_grid, trainings
 
 OBJECTIVE = {"kl": 1.0, "cosine": 1.0, "lm": 0.0, "direction": "forward", "temperature": 1.0}
 
@@ -42,9 +42,9 @@ def test_every_training_oldest_first() -> None:
     assert [training["tokens"] for training in trainings(record())] == [100, 4096, 1024]
     assert len(trainings(stage(8, 8))) == 1
     grid = stages_grid(record())
-    assert [row[0] for row in grid.rows] == ["1", "2", "3"]
-    assert grid.rows[0][-3:] == (NOTHING, NOTHING, NOTHING)
-    assert grid.rows[1] == (
+    assert [row[0] for row in grid.texts] == ["1", "2", "3"]
+    assert grid.texts[0][-3:] == (NOTHING, NOTHING, NOTHING)
+    assert grid.texts[1] == (
         "2", "KL + cosine", "4,096", "256", "4 × 8", "0.0002", "3 → 0.75", "1.000", "0.5000",  # noqa: RUF001
     )  # fmt: skip
 

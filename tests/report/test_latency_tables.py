@@ -10,9 +10,8 @@ from rich.console import Console
 from ffn_fusion.families import read_spec
 from ffn_fusion.latency.sub_block_costs import SubBlocks, SubBlockTiming, distinct_shapes
 from ffn_fusion.latency.timing import Latency, Roofline, Work
-from ffn_fusion.report.sub_block_table import sub_block_grid, sub_block_place
-from ffn_fusion.report.tables import latency_grid, latency_place, work_grid
-from ffn_fusion.report.terminal import latency_table
+from ffn_fusion.report.latency_grids import latency_grid, latency_place, sub_block_grid, work_grid
+from ffn_fusion.report.terminal import rich_table
 
 LIMITS = Roofline(bytes_per_second=2.5e10, flops_per_second=1.2e11)
 WORK = Work(weight_bytes=5e8, kv_bytes=4e6, flops=2.7e8)
@@ -27,9 +26,9 @@ def counted(latency: Latency) -> Latency:
 
 def test_shares_stand_beside_the_times(small: Any) -> None:
     before, after = latency_grid(small.latency), latency_grid(counted(small.latency))
-    assert "of the limit" not in before.columns
-    column = after.columns.index("of the limit")
-    assert {row[column] for row in after.rows} == {"34 % B/s"}
+    assert "of the limit" not in before.headings
+    column = after.headings.index("of the limit")
+    assert {row[column] for row in after.texts} == {"34 % B/s"}
     assert "limits 25.0 GB/s read and 120.0 GFLOP/s" in latency_place(counted(small.latency))
 
 
@@ -41,7 +40,9 @@ def test_80_characters_are_enough_for_names_and_numbers(small: Any) -> None:
         for name in names
     )
     console = Console(width=80, record=True)
-    console.print(latency_table(counted(small.latency.model_copy(update={"models": names, "timings": timings}))))
+    console.print(
+        rich_table(latency_grid(counted(small.latency.model_copy(update={"models": names, "timings": timings}))))
+    )
     rows = [line.split() for line in console.export_text().splitlines()]
     for name in names:
         (row,) = [row for row in rows if row[:1] == [name]]
@@ -53,7 +54,7 @@ def test_what_moves(small: Any) -> None:
     assert work_grid(small.latency) is None
     grid = work_grid(counted(small.latency))
     assert grid is not None
-    rows = {(row[0], row[1]): row[2:] for row in grid.rows}
+    rows = {(row[0], row[1]): row[2:] for row in map(grid.cells, grid.rows)}
     assert rows["decode, batch 8", "parent"] == ("500.0 MB", "4.0 MB", "63.0 MB", "270.0M", "1.1 GB")
     assert rows["prefill, batch 1", "parent"][2] == "984.4 kB"  # of 512 tokens
 
@@ -73,11 +74,11 @@ def test_sub_blocks_add_up() -> None:
         roofline=LIMITS, timings=timings,
     )  # fmt: skip
     grid = sub_block_grid(found, {"model": spec})
-    assert [row[1:3] for row in grid.rows] == [
+    assert [row[1:3] for row in grid.texts] == [
         ("attention, 4 heads, 2 KV heads", "1.00 ms"),
         ("FFN, 48 wide", "2.00 ms"),
         ("head, 61 tokens", "5.00 ms"),
         ("all of model", "17.0 ms"),
     ]
-    assert grid.rows[0][0] == "decode, batch 1, context 64"
-    assert "as CUDA graphs on a GPU, 1 thread, bfloat16" in sub_block_place(found)
+    assert grid.texts[0][0] == "decode, batch 1, context 64"
+    assert "as CUDA graphs on a GPU, 1 thread, bfloat16" in grid.notes[0]

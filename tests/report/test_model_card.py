@@ -60,7 +60,7 @@ def test_text(small: Any) -> None:
         "4 of 8 attentions were dropped (blocks 2-5)",
         "3 FFNs were fused into one wide FFN (run 2-4)",
         "| 2 | 2-4 | dropped | 3 fused | 3 × 1,536 = 4,608 |",  # noqa: RUF001
-        "| fused | 19.16 ± 0.23 | +0.1127 | 0.1141 ± 0.0034 | 81.2 ± 0.4 % |",
+        "| fused | 19.16 ± 0.23 | +0.1127 | 0.1141 ± 0.0034 | 81.2 ± 0.4 |",
         "decode, batch 1",
         "not trained after surgery",
         "Unrepaired",

@@ -42,7 +42,7 @@ DRAWINGS: dict[str, Drawing] = {
         [(row.block + 0.5, row) for row in reversed(made.evidence.geometry) if row.block < 6],
     ),
     "importance": lambda made: figures.importance_bars(made.evidence, made.blueprint),
-    "stretches": lambda made: figures.stretch_chart(made.evidence, made.blueprint),
+    "runs": lambda made: figures.runs_chart(made.evidence, made.blueprint),
     "blocks": lambda made: figures.blocks_diagram(made.blueprint),
     "quality and speed": lambda made: figures.quality_speed_plot(made.quality, made.latency),
 }
@@ -96,17 +96,20 @@ def test_blocks_diagram_draws_every_sub_block(thirty: Any) -> None:
 def test_blocks_diagram_stays_inside_and_labels_do_not_overlap(fixture: str, request: pytest.FixtureRequest) -> None:
     blueprint = request.getfixturevalue(fixture).blueprint
     root = ElementTree.fromstring(figures.blocks_diagram(blueprint))
+    svg = "{http://www.w3.org/2000/svg}"
     _, _, width, height = map(float, root.attrib["viewBox"].split())
-    for rect in root.iter("{http://www.w3.org/2000/svg}rect"):
-        x, y, w, h = (float(rect.attrib[key]) for key in ("x", "y", "width", "height"))
-        assert x >= 0
-        assert y >= 0
-        assert x + w <= width
-        assert y + h <= height
-    texts = [text for text in root.iter("{http://www.w3.org/2000/svg}text") if (text.text or "").endswith(" wide")]
+    boxes = [group for group in root.iter(f"{svg}g") if re.search(r"-[pc]\d+$", group.get("id", ""))]
+    assert boxes
+    for box in boxes:
+        (path,) = box.findall(f"{svg}path")
+        numbers = list(map(float, re.findall(r"-?[\d.]+(?:e-?\d+)?", path.attrib["d"])))
+        assert all(0 <= x <= width for x in numbers[::2])
+        assert all(0 <= y <= height for y in numbers[1::2])
+    texts = [text for text in root.iter(f"{svg}text") if (text.text or "").endswith(" wide")]
     assert len(texts) == len(blueprint.runs)
-    xs = [float(text.attrib["x"]) for text in texts]
-    assert all(right - left >= 80 for left, right in pairwise(xs))
+    points = 8.0  # DejaVu Sans, whose digits are 0.64 em wide
+    edges = [(float(t.attrib["x"]), 0.64 * points * len(t.text or "")) for t in texts]
+    assert all(right[0] - left[0] >= (left[1] + right[1]) / 2 for left, right in pairwise(edges))
 
 
 def test_blocks_diagram_of_odd_parents() -> None:

@@ -17,8 +17,8 @@ from ffn_fusion.latency.hardware import predict
 from ffn_fusion.latency.machines import find_machine
 from ffn_fusion.latency.work import Setting
 from ffn_fusion.portability.rule import EngineCheck, Problem
-from ffn_fusion.report.engine_tables import engines_grid, engines_line
 from ffn_fusion.report.html import render_report, write_report
+from ffn_fusion.report.model_grids import engines_grid, engines_line
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}"
@@ -82,7 +82,7 @@ def test_all_sections_and_numbers(thirty: Any) -> None:
         "Which blocks need which",
         "Why it works",
         "How much each sub-block matters",
-        "Stretches measured",
+        "Runs measured",
         "Does the order of a run's FFNs matter?",
         "Samples",
         "Recipe",
@@ -214,7 +214,7 @@ def test_engines_and_why_they_do_not_load_it(small: Any) -> None:
     assert engines_line(checks) == "loads in mlx, transformers; after check --fix in vllm"
     stuck = EngineCheck("sglang", (Problem("sglang", None, "activation", "refuses it", fixable=False),))
     assert engines_line([stuck]) == "not in sglang"
-    assert engines_grid([stuck]).rows == (("sglang", "cannot", "", "refuses it (can't be rewritten)"),)
+    assert engines_grid([stuck]).texts == [("sglang", "cannot", "", "refuses it (can't be rewritten)")]
 
 
 def test_what_others_wrote_is_escaped(small: Any) -> None:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from tools.docs.tables import kept, table
 
 if TYPE_CHECKING:
-    from ffn_fusion.report.tables import Grid
+    from ffn_fusion.report.grid import Grid
 
 
 def machine_table() -> str:
     """The machines that ``predict`` ships."""
     from ffn_fusion.latency.machines import shipped_machines
-    from ffn_fusion.report.prediction_tables import machines_grid
+    from ffn_fusion.report.machine_grids import machines_grid
 
     return _grid(machines_grid(shipped_machines().values()))
 
@@ -21,13 +21,13 @@ def machine_table() -> str:
 def machine_sources(name: str) -> str:
     """Where a machine's constants come from."""
     from ffn_fusion.latency.machines import find_machine
-    from ffn_fusion.report.prediction_tables import sources_grid
+    from ffn_fusion.report.machine_grids import sources_grid
 
     return _grid(sources_grid(find_machine(name)))
 
 
 def _grid(grid: Grid) -> str:
-    return table(grid.columns, grid.rows)
+    return table(grid.headings, grid.texts)
 
 
 def hardware_results() -> str:

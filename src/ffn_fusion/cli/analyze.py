@@ -33,11 +33,11 @@ def analyze(
 ) -> None:
     """Measure block dependency, sub-block importance and the damage of candidate runs."""
     from ffn_fusion.blueprint import Blueprint
-    from ffn_fusion.cli.passes import passes_json, passes_table
     from ffn_fusion.pipeline.recipe import Text, recipe_from_options
     from ffn_fusion.pipeline.run import begin
     from ffn_fusion.pipeline.workspace import Workspace
-    from ffn_fusion.report.terminal import importance_table, reverse_order_table
+    from ffn_fusion.report.estimate_grids import passes_grid, passes_json
+    from ffn_fusion.report.evidence_grids import importance_grid, reverse_order_grid
 
     recipe = recipe_from_options(
         model=model,
@@ -59,14 +59,14 @@ def analyze(
         if as_json:
             emit(passes_json(plans))
         else:
-            say(passes_table(plans), "dry run: nothing was measured", err=False)
+            say(passes_grid(plans), "dry run: nothing was measured", err=False)
         return
     evidence = job.evidence
     if as_json:
         emit(evidence.model_dump(mode="json", exclude={"matrices", "channels"}))
         return
     for part in settings.scores:
-        say(importance_table(evidence, part=part), err=False)
+        say(importance_grid(evidence, part=part), err=False)
     if evidence.reverse_order:
-        say(reverse_order_table(evidence), err=False)
+        say(reverse_order_grid(evidence), err=False)
     say(f"evidence: {output}", err=False)

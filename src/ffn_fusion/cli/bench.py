@@ -66,7 +66,7 @@ def bench(
     from ffn_fusion.engines.bench import BenchSettings, bench_in
     from ffn_fusion.errors import UsageError
     from ffn_fusion.latency.summary import figures
-    from ffn_fusion.report.terminal import latency_table, work_table
+    from ffn_fusion.report.latency_grids import latency_grid, work_grid
 
     if plot:
         _check_plot(plot)
@@ -98,12 +98,12 @@ def bench(
     if as_json:
         emit(latency.model_dump(mode="json") | {"figures": figures(latency)})
         return
-    say(latency_table(latency), *filter(None, [work_table(latency)]), err=False)
+    say(latency_grid(latency), *filter(None, [work_grid(latency)]), err=False)
 
 
 def _sub_blocks(named: dict[str, str], asked: BenchSettings, cuda_graph: bool | None, as_json: bool) -> None:
     from ffn_fusion.engines.bench import sub_blocks_of
-    from ffn_fusion.report.terminal import sub_block_table
+    from ffn_fusion.report.latency_grids import sub_block_grid
 
     with progress_bars() as bars:
         found, specs = sub_blocks_of(named, asked, cuda_graph, bars)
@@ -116,7 +116,7 @@ def _sub_blocks(named: dict[str, str], asked: BenchSettings, cuda_graph: bool | 
         ]
         emit(found.model_dump(mode="json") | {"models": sums})
         return
-    say(sub_block_table(found, specs), err=False)
+    say(sub_block_grid(found, specs), err=False)
 
 
 def _check_plot(target: Path) -> None:

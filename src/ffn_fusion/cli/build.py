@@ -114,10 +114,10 @@ def fuse(
 
 
 def _build(recipe: Recipe, decided: Blueprint | None, dry_run: bool, as_json: bool) -> None:
-    from ffn_fusion.cli.passes import repair_json, show_repair_plan
-    from ffn_fusion.cli.tables import gains_table, repairs_table
     from ffn_fusion.pipeline.run import begin
     from ffn_fusion.pipeline.workspace import Workspace
+    from ffn_fusion.report.estimate_grids import repair_estimate_grid, repair_json
+    from ffn_fusion.report.training_grids import gains_grid, repairs_grid
     from ffn_fusion.surgery.repairs import read_repairs
 
     output = recipe.output
@@ -132,9 +132,9 @@ def _build(recipe: Recipe, decided: Blueprint | None, dry_run: bool, as_json: bo
         about = {"blueprint": job.blueprint.model_dump(mode="json"), "about": plan_lines(job.parent, job.plan)}
         emit({"output": None if dry_run else str(output), **about, "repair": repair})
     elif estimate:
-        show_repair_plan(estimate)
+        say(repair_estimate_grid(estimate))
     elif record:
-        say(repairs_table(record), gains_table(record), f"child: {output}", err=False)
+        say(repairs_grid(record), gains_grid(record), f"child: {output}", err=False)
     elif not dry_run:
         say(UNREPAIRED_LINE)
         say(f"child: {output}", err=False)

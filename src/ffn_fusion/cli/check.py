@@ -12,8 +12,6 @@ from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
 from ffn_fusion.cli.options import Revision
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ffn_fusion.checkpoint.reader import Checkpoint
     from ffn_fusion.portability.rule import Engine, EngineCheck
 
@@ -81,7 +79,9 @@ def _demand(name: str, found: Sequence[EngineCheck]) -> None:
 
 
 def _show(name: str, found: Sequence[EngineCheck], output: Path | None, steps: Sequence[str]) -> None:
-    say(verdict_table(found), err=False)
+    from ffn_fusion.report.model_grids import engines_grid
+
+    say(engines_grid(found), err=False)
     for row in found:
         for note in row.notes:
             say(f"{row.engine}: {note}", err=False)
@@ -91,21 +91,6 @@ def _show(name: str, found: Sequence[EngineCheck], output: Path | None, steps: S
         say(
             f"ffn-fusion check {name} --fix -o FIXED writes one that more engines load; logits stay the same", err=False
         )
-
-
-_STYLES = {"loads": "green", "loads after --fix": "yellow", "cannot": "red"}
-
-
-def verdict_table(found: Sequence[EngineCheck]) -> Table:
-    """A row for every engine and reason, in the verdict's colour."""
-    from ffn_fusion.report.engine_tables import engines_grid, reasons
-    from ffn_fusion.report.terminal import table_of
-
-    styles = [_STYLES[check.verdict] for check in found for _ in reasons(check) or [("", "")]]
-    table = table_of(engines_grid(found))
-    for drawn, style in zip(table.rows, styles, strict=True):
-        drawn.style = style
-    return table
 
 
 def _as_json(name: str, found: Sequence[EngineCheck], output: Path | None, steps: Sequence[str]) -> dict[str, Any]:

@@ -8,11 +8,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ffn_fusion.cli.time_left import TimeLeft
+from ffn_fusion.units import duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -27,12 +31,16 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON
 
 
 def say(*lines: Any, err: bool = True) -> None:
-    """Print for people."""
+    """Print lines, tables and whatever else rich can print, for people."""
     from rich.console import Console
+
+    from ffn_fusion.report.grid import Grid
+    from ffn_fusion.report.terminal import rich_table
 
     console = Console(stderr=err)
     for line in lines:
-        console.print(line, soft_wrap=isinstance(line, str), markup=False, highlight=False)
+        shown = rich_table(line) if isinstance(line, Grid) else line
+        console.print(shown, soft_wrap=isinstance(line, str), markup=False, highlight=False)
 
 
 def emit(value: Any) -> None:
@@ -41,48 +49,48 @@ def emit(value: Any) -> None:
 
 
 class Bars:
-    """Progress bars with time left, one per piece of work; plain lines now and then where there's no terminal."""
+    """Progress with time left, a bar for each piece of work; without a terminal, a line every ten seconds."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
         self._progress = progress
+        self._clock = clock
         self._tasks: dict[str, TaskID] = {}
-        self._started: dict[str, float] = {}
-        self._spoke = time.monotonic()
+        self._left: dict[str, TimeLeft] = defaultdict(TimeLeft)
+        self._spoke = clock()
         self._live = progress.console.is_terminal
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        estimate = self._left[what]
+        estimate.report(self._clock(), done, total)
+        left = "" if estimate.seconds is None or done >= total else f"about {duration(estimate.seconds)} left"
         if not self._live:
-            self._speak(what, done, total)
+            self._speak(what, done, total, left)
             return
         if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=total)
-        self._progress.update(self._tasks[what], completed=done, total=total)
+            self._tasks[what] = self._progress.add_task(what, total=total, left="")
+        self._progress.update(self._tasks[what], completed=done, total=total, left=left)
 
-    def _speak(self, what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        began = self._started.setdefault(what, now)
+    def _speak(self, what: str, done: int, total: int, left: str) -> None:
+        now = self._clock()
         if now - self._spoke < 10 or not done:
             return
         self._spoke = now
-        left = (now - began) * (total - done) / done
-        self._progress.console.print(
-            f"  {what}: {100 * done // max(total, 1)} %, about {left:.0f} s left", highlight=False
-        )
+        said = f"  {what}: {100 * done // max(total, 1)} %"
+        self._progress.console.print(", ".join(filter(None, (said, left))), highlight=False)
 
 
 @contextmanager
 def progress_bars() -> Iterator[Bars]:
     """Bars for the verbs; finished ones stay visible."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -90,7 +98,7 @@ def progress_bars() -> Iterator[Bars]:
 
 
 class TerminalListener:
-    """Tells a run's stages; see ``pipeline.job.Listener``."""
+    """Prints a job's stages, estimates and progress; see ``pipeline.job.Listener``."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
@@ -106,48 +114,43 @@ class TerminalListener:
         self._bars(what, done, total)
 
     def measuring(self, plan: PassEstimate) -> None:
-        from ffn_fusion.cli.passes import passes_table
+        from ffn_fusion.report.estimate_grids import passes_grid
 
-        say(passes_table([plan]))
+        say(passes_grid([plan]))
 
     def repairing(self, plan: RepairPlan) -> None:
-        from ffn_fusion.cli.passes import repair_plan_table
+        from ffn_fusion.report.estimate_grids import repair_estimate_grid
 
-        say(repair_plan_table(plan))
+        say(repair_estimate_grid(plan))
 
     def distilling(self, plans: Sequence[DistillPlan], child_bytes: int) -> None:
-        from ffn_fusion.cli.passes import distill_plan_table
+        from ffn_fusion.report.estimate_grids import distill_estimate_grid
 
-        say(distill_plan_table(plans, child_bytes))
+        say(distill_estimate_grid(plans, child_bytes))
 
     def planned(self, checkpoint: Checkpoint, plan: Plan, remaining: Mapping[str, float]) -> None:
         show_plan(checkpoint, plan)
         if remaining:
-            each = ", ".join(f"{name} {_minutes(seconds)}" for name, seconds in remaining.items())
-            say(f"time to come, estimated from this machine's pace: {_minutes(sum(remaining.values()))} ({each})")
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
+            each = ", ".join(f"{name} {duration(seconds)}" for name, seconds in remaining.items())
+            say(f"estimated time left, by this machine's pace: {duration(sum(remaining.values()))} ({each})")
 
 
 def show_plan(checkpoint: Checkpoint, plan: Plan) -> None:
     """The plan before anything is built: block diagram, table, sizes and what's expected of it."""
     import shutil
 
-    from ffn_fusion.report.terminal import block_diagram, plan_table
+    from ffn_fusion.report.diagram import block_diagram
+    from ffn_fusion.report.model_grids import plan_grid
 
     say(block_diagram(plan.blueprint, width=min(shutil.get_terminal_size().columns, 120)))
-    say(plan_table(plan.blueprint))
-    for line in plan_lines(checkpoint, plan):
-        say(line)
+    say(plan_grid(plan.blueprint), *plan_lines(checkpoint, plan))
 
 
 def plan_lines(checkpoint: Checkpoint, plan: Plan) -> list[str]:
-    """What a plan costs and promises, a line each."""
+    """What a plan costs and promises, line by line."""
     from ffn_fusion.analysis.cost_count import steps
     from ffn_fusion.blueprint import Blueprint
-    from ffn_fusion.report.engine_tables import engines_line
+    from ffn_fusion.report.model_grids import engines_line
     from ffn_fusion.surgery.build import child_bytes
     from ffn_fusion.surgery.child import Child
 

@@ -91,14 +91,14 @@ def distill(
     as_json: JsonFlag = False,
 ) -> None:
     """Train a child on text until it says what its parent says; the result is a child like any other."""
-    from ffn_fusion.cli.passes import distill_json, distill_plan_table
-    from ffn_fusion.cli.tables import distillation_table
     from ffn_fusion.distillation.checks import read_record
     from ffn_fusion.distillation.sharding import launched_sharded
     from ffn_fusion.pipeline.distilling import tracking
     from ffn_fusion.pipeline.recipe import distillation_from_options, recipe_from_options
     from ffn_fusion.pipeline.run import begin
     from ffn_fusion.pipeline.workspace import Workspace
+    from ffn_fusion.report.estimate_grids import distill_estimate_grid, distill_json
+    from ffn_fusion.report.training_grids import distillation_grid
     from ffn_fusion.units import parse_stage
 
     section = distillation_from_options(
@@ -139,11 +139,11 @@ def distill(
         if as_json:
             emit(distill_json(plans))
         else:
-            say(distill_plan_table(plans), "dry run: nothing was trained", err=False)
+            say(distill_estimate_grid(plans), "dry run: nothing was trained", err=False)
         return
     record = read_record(output)
     assert record is not None
     if as_json:
         emit({"output": str(output), **record})
         return
-    say(distillation_table(record), f"child: {output}", err=False)
+    say(distillation_grid(record), f"child: {output}", err=False)

@@ -39,9 +39,9 @@ def evaluate(
     if as_json:
         emit(quality.model_dump(mode="json"))
         return
-    from ffn_fusion.report.terminal import quality_table
+    from ffn_fusion.report.quality_grids import quality_grid
 
-    say(quality_table(quality), err=False)
+    say(quality_grid(quality), err=False)
 
 
 def unique_names(models: list[str], *taken: str) -> list[str]:

@@ -12,14 +12,14 @@ def inspect(model: Model, revision: Revision = None, as_json: JsonFlag = False) 
     """Show a model's blocks, widths, parameters and KV bytes a token, from its headers alone."""
     from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES
     from ffn_fusion.checkpoint.source import summarise
-    from ffn_fusion.report.terminal import inspect_table
+    from ffn_fusion.report.model_grids import inspect_grid
 
     summary = summarise(model, revision=revision)
     element = ITEM_SIZES[summary.dtype]
     if as_json:
         emit(_as_json(summary, element))
         return
-    say(inspect_table(summary.name, summary.spec, summary.dtype, element), err=False)
+    say(inspect_grid(summary.name, summary.spec, summary.dtype, element), err=False)
     if summary.note:
         say(summary.note, err=False)
 

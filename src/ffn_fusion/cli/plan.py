@@ -27,9 +27,9 @@ def plan(
     from ffn_fusion.analysis.loadable import loadable_choices
     from ffn_fusion.analysis.rules import compare
     from ffn_fusion.checkpoint.source import open_model
-    from ffn_fusion.cli.tables import compared_table
     from ffn_fusion.pipeline.planning import make_plan
     from ffn_fusion.pipeline.widths import limited
+    from ffn_fusion.report.quality_grids import compared_grid
 
     checkpoint = open_model(model, revision=revision)
     settings = limited(settings, checkpoint.spec)
@@ -50,5 +50,5 @@ def plan(
         return
     show_plan(checkpoint, made)
     if len(compared) > 1:
-        say("compared with other rules at the same size:", compared_table(compared))
+        say(compared_grid(compared))
     say(f"blueprint: {output}", err=False)

@@ -54,7 +54,7 @@ def predict(
     if as_json:
         emit({name: _as_json(one) for name, one in found.items()})
         return
-    _show(found, setting, draft)
+    _show(found, draft)
 
 
 def _draft(name: str | None, length: int, acceptance: float | None) -> Draft | None:
@@ -81,33 +81,23 @@ def _predictions(
     return {name: predict_drafted(machine, spec, setting, draft) for name, spec in specs.items()}
 
 
-def _show(found: dict[str, Prediction], setting: Setting, draft: str | None) -> None:
-    from ffn_fusion.report.prediction_tables import misfits, predictions_grid, shares_grid
-    from ffn_fusion.report.terminal import table_of
+def _show(found: dict[str, Prediction], draft: str | None) -> None:
+    from ffn_fusion.report.machine_grids import misfits, predictions_grid, shares_grid
 
-    machine = next(iter(found.values())).machine
     drafted = f", drafts by {draft}" if draft else ""
-    table, shares = table_of(predictions_grid(found)), table_of(shares_grid(found))
-    shares.caption = (
-        f"modelled, not measured: {setting.devices} x {machine}, batch {setting.batch}, {setting.context:,} tokens and "
-        f"{setting.new_tokens:,} new ones, weights {setting.weights}, KV {setting.kv}{drafted}"
-    )
-    say(table, shares, err=False)
+    say(predictions_grid(found), shares_grid(found, drafted), err=False)
     say(*misfits(found))
 
 
 def _show_machines(chosen: Machine | None, shipped: list[Machine], as_json: bool) -> None:
-    from ffn_fusion.report.prediction_tables import machines_grid, sources_grid
-    from ffn_fusion.report.terminal import table_of
+    from ffn_fusion.report.machine_grids import machines_grid, sources_grid
 
     if as_json:
         emit([one.model_dump(mode="json") for one in ([chosen] if chosen else shipped)])
         return
-    table = table_of(machines_grid([chosen] if chosen else shipped))
-    table.caption = "TB/s; TFLOP/s in BF16 and FP8; microseconds beside reading and computing, all-reduce of 32 KiB"
-    say(table, err=False)
+    say(machines_grid([chosen] if chosen else shipped), err=False)
     if chosen:
-        say(table_of(sources_grid(chosen)), err=False)
+        say(sources_grid(chosen), err=False)
 
 
 def _as_json(one: Prediction) -> dict[str, Any]:

@@ -58,13 +58,13 @@ def repair(
     """Solve a child's changed blocks anew on text, in closed form, so that its states reach the parent's."""
     from ffn_fusion.blueprint import Blueprint
     from ffn_fusion.checkpoint.staging import DISTILLATION
-    from ffn_fusion.cli.passes import repair_json, repair_plan_table
-    from ffn_fusion.cli.tables import gains_table, repairs_table
     from ffn_fusion.errors import DataError, UsageError
     from ffn_fusion.pipeline.recipe import BuildSection, recipe_from_options, repair_from_options
     from ffn_fusion.pipeline.run import begin
     from ffn_fusion.pipeline.workspace import Workspace
     from ffn_fusion.repair.places import places
+    from ffn_fusion.report.estimate_grids import repair_estimate_grid, repair_json
+    from ffn_fusion.report.training_grids import gains_grid, repairs_grid
     from ffn_fusion.surgery.repairs import read_repairs
 
     section = repair_from_options(
@@ -107,11 +107,11 @@ def repair(
         if as_json:
             emit(repair_json(plan))
         else:
-            say(repair_plan_table(plan), "dry run: nothing was repaired", err=False)
+            say(repair_estimate_grid(plan), "dry run: nothing was repaired", err=False)
         return
     record = read_repairs(output)
     assert record is not None
     if as_json:
         emit({"output": str(output), **record})
         return
-    say(repairs_table(record), gains_table(record), f"child: {output}", err=False)
+    say(repairs_grid(record), gains_grid(record), f"child: {output}", err=False)

@@ -84,13 +84,14 @@ def _run(recipe: Recipe, dry_run: bool, as_json: bool) -> None:
 def _show(result: Result) -> None:
     from ffn_fusion.checkpoint.reader import open_folder
     from ffn_fusion.portability.check import check
-    from ffn_fusion.report.engine_tables import engines_line
-    from ffn_fusion.report.terminal import latency_table, quality_table
+    from ffn_fusion.report.latency_grids import latency_grid
+    from ffn_fusion.report.model_grids import engines_line
+    from ffn_fusion.report.quality_grids import quality_grid
 
     assert result.quality is not None
-    say(quality_table(result.quality), err=False)
+    say(quality_grid(result.quality), err=False)
     if result.latency:
-        say(latency_table(result.latency), err=False)
+        say(latency_grid(result.latency), err=False)
     for sample in result.samples:
         say(f"\nprompt  {sample.prompt}", f"parent  {sample.parent!r}", f"child   {sample.child!r}", err=False)
     say(

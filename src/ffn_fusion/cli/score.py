@@ -27,9 +27,9 @@ def score(
     from ffn_fusion.blueprint import Blueprint
     from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
     from ffn_fusion.checkpoint.source import open_model
-    from ffn_fusion.cli.tables import changes_table
     from ffn_fusion.pipeline.recipe import EvaluationSection
     from ffn_fusion.pipeline.texts import held_out_windows
+    from ffn_fusion.report.quality_grids import changes_grid
     from ffn_fusion.surgery.build import check_blueprint
     from ffn_fusion.surgery.child import Child
     from ffn_fusion.units import parse_bytes
@@ -47,4 +47,4 @@ def score(
         changes = [{**vars(change), "damage": change.damage.model_dump()} for change in scores.changes]
         emit({"changes": changes, "whole": scores.whole.model_dump(), "summed_kl": scores.summed_kl})
         return
-    say(changes_table(scores), err=False)
+    say(changes_grid(scores), err=False)

@@ -42,8 +42,7 @@ def widths(
     from ffn_fusion.checkpoint.staging import check_target, write_atomic
     from ffn_fusion.engines.bench import BenchSettings, check_askable
     from ffn_fusion.engines.width_curves import CONTEXT, widths_in
-    from ffn_fusion.report.terminal import table_of
-    from ffn_fusion.report.width_tables import width_grid, width_lines
+    from ffn_fusion.report.latency_grids import width_grid
 
     for path in (output, plot):
         if path is not None:
@@ -70,6 +69,6 @@ def widths(
     if as_json:
         emit(curve.model_dump(mode="json"))
         return
-    say(table_of(width_grid(curve)), *width_lines(curve), err=False)
+    say(width_grid(curve), err=False)
     if output is not None:
         say(f"widths: {output}", err=False)

@@ -21,7 +21,7 @@ def windows(
     """Rank windows of whole blocks by how little they depend on one another, as the paper does to parallelise them."""
     from ffn_fusion.analysis.evidence import Evidence
     from ffn_fusion.analysis.parallel_windows import windows_of
-    from ffn_fusion.cli.tables import windows_table
+    from ffn_fusion.report.evidence_grids import windows_grid
 
     measured = Evidence.load(evidence)
     found = windows_of(measured, size, count)
@@ -31,5 +31,4 @@ def windows(
     if not found:
         say(f"no {size} blocks side by side have both an attention and an FFN", err=False)
         return
-    say("dependency: cosine distance between what a block adds with and without an earlier one", err=False)
-    say(windows_table(found), err=False)
+    say(windows_grid(found), err=False)

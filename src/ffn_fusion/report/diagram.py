@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from ffn_fusion.blueprint import Blueprint
-from ffn_fusion.report.tables import sequential_steps
+from ffn_fusion.report.model_grids import sequential_steps
 
 _LABELS = ("parent attention ", "       FFN       ", "child  attention ", "       FFN       ")
 _STYLES = {"●": "green", "■": "cyan", "▪": "cyan", "·": "dim red", "~": "dim"}

@@ -7,9 +7,9 @@ from typing import Any
 
 from ffn_fusion.report import palette
 from ffn_fusion.report.block_axis import plain_log
-from ffn_fusion.report.distillation_tables import trainings
+from ffn_fusion.report.formats import count
 from ffn_fusion.report.svg import render
-from ffn_fusion.report.tables import count
+from ffn_fusion.report.training_grids import trainings
 
 from matplotlib.ticker import FuncFormatter  # isort: skip
 

@@ -11,15 +11,15 @@ from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.report import palette
 from ffn_fusion.report.block_axis import block_axis, plain_log
-from ffn_fusion.report.blocks_svg import blocks_diagram
+from ffn_fusion.report.blocks_figure import blocks_diagram
 from ffn_fusion.report.distillation_figure import distillation_curve, has_curve
-from ffn_fusion.report.evidence_tables import chosen_stretches
+from ffn_fusion.report.evidence_grids import chosen_runs
+from ffn_fusion.report.formats import printable
 from ffn_fusion.report.geometry_figure import geometry_chart
 from ffn_fusion.report.importance_figure import importance_bars
 from ffn_fusion.report.quality_speed_figure import quality_speed_plot
 from ffn_fusion.report.repair_figure import repair_bars
 from ffn_fusion.report.svg import render
-from ffn_fusion.report.tables import printable
 
 from matplotlib.colors import LogNorm  # isort: skip
 from matplotlib.lines import Line2D  # isort: skip
@@ -38,7 +38,7 @@ __all__ = [
     "importance_bars",
     "quality_speed_plot",
     "repair_bars",
-    "stretch_chart",
+    "runs_chart",
 ]
 
 DEPENDENCY_EXPONENTS = (-9, -1)
@@ -87,13 +87,13 @@ def _power(exponent: int) -> str:
     return "2" + str(exponent).translate(_SUPERSCRIPT)
 
 
-def stretch_chart(evidence: Evidence, blueprint: Blueprint) -> str:
-    """Every measured stretch as a line over its blocks, as high as its damage; the blueprint's stand out."""
+def runs_chart(evidence: Evidence, blueprint: Blueprint) -> str:
+    """Every measured run as a line over its blocks, as high as its damage; the blueprint's stand out."""
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
-        chosen = chosen_stretches(evidence.runs, blueprint)
-        others = [stretch for stretch in evidence.runs if stretch not in chosen]
+        chosen = chosen_runs(evidence.runs, blueprint)
+        others = [run for run in evidence.runs if run not in chosen]
         axes.set_yscale("log")
         for group, colour, width, alpha in (
             (others, palette.FAINT, 1.1, 0.55),
@@ -117,4 +117,4 @@ def stretch_chart(evidence: Evidence, blueprint: Blueprint) -> str:
         ]
         axes.legend(handles=handles, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
 
-    return render(draw, 10.6, 3.0, "chart: damage of every measured stretch of dropped attentions, over its blocks")
+    return render(draw, 10.6, 3.0, "chart: damage of every measured run of dropped attentions, over its blocks")

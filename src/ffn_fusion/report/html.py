@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING, Any
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.staging import write_atomic
 from ffn_fusion.errors import MissingExtraError, OutputError
-from ffn_fusion.report import (
-    distillation_tables,
-    engine_tables,
-    evidence_tables,
-    palette,
-    prediction_tables,
-    repair_tables,
-    tables,
-)
+from ffn_fusion.report import evidence_grids, model_grids, palette
+from ffn_fusion.report.formats import byte_count, change, printable
+from ffn_fusion.report.grid import MODEL, Grid
+from ffn_fusion.report.latency_grids import latency_grid, work_grid
+from ffn_fusion.report.machine_grids import modelled_grid
+from ffn_fusion.report.quality_grids import controls_grid, quality_grid
 from ffn_fusion.report.summary import KeyFigure, key_figures, sentence
+from ffn_fusion.report.training_grids import repairs_grid, stages_grid
 
 if TYPE_CHECKING:
     from ffn_fusion.analysis.evidence import Evidence, Geometry, Part, Statistic
@@ -30,14 +28,7 @@ if TYPE_CHECKING:
     from ffn_fusion.latency.timing import Latency
     from ffn_fusion.portability.rule import EngineCheck
 
-_STRETCHES_SHOWN = 12
-
-_COSTS = {
-    "parameters": ("Parameters", tables.count),
-    "bytes": ("Weights on disk", tables.byte_count),
-    "kv_bytes_per_token": ("KV cache a token", tables.byte_count),
-    "sequential_steps": ("Sub-blocks in sequence", tables.count),
-}
+_RUNS_SHOWN = 12
 
 _MAPS: dict[Part, str] = {
     "block": "whole blocks",
@@ -45,7 +36,7 @@ _MAPS: dict[Part, str] = {
     "ffn": "FFNs alone",
 }
 _MORE: dict[Statistic, str] = {"median": "median", "p95": "95th percentile"}
-"""What is shown only to who asks for it, at the same resolution: a map is one pixel an entry and adds little."""
+"""Maps that are folded away; each adds little, since a map has one pixel per entry."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +98,7 @@ def render_report(report: ReportData) -> str:
 
 
 def _context(report: ReportData) -> dict[str, Any]:
-    blueprint, quality, latency = report.blueprint, report.quality, report.latency
+    blueprint, quality, latency, evidence = report.blueprint, report.quality, report.latency, report.evidence
     return {
         "report": report,
         "sentence": _unbroken(sentence(blueprint)),
@@ -115,22 +106,23 @@ def _context(report: ReportData) -> dict[str, Any]:
             replace(figure, note=_unbroken(figure.note))
             for figure in (*key_figures(blueprint, quality, latency), *_kv_figure(report))
         ],
-        "plan": tables.plan_grid(blueprint),
-        "costs": _costs(report.costs),
-        "qualities": [(text, tables.quality_grid(text)) for text in quality.texts] if quality else [],
-        "engines": engine_tables.engines_grid(report.engines) if report.engines else None,
-        "latency_place": tables.latency_place(latency) if latency else "",
-        "latencies": tables.latency_grid(latency) if latency else None,
-        "modelled": prediction_tables.modelled_grid(report.predictions) if report.predictions else None,
+        "plan": model_grids.plan_grid(blueprint),
+        "costs": model_grids.costs_grid(report.costs),
+        "quality": quality_grid(quality) if quality else None,
+        "controls": controls_grid(quality.controls) if quality and quality.controls else None,
+        "engines": model_grids.engines_grid(report.engines) if report.engines else None,
+        "latency": latency_grid(latency) if latency else None,
+        "work": work_grid(latency) if latency else None,
+        "modelled": modelled_grid(report.predictions) if report.predictions else None,
         "setting": next(iter(report.predictions[0].values())).setting if report.predictions else None,
-        "works": tables.work_grid(latency) if latency else None,
-        "repairs": repair_tables.repairs_grid(report.repairs) if report.repairs else None,
-        "stages": distillation_tables.stages_grid(report.distillation) if report.distillation else None,
-        "measured_on": evidence_tables.measured_on(report.evidence) if report.evidence else "",
-        "importance": _importance(report),
-        "stretches": _stretches(report),
-        "all_stretches": _stretches(report, everything=True),
-        "reverse_order": _reverse_order(report),
+        "repairs": repairs_grid(report.repairs) if report.repairs else None,
+        "stages": stages_grid(report.distillation) if report.distillation else None,
+        "measured_on": evidence_grids.measured_on(evidence) if evidence else "",
+        "importance": _importance(evidence) if evidence else [],
+        "measured_runs": evidence_grids.runs_grid(evidence, blueprint, _RUNS_SHOWN) if evidence else None,
+        "all_measured_runs": evidence_grids.runs_grid(evidence, blueprint) if evidence else None,
+        "reverse_order": evidence_grids.reverse_order_grid(evidence) if evidence else None,
+        "MODEL": MODEL,
         "colours": _colours(report),
         "ink": palette,
         "drawings": _drawings(report),
@@ -140,7 +132,7 @@ def _context(report: ReportData) -> dict[str, Any]:
 
 
 def _unbroken(text: str) -> str:
-    """Ranges like 86-100 stay on one line: a hyphen that doesn't break."""
+    """The text with ranges such as 86-100 kept on one line."""
     return re.sub(r"(?<=\d)-(?=\d)", "\N{NON-BREAKING HYPHEN}", text)
 
 
@@ -156,7 +148,7 @@ def _drawings(report: ReportData) -> dict[str, Any]:
     if evidence and evidence.removals:
         drawings["importance"] = figures.importance_bars(evidence, blueprint)
     if evidence and evidence.runs:
-        drawings["stretches"] = figures.stretch_chart(evidence, blueprint)
+        drawings["runs"] = figures.runs_chart(evidence, blueprint)
     if report.repairs:
         drawings["repairs"] = figures.repair_bars(report.repairs, blueprint)
     if report.distillation and figures.has_curve(report.distillation):
@@ -183,51 +175,23 @@ def _heat_maps(report: ReportData, statistic: Statistic) -> list[Any]:
     ]
 
 
-def _importance(report: ReportData) -> list[tuple[str, tables.Grid]]:
+def _importance(evidence: Evidence) -> list[tuple[str, Grid]]:
     """What is gone and the table of it, for every part measured."""
-    if report.evidence is None:
-        return []
-    return [
-        (evidence_tables.ONE_OF[part], evidence_tables.importance_grid(report.evidence, None, part))
-        for part in evidence_tables.measured_parts(report.evidence)
-    ]
-
-
-def _reverse_order(report: ReportData) -> tables.Grid | None:
-    if report.evidence is None or not report.evidence.reverse_order:
-        return None
-    return evidence_tables.reverse_order_grid(report.evidence)
-
-
-def _stretches(report: ReportData, *, everything: bool = False) -> tables.Grid | None:
-    if report.evidence is None or not report.evidence.runs:
-        return None
-    if everything and len(report.evidence.runs) <= _STRETCHES_SHOWN:
-        return None
-    return evidence_tables.stretches_grid(report.evidence, report.blueprint, None if everything else _STRETCHES_SHOWN)
+    parts = evidence_grids.measured_parts(evidence)
+    return [(evidence_grids.ONE_OF[part], evidence_grids.importance_grid(evidence, None, part)) for part in parts]
 
 
 def _colours(report: ReportData) -> dict[str, str]:
     scored = report.quality.models if report.quality else ()
     timed = report.latency.models if report.latency else ()
     models = tuple(dict.fromkeys((*scored, *timed)))
-    return {tables.printable(model): colour for model, colour in palette.model_colours(models).items()}
-
-
-def _costs(costs: dict[str, tuple[float, float]]) -> tables.Grid | None:
-    if not costs:
-        return None
-    rows = []
-    for name, (parent, child) in costs.items():
-        label, form = _COSTS.get(name, (tables.printable(name.replace("_", " ")), tables.count))
-        change = tables.percent(child / parent - 1, 1) if parent else tables.NOTHING
-        rows.append((label, form(parent), form(child), change))
-    return tables.Grid(("", "parent", "child", "change"), tuple(rows))
+    return {printable(model): colour for model, colour in palette.model_colours(models).items()}
 
 
 def _kv_figure(report: ReportData) -> list[KeyFigure]:
     parent, child = report.costs.get("kv_bytes_per_token", (0, 0))
     if not parent:
         return []
-    note = f"{tables.byte_count(parent)} → {tables.byte_count(child)} a token"
-    return [KeyFigure(tables.percent(child / parent - 1, 0), "KV cache", note)]
+    return [
+        KeyFigure(change(child / parent - 1, 0), "KV cache", f"{byte_count(parent)} → {byte_count(child)} per token")
+    ]

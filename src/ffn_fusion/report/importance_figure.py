@@ -9,7 +9,7 @@ import numpy as np
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.report import palette
 from ffn_fusion.report.block_axis import block_axis, plain_log
-from ffn_fusion.report.evidence_tables import ONE_OF, measured_parts
+from ffn_fusion.report.evidence_grids import ONE_OF, measured_parts
 from ffn_fusion.report.svg import render
 
 from matplotlib.patches import Patch  # isort: skip

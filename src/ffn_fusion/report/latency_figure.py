@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ffn_fusion.report import palette
+from ffn_fusion.report.formats import printable
+from ffn_fusion.report.latency_grids import latency_place
 from ffn_fusion.report.svg import render, render_png
-from ffn_fusion.report.tables import latency_place, printable
 
 from matplotlib.lines import Line2D  # isort: skip
 from matplotlib.patches import Patch  # isort: skip

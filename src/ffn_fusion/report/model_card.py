@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ffn_fusion.blueprint import Blueprint
-from ffn_fusion.report.distillation_tables import distillation_grid, stages_grid, trained_further, trainings
-from ffn_fusion.report.repair_tables import solved_projections
+from ffn_fusion.report.grid import markdown
+from ffn_fusion.report.grid import plain_markdown as _plain
+from ffn_fusion.report.latency_grids import latency_grid
+from ffn_fusion.report.model_grids import plan_grid
+from ffn_fusion.report.quality_grids import quality_grid
 from ffn_fusion.report.summary import sentence
-from ffn_fusion.report.tables import Grid, latency_grid, latency_place, plan_grid, printable, quality_grid
+from ffn_fusion.report.training_grids import (
+    distillation_grid,
+    solved_projections,
+    stages_grid,
+    trained_further,
+    trainings,
+)
 
 if TYPE_CHECKING:
     from ffn_fusion.evaluation.quality import Quality
@@ -72,7 +81,7 @@ def _surgery(
         f"{_plain(blueprint.parent.name)} rebuilt with ffn-fusion so that it answers sooner. {sentence(blueprint)}\n",
         _distilled(distillation, repairs) if distillation else _training(repairs),
         "## What was done\n",
-        _markdown(plan_grid(blueprint)),
+        markdown(plan_grid(blueprint)),
         "A fused FFN computes the FFNs of a run of blocks side by side, on one shared input.\n",
     ]
 
@@ -138,14 +147,9 @@ def _learnt(record: Mapping[str, Any] | None, quality: Quality | None) -> list[s
     """Stages, and gains; those of a run stand among its scores."""
     if record is None:
         return []
-    parts = []
-    if quality or len(trainings(record)) > 1:
-        about = "Stages one after another; KL to the parent in nats a token, the mean over texts that took no part."
-        parts += [about + "\n", _markdown(stages_grid(record))]
-    grid = None if quality else distillation_grid(record)
-    if grid:
-        about = "On windows that took no part, before and after; KL to the parent in nats a token."
-        parts += [about + "\n", _markdown(grid)]
+    parts = [markdown(stages_grid(record))] if quality or len(trainings(record)) > 1 else []
+    if not quality and record.get("gains"):
+        parts.append(markdown(distillation_grid(record)))
     return ["## Distillation\n", *parts] if parts else []
 
 
@@ -167,22 +171,11 @@ def _front_matter(parent: str, licence: str | None, form: str, changed: bool) ->
 def _measured(quality: Quality | None, latency: Latency | None) -> list[str]:
     parts = []
     if quality:
-        parts.append("## Quality\n")
-        parts.append(
-            "On held-out text, mean ± standard error over windows; loss and KL in nats a token. "
-            "Pruned: the same attentions dropped, every FFN in its own block.\n"
-        )
-        for text in quality.texts:
-            parts += [f"**{_plain(text.text)}**, {text.tokens:,} tokens:\n", _markdown(quality_grid(text))]
+        parts += ["## Quality\n", markdown(quality_grid(quality))]
         parts += [f"- {_plain(c.name)}: {_plain(c.meaning)}" for c in quality.controls]
         parts += [""] if quality.controls else []
     if latency:
-        place = latency_place(latency)
-        parts += [
-            "## Latency\n",
-            f"{_plain(place)}. Prefill: time to the first token; decode: time of one step, for each token behind it.\n",
-            _markdown(latency_grid(latency)),
-        ]
+        parts += ["## Latency\n", markdown(latency_grid(latency))]
     return parts
 
 
@@ -228,21 +221,6 @@ def _provenance(blueprint: Blueprint, version: str, licence: str | None) -> str:
 - made by: ffn-fusion {_plain(version)}
 - licence: {f"the parent's ({_plain(licence)})" if licence else "the parent's"}
 """
-
-
-def _markdown(grid: Grid) -> str:
-    def line(cells: tuple[str, ...]) -> str:
-        return "| " + " | ".join(cells) + " |"
-
-    rule = tuple("---" if place < grid.words else "---:" for place in range(len(grid.columns)))
-    rows = [line(tuple(_plain(cell) for cell in row)) for row in grid.rows]
-    return "\n".join([line(grid.columns), line(rule), *rows]) + "\n"
-
-
-def _plain(text: str) -> str:
-    """Text of others as Markdown that means nothing but itself: no markup, no HTML, no new line."""
-    escaped = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", printable(text))
-    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def read_licence(folder: Path) -> str | None:

@@ -26,3 +26,7 @@ def model_colours(models: tuple[str, ...]) -> dict[str, str]:
     others = [model for model in models if model not in _MODELS]
     free = [colour for colour in _OTHERS if colour not in {_MODELS.get(model) for model in models}]
     return {model: _MODELS.get(model) or free[others.index(model) % len(free)] for model in models}
+
+
+TERMINAL_MODELS = {"pruned": "yellow", "fused": "bold blue", "distilled": "bold green"}
+"""The same models in a terminal's own colours, as rich names them."""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ffn_fusion.report import palette
-from ffn_fusion.report.prediction_tables import place_of
+from ffn_fusion.report.formats import printable
+from ffn_fusion.report.machine_grids import place_of
 from ffn_fusion.report.svg import render
-from ffn_fusion.report.tables import printable
 
 from matplotlib.lines import Line2D  # isort: skip
 from matplotlib.ticker import FuncFormatter  # isort: skip

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.blueprint.ranges import format_blocks, format_runs
-from ffn_fusion.report.tables import printable, ratio, sequential_steps
+from ffn_fusion.report.formats import printable, times
+from ffn_fusion.report.model_grids import sequential_steps
 
 if TYPE_CHECKING:
     from ffn_fusion.evaluation.quality import Quality
@@ -94,8 +95,8 @@ def _decode(latency: Latency) -> Timing | None:
 def _speed(timing: Timing) -> KeyFigure:
     speed = timing.speedup["parent"]
     low, high = (speed * timing.median_s / edge for edge in (timing.p90_s, timing.p10_s))
-    note = f"its own runs, p10–p90: {low:.2f}–{ratio(high)}"  # noqa: RUF001
-    return KeyFigure(ratio(speed), f"decode speed, batch {timing.batch}", note)
+    note = f"its own runs, p10–p90: {low:.2f}–{times(high)}"  # noqa: RUF001
+    return KeyFigure(times(speed), f"decode speed, batch {timing.batch}", note)
 
 
 def _perplexity(quality: Quality) -> KeyFigure:

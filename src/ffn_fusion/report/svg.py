@@ -1,4 +1,4 @@
-"""matplotlib figures as SVG text that can stand inline on a page, the same bytes every time.
+"""matplotlib figures as SVG text for a page to hold inline, the same bytes every time.
 
 No pyplot: no global figure list, no display. Settings hold only while a figure is drawn.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
 from typing import Any
@@ -52,16 +52,22 @@ _STYLE = {
 }
 
 
-def render(draw: Callable[[Any], None], width: float, height: float, label: str) -> str:
+def render(
+    draw: Callable[[Any], None], width: float, height: float, label: str, tooltips: Mapping[str, str] | None = None
+) -> str:
     """Draw on a fresh figure of ``width`` x ``height`` inches and return it as one ``<svg>`` element.
 
     Args:
         label: what the figure shows, for those who can't see it.
+        tooltips: what is shown while the mouse is over an artist, by the artist's gid.
     """
     with _drawn(draw, width, height) as figure:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _standalone(buffer.getvalue(), label)
+    text = buffer.getvalue()
+    for gid, says in (tooltips or {}).items():
+        text = text.replace(f'<g id="{gid}">', f'<g id="{gid}"><title>{escape(says)}</title>', 1)
+    return _standalone(text, label)
 
 
 def render_png(draw: Callable[[Any], None], width: float, height: float) -> bytes:
@@ -81,7 +87,7 @@ def _drawn(draw: Callable[[Any], None], width: float, height: float) -> Iterator
 
 
 def _standalone(text: str, label: str) -> str:
-    """Without prolog; ids and style sheet are this figure's alone, however many share a page."""
+    """The figure without its prolog, its ids and style sheet renamed so that many figures can share a page."""
     body = text[text.index("<svg") :].strip()
     name = "f" + hashlib.sha256(body.encode()).hexdigest()[:10]
     body = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', body)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ffn_fusion.report import palette
+from ffn_fusion.report.formats import count
 from ffn_fusion.report.svg import render
-from ffn_fusion.report.tables import count
 
 from matplotlib.ticker import FuncFormatter, NullFormatter  # isort: skip
 
