@@ -17,8 +17,8 @@ from ffn_fusion.engines.gguf_files import gguf_files, gguf_spec, gguf_traffic
 from ffn_fusion.engines.llama_cpp_bench import find_programs
 from ffn_fusion.errors import CheckError, CheckpointError, MissingExtraError, UsageError
 from ffn_fusion.export.gguf_writer import plan_gguf, write_gguf
-from ffn_fusion.latency.interleave import Progress
 from ffn_fusion.latency.traffic import Traffic
+from ffn_fusion.processes import Progress
 
 MIXED: Blocks = [(2, 64), (None, 96), (None, 768), (4, 40), (2, 64)]
 ASKED = BenchSettings(batches=(1, 4), contexts=(8,), new_tokens=3, rounds=2, threads=1)

@@ -9,18 +9,18 @@ from typing import get_args
 import torch
 
 from ffn_fusion.checkpoint.source import open_model, summarise
-from ffn_fusion.engines.bench_settings import BenchSettings, check_asked, check_context, dtype_of, threads_set
+from ffn_fusion.engines.bench_settings import BenchSettings, check_asked, check_contexts, dtype_of, threads_set
 from ffn_fusion.engines.llama_cpp_bench import bench_llama_cpp, find_programs
 from ffn_fusion.engines.vllm import find_python
 from ffn_fusion.engines.vllm_bench import bench_vllm
 from ffn_fusion.errors import UsageError
 from ffn_fusion.families import ModelSpec
-from ffn_fusion.latency.interleave import Progress
 from ffn_fusion.latency.load import load_model
 from ffn_fusion.latency.measure import bench, workloads_of
 from ffn_fusion.latency.sub_block_costs import SubBlocks
 from ffn_fusion.latency.sub_blocks import time_sub_blocks
 from ffn_fusion.latency.timing import BenchEngine, Latency
+from ffn_fusion.processes import Progress, silent
 
 __all__ = ["BenchEngine", "BenchSettings", "bench_in", "sub_blocks_of"]
 
@@ -29,7 +29,7 @@ def bench_in(
     engine: str,
     models: Mapping[str, str],
     asked: BenchSettings,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Latency:
     """Time models, name -> where it is, in ``engine``.
 
@@ -78,8 +78,7 @@ def sub_blocks_of(
     if asked.tensor_parallel > 1:
         raise UsageError("sub-blocks are timed in one process", "leave --tensor-parallel out")
     specs = {name: summarise(place).spec for name, place in models.items()}
-    for name, spec in specs.items():
-        check_context(name, spec, workloads_of(asked.batches, asked.contexts, 0))
+    check_contexts(specs, workloads_of(asked.batches, asked.contexts, 0))
     with threads_set(asked.threads):
         found = time_sub_blocks(
             list(specs.values()),
@@ -103,8 +102,7 @@ def _in_transformers(models: Mapping[str, str], asked: BenchSettings, progress: 
     dtype = dtype_of(asked.dtype)
     checkpoints = {name: open_model(place) for name, place in models.items()}
     workloads = workloads_of(asked.batches, asked.contexts, asked.new_tokens)
-    for name, checkpoint in checkpoints.items():
-        check_context(name, checkpoint.spec, workloads)
+    check_contexts({name: checkpoint.spec for name, checkpoint in checkpoints.items()}, workloads)
     with threads_set(asked.threads):
         return bench(
             {name: load_model(checkpoint.folder, dtype, asked.device) for name, checkpoint in checkpoints.items()},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,15 +76,20 @@ def dtype_of(name: str) -> torch.dtype:
     return dtype
 
 
-def check_context(name: str, spec: ModelSpec, workloads: Sequence[Workload]) -> None:
-    """Raises: UsageError: the model isn't made for so many tokens."""
+def check_contexts(specs: Mapping[str, ModelSpec], workloads: Sequence[Workload]) -> None:
+    """Check that every model, by name, is made for as many tokens as the longest workload has.
+
+    Raises:
+        UsageError: one isn't.
+    """
     longest = max(workload.context + workload.new_tokens + 1 for workload in workloads)
-    most = spec.config.get("max_position_embeddings")
-    if isinstance(most, int) and longest > most:
-        raise UsageError(
-            f"{name} reads {most:,} tokens, and context and new tokens come to {longest:,}",
-            "take a smaller --context or fewer --new-tokens",
-        )
+    for name, spec in specs.items():
+        most = spec.config.get("max_position_embeddings")
+        if isinstance(most, int) and longest > most:
+            raise UsageError(
+                f"{name} reads {most:,} tokens, and context and new tokens come to {longest:,}",
+                "take a smaller --context or fewer --new-tokens",
+            )
 
 
 def check_loads(name: str, checkpoint: Checkpoint, engine: Engine) -> None:

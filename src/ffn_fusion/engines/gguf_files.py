@@ -12,8 +12,8 @@ from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.source import default_cache, open_model
 from ffn_fusion.errors import CheckpointError
 from ffn_fusion.families import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
-from ffn_fusion.latency.interleave import Progress
 from ffn_fusion.latency.traffic import Traffic
+from ffn_fusion.processes import Progress
 
 _DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _KV_SIZE = 2.0  # llama.cpp keeps keys and values in float16

@@ -54,13 +54,32 @@ def find_server(given: Path | None) -> Path:
     Raises:
         UsageError: the one given isn't a program. MissingExtraError: there is none.
     """
-    found = named_program(f"llama.cpp's {PROGRAM}", given, "--engine-program", VARIABLE) or program_on_path(PROGRAM)
+    return find_program(PROGRAM, given, VARIABLE, "run")
+
+
+def find_program(name: str, given: Path | None, variable: str, used: str) -> Path:
+    """Find one of llama.cpp's programs: the one that is given, else the variable's, else the one on the PATH.
+
+    Args:
+        used: what llama.cpp is by it: run, timed.
+
+    Raises:
+        UsageError: the one given isn't a program. MissingExtraError: there is none.
+    """
+    found = named_program(f"llama.cpp's {name}", given, "--engine-program", variable) or program_on_path(name)
     if found is None:
         raise MissingExtraError(
-            f"llama.cpp is run by its {PROGRAM}, which isn't on the PATH",
-            f"install llama.cpp (tools/engines/llama_cpp.sh builds it) and give --engine-program PATH or ${VARIABLE}",
+            f"llama.cpp is {used} by its {name}, which isn't on the PATH",
+            f"install llama.cpp (tools/engines/llama_cpp.sh builds it) and give --engine-program PATH or ${variable}",
         )
     return found
+
+
+def last_word(log: str) -> str:
+    """Return the first error in what a program wrote, else its last line."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower() or "fail" in line.lower()]
+    return (errors or lines or ["it said nothing"])[0 if errors else -1]
 
 
 class LlamaServer:
@@ -178,7 +197,7 @@ def _wait(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
     until = time.monotonic() + _PATIENCE
     while not _healthy(address):
         if server.poll() is not None or time.monotonic() > until:
-            raise CheckError(f"llama.cpp can't load it: {_last_word(log)}", _HINT)
+            raise CheckError(f"llama.cpp can't load it: {last_word(log.read_text(errors='replace'))}", _HINT)
         time.sleep(_STEP)
 
 
@@ -198,10 +217,3 @@ def _healthy(address: str) -> bool:
             return True
     except (URLError, OSError):
         return False
-
-
-def _last_word(log: Path) -> str:
-    """The last error that the server wrote, else its last line."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower()]
-    return (errors or lines or ["it said nothing"])[0 if errors else -1]

@@ -16,13 +16,15 @@ from tempfile import TemporaryFile
 
 import torch
 
-from ffn_fusion.engines.bench_settings import BenchSettings
+from ffn_fusion.engines.bench_settings import DTYPES, BenchSettings, check_contexts, dtype_of
 from ffn_fusion.engines.gguf_files import gguf_files, gguf_traffic
-from ffn_fusion.engines.interleaved import interleaved
+from ffn_fusion.engines.llama_cpp import find_program, last_word
 from ffn_fusion.errors import CheckError, MissingExtraError, UsageError
-from ffn_fusion.latency.interleave import Progress, Run, Workload
+from ffn_fusion.latency.interleave import Run, Workload
+from ffn_fusion.latency.measure import time_in_turn, workloads_of
 from ffn_fusion.latency.timing import Latency
-from ffn_fusion.programs import check_signal, named_program, program_on_path
+from ffn_fusion.processes import Progress
+from ffn_fusion.programs import check_signal, program_on_path
 
 PROGRAM, BATCHED = "llama-bench", "llama-batched-bench"
 VARIABLE = "LLAMA_BENCH"
@@ -57,13 +59,7 @@ def find_programs(given: Path | None) -> Programs:
     Raises:
         UsageError: the one given isn't a program. MissingExtraError: there is none.
     """
-    found = named_program(f"llama.cpp's {PROGRAM}", given, "--engine-program", VARIABLE) or program_on_path(PROGRAM)
-    if found is None:
-        raise MissingExtraError(
-            f"llama.cpp is timed by its {PROGRAM}, which isn't on the PATH",
-            f"install llama.cpp (tools/engines/llama_cpp.sh builds it) and give --engine-program PATH or ${VARIABLE}",
-        )
-    return Programs(found)
+    return Programs(find_program(PROGRAM, given, VARIABLE, "timed"))
 
 
 def bench_llama_cpp(models: Mapping[str, str], asked: BenchSettings, progress: Progress) -> Latency:
@@ -80,7 +76,20 @@ def bench_llama_cpp(models: Mapping[str, str], asked: BenchSettings, progress: P
     given = {name for name, file in files.items() if str(file) == str(Path(models[name]).expanduser().absolute())}
     dtypes = [] if given == set(models) else [asked.dtype]
     dtype = " and ".join([*dtypes, *(["GGUF files as they are"] if given else [])])
-    return interleaved("llama.cpp", runners, traffic, asked, threads, dtype, progress)
+    workloads = workloads_of(asked.batches, asked.contexts, asked.new_tokens)
+    check_contexts({name: model.spec for name, model in traffic.items()}, workloads)
+    return time_in_turn(
+        "llama.cpp",
+        runners,
+        traffic,
+        workloads,
+        rounds=asked.rounds,
+        device=asked.device,
+        dtype=dtype,
+        product_dtype=dtype_of(asked.dtype) if asked.dtype in DTYPES else torch.float32,
+        threads=threads,
+        progress=progress,
+    )
 
 
 class LlamaCppRunner:
@@ -144,7 +153,7 @@ class LlamaCppRunner:
             said = out.read()
             check_signal(program.name, running.returncode)
             if running.returncode:
-                raise CheckError(f"llama.cpp can't run {self._file.name}: {_last_word(log.read())}", _HINT)
+                raise CheckError(f"llama.cpp can't run {self._file.name}: {last_word(log.read())}", _HINT)
         return said, peak
 
 
@@ -159,9 +168,3 @@ def _watched(running: subprocess.Popen[bytes]) -> int:
         peak = max(peak, int(found[1]) << 10) if found else peak
         time.sleep(_STEP)
     return peak
-
-
-def _last_word(log: str) -> str:
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower() or "fail" in line.lower()]
-    return (errors or lines or ["it said nothing"])[0 if errors else -1]

@@ -77,13 +77,17 @@ def vllm_answers(folder: Path, ids_NT: Tensor, new: int, likeliest: int, program
     options = {"trust_remote_code": False, "max_model_len": ids_NT.shape[1] + new, "max_num_seqs": 1}
     said = ask(python, {"model": asked}, options)["model"]
     if said.error:
-        hint = _NEEDS_US if "trust_remote_code" in said.error else _HINT
-        raise CheckError(f"vllm can't run it: {said.error}", hint)
+        raise refusal(said.error)
     return said.told()
 
 
-_HINT = "ffn-fusion check OUT --engine vllm says what it can't run"
-_NEEDS_US = "install ffn-fusion into vLLM's environment too: pip install ffn-fusion"
+def refusal(error: str) -> CheckError:
+    """Return the error for a checkpoint that vLLM refused with this line."""
+    if "trust_remote_code" in error:
+        hint = "install ffn-fusion into vLLM's environment too: pip install ffn-fusion"
+    else:
+        hint = "ffn-fusion check OUT --engine vllm says what it can't run"
+    return CheckError(f"vllm can't run it: {error}", hint)
 
 
 def find_python(given: Path | None) -> Path:

@@ -22,22 +22,20 @@ import torch
 
 from ffn_fusion.blockwise.memory import free_memory
 from ffn_fusion.checkpoint.source import open_model
-from ffn_fusion.engines.bench_settings import BenchSettings, check_loads, dtype_of
-from ffn_fusion.engines.interleaved import interleaved
-from ffn_fusion.engines.vllm import environment, find_python
-from ffn_fusion.errors import CheckError, UsageError
-from ffn_fusion.latency.interleave import Progress, Run, Workload
+from ffn_fusion.engines.bench_settings import BenchSettings, check_contexts, check_loads, dtype_of
+from ffn_fusion.engines.vllm import environment, find_python, refusal
+from ffn_fusion.errors import UsageError
+from ffn_fusion.latency.interleave import Run, Workload
 from ffn_fusion.latency.machine import core_numbers
-from ffn_fusion.latency.measure import workloads_of
+from ffn_fusion.latency.measure import time_in_turn, workloads_of
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.latency.traffic import Traffic
+from ffn_fusion.processes import Progress
 from ffn_fusion.programs import check_signal
 
 PROBE = Path(__file__).parent / "probes" / "vllm_bench_probe.py"
 _BESIDE = 3 << 29  # what a process of vLLM takes beside weights and KV cache
 _GPU_SHARE = 0.9
-_HINT = "ffn-fusion check OUT --engine vllm says what it can't run"
-_NEEDS_US = "install ffn-fusion into vLLM's environment too: pip install ffn-fusion"
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,7 @@ def bench_vllm(models: Mapping[str, str], asked: BenchSettings, progress: Progre
     size = torch.finfo(dtype_of(asked.dtype)).bits / 8
     traffic = {name: Traffic.of(checkpoint.spec, size) for name, checkpoint in checkpoints.items()}
     workloads = workloads_of(asked.batches, asked.contexts, asked.new_tokens)
+    check_contexts({name: checkpoint.spec for name, checkpoint in checkpoints.items()}, workloads)
     kv_bytes = max(
         model.step(w.batch, w.context + w.new_tokens).kv_bytes for model in traffic.values() for w in workloads
     )
@@ -87,7 +86,19 @@ def bench_vllm(models: Mapping[str, str], asked: BenchSettings, progress: Progre
         for name, checkpoint in checkpoints.items()
     }
     try:
-        found = interleaved("vllm", runners, traffic, asked, threads, asked.dtype, progress)
+        found = time_in_turn(
+            "vllm",
+            runners,
+            traffic,
+            workloads,
+            rounds=asked.rounds,
+            device=asked.device,
+            dtype=asked.dtype,
+            product_dtype=dtype_of(asked.dtype),
+            threads=threads,
+            tensor_parallel=asked.tensor_parallel,
+            progress=progress,
+        )
         version = next(iter(runners.values())).version
         return found.model_copy(update={"engine": f"vllm {version} on {asked.device}".replace("  ", " ")})
     finally:
@@ -200,8 +211,7 @@ class _Worker:
             check_signal("vllm", self._process.wait())
         found: dict[str, Any] = json.loads(line) if line else {"error": f"it ended: {self._last_word()}"}
         if "error" in found:
-            hint = _NEEDS_US if "trust_remote_code" in found["error"] else _HINT
-            raise CheckError(f"vllm can't run it: {found['error']}", hint)
+            raise refusal(found["error"])
         return found
 
     def _signal(self, which: signal.Signals) -> None:

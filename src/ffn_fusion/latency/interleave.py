@@ -6,11 +6,12 @@ median is reported; the order turns from round to round.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-Progress = Callable[[str, int, int], None]
+from ffn_fusion.processes import Progress
+
 Name = TypeVar("Name")
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
-from ffn_fusion.latency.interleave import Progress, Workload, interleave
+from ffn_fusion.latency.interleave import Runner, Workload, interleave
 from ffn_fusion.latency.machine import machine
 from ffn_fusion.latency.roofline import better, measure_roofline
 from ffn_fusion.latency.summary import timings_of
 from ffn_fusion.latency.timing import Latency
+from ffn_fusion.latency.traffic import Traffic
 from ffn_fusion.latency.transformers_runner import TransformersRunner, traffic_of
+from ffn_fusion.processes import Progress, silent
 
 
 def bench(
@@ -24,7 +26,7 @@ def bench(
     new_tokens: int = 16,
     rounds: int = 5,
     seed: int = 0,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Latency:
     """Time every model at every batch size, and the machine's limits before and after.
 
@@ -40,21 +42,55 @@ def bench(
     Raises:
         UsageError: the device has no memory for it.
     """
-    workloads = workloads_of(batches, (context,) if isinstance(context, int) else context, new_tokens)
     first = next(iter(models.values()))
     vocabulary = min(model.config.vocab_size for model in models.values())
-    runners = {name: TransformersRunner(model, vocabulary, seed) for name, model in models.items()}
-    before = measure_roofline(first.device, first.dtype)
-    runs = interleave(runners, workloads, rounds, progress)
-    roofline = better(before, measure_roofline(first.device, first.dtype))
-    traffic = {name: traffic_of(model) for name, model in models.items()}
-    return Latency(
-        engine=f"transformers {version('transformers')} on {first.device.type}",
-        machine=machine(first.device),
-        threads=torch.get_num_threads(),
+    return time_in_turn(
+        f"transformers {version('transformers')} on {first.device.type}",
+        {name: TransformersRunner(model, vocabulary, seed) for name, model in models.items()},
+        {name: traffic_of(model) for name, model in models.items()},
+        workloads_of(batches, (context,) if isinstance(context, int) else context, new_tokens),
+        rounds=rounds,
+        device=first.device,
         dtype=str(first.dtype).removeprefix("torch."),
-        models=tuple(models),
+        product_dtype=first.dtype,
+        threads=torch.get_num_threads(),
+        progress=progress,
+    )
+
+
+def time_in_turn(
+    engine: str,
+    runners: Mapping[str, Runner],
+    traffic: Mapping[str, Traffic],
+    workloads: Sequence[Workload],
+    *,
+    rounds: int,
+    device: torch.device | str,
+    dtype: str,
+    product_dtype: torch.dtype,
+    threads: int,
+    tensor_parallel: int = 1,
+    progress: Progress,
+) -> Latency:
+    """Time models that are loaded in an engine, in turn, and the machine's limits before and after.
+
+    Args:
+        runners, traffic: by the names of the models, in the order they are shown.
+        dtype: the weights' dtype, for people to read.
+        product_dtype: the dtype of the matrix product by which the machine's FLOP/s are measured.
+        threads: threads of each of the ``tensor_parallel`` processes that share a model.
+    """
+    before = measure_roofline(device, product_dtype, threads * tensor_parallel)
+    runs = interleave(runners, workloads, rounds, progress)
+    roofline = better(before, measure_roofline(device, product_dtype, threads * tensor_parallel))
+    return Latency(
+        engine=engine,
+        machine=machine(device),
+        threads=threads,
+        dtype=dtype,
+        models=tuple(runners),
         timings=timings_of(runs, traffic, roofline),
+        tensor_parallel=tensor_parallel,
         roofline=roofline,
     )
 

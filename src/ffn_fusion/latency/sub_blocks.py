@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ffn_fusion.blockwise.memory import free_memory
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec
-from ffn_fusion.latency.interleave import Progress, Workload, turned
+from ffn_fusion.latency.interleave import Workload, turned
 from ffn_fusion.latency.machine import machine
 from ffn_fusion.latency.roofline import better, cache_bytes, measure_roofline, seconds
 from ffn_fusion.latency.sub_block_costs import Shape, SubBlocks, SubBlockTiming, distinct_shapes
@@ -28,6 +28,7 @@ from ffn_fusion.latency.summary import work_of
 from ffn_fusion.latency.timing import Phase, Roofline, Work
 from ffn_fusion.latency.traffic import Traffic
 from ffn_fusion.latency.work import SubBlock
+from ffn_fusion.processes import Progress, silent
 from ffn_fusion.surgery.child_config import child_config
 
 _BEYOND_CACHE = 4  # times its size
@@ -45,7 +46,7 @@ def time_sub_blocks(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     cuda_graph: bool | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> SubBlocks:
     """Time every distinct shape of these models, and their heads, in prefill and decode.
 
