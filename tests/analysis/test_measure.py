@@ -512,6 +512,13 @@ def test_too_little_memory(measured: Measured) -> None:
         analyze(checkpoint, windows(ids), memory=1 << 20)
 
 
+def test_a_pass_is_named_by_what_it_measures(measured: Measured) -> None:
+    """A child's own evidence is its geometry: progress in the middle of an evaluation says so."""
+    checkpoint, ids, _ = measured
+    bare = estimate_analysis(checkpoint, windows(ids), AnalysisSettings(parts=(), scores=(), max_run=1))
+    assert [found.name for found in bare] == ["geometry"]
+
+
 def test_what_it_will_take_is_said_first(measured: Measured) -> None:
     checkpoint, ids, _ = measured
     plans = estimate_analysis(checkpoint, windows(ids), AnalysisSettings(candidate_share=0.8, max_run=3))

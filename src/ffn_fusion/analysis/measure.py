@@ -171,6 +171,7 @@ class _Analysis:
             runs |= repaired_removals(self.stack.spec, self.bench)
         observe = ContributionObserver(self.stack.spec)
         name = "dependency, importance and runs" if self.one_pass else "dependency and importance"
+        name = name if edits or runs else "geometry"
         return Pass(name, edits | runs, (*scored, *runs), observe)
 
     @property

@@ -159,7 +159,7 @@ class Job:
         def on_bytes(count: int) -> None:
             nonlocal done
             done += count
-            self.progress("bytes", done, total)
+            self.progress("writing", done, total)
 
         return on_bytes
 
