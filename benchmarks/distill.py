@@ -31,12 +31,12 @@ from random_llama import TINY, llama_config
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.random_model import write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.distillation.distill import distill_child
 from ffn_fusion.distillation.settings import DEFAULT_TOP_K, DistillSettings, Objective
 from ffn_fusion.distillation.teacher import load_causal
 from ffn_fusion.distillation.teacher_cache import CacheSettings
+from ffn_fusion.sources import open_model
 from ffn_fusion.surgery.build import build
 
 MODEL = Path(__file__).parents[1] / ".demo" / "SmolLM2-135M-Instruct.Q4_1.gguf"

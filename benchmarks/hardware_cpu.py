@@ -27,12 +27,12 @@ from random_llama import TINY, llama_config
 from ffn_fusion.blueprint import Blueprint, drop_attention, fuse_run
 from ffn_fusion.checkpoint.random_model import write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.latency.load import realise
 from ffn_fusion.latency.machines import Machine
 from ffn_fusion.latency.measure import bench
 from ffn_fusion.latency.work import Setting
+from ffn_fusion.sources import open_model
 from ffn_fusion.surgery.child import Child
 
 MODEL = Path(__file__).parents[1] / ".demo" / "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -19,7 +19,8 @@ from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.engines.llama_cpp import LlamaServer, served
 from ffn_fusion.errors import CheckError
-from ffn_fusion.export.gguf_writer import plan_gguf, write_gguf
+from ffn_fusion.export.gguf import plan_gguf
+from ffn_fusion.gguf.write import write_gguf
 from ffn_fusion.latency.interleave import turned
 from ffn_fusion.repair.repair import repair_child
 from ffn_fusion.surgery.build import build

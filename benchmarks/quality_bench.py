@@ -20,10 +20,10 @@ from ffn_fusion.blockwise import Final, Stack, compare, sweep
 from ffn_fusion.blockwise.stack import TensorSource
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.data import TokenWindows, load_tokenizer, make_windows
 from ffn_fusion.repair.repair import repair_child
 from ffn_fusion.repair.settings import RepairSettings
+from ffn_fusion.sources import open_model
 from ffn_fusion.surgery.child import Child
 
 Figures = dict[str, float]

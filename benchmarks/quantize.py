@@ -26,9 +26,9 @@ from ffn_fusion.blockwise import Stack
 from ffn_fusion.blockwise.stack import TensorSource
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.data import load_tokenizer, make_windows
 from ffn_fusion.families.layout import FFN_NORM, block_prefix
+from ffn_fusion.sources import open_model
 from ffn_fusion.surgery.child import Child
 
 ROOT = Path(__file__).parent.parent

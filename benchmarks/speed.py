@@ -27,11 +27,11 @@ from random_llama import TINY, llama_config
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.random_model import write_byte_tokenizer, write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.checkpoint.source import CACHE_VARIABLE, open_model
 from ffn_fusion.engines.bench import BenchSettings, bench_in
 from ffn_fusion.engines.width_curves import CONTEXT, widths_in
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.latency.width_curve import own_width
+from ffn_fusion.sources import CACHE_VARIABLE, open_model
 from ffn_fusion.surgery.build import build
 
 ROOT = Path(__file__).parent.parent

@@ -92,8 +92,8 @@ def write_tokenizer(folder: Path, tokenizer: Mapping[str, Any] | None = None, **
     (folder / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")
 
 
-def small_model(folder: Path) -> Made:
-    """A Llama of two blocks with a byte-level tokenizer."""
-    made = write_model(folder, llama_config(num_hidden_layers=2, **SIZES))
+def small_model(folder: Path, blocks: int = 2) -> Made:
+    """A Llama of some blocks with a byte-level tokenizer."""
+    made = write_model(folder, llama_config(num_hidden_layers=blocks, **SIZES))
     write_tokenizer(folder)
     return made

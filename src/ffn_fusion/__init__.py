@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from ffn_fusion.analysis.settings import AnalysisSettings, PlanSettings
     from ffn_fusion.blueprint import Blueprint, apply, drop_attention, fuse_run, narrow_ffn, unfused
     from ffn_fusion.checkpoint.reader import Checkpoint
-    from ffn_fusion.checkpoint.source import open_model, summarise
     from ffn_fusion.data import HubText, TokenWindows, load_tokenizer, make_windows, write_windows
     from ffn_fusion.distillation.distill import distill_child
     from ffn_fusion.distillation.settings import DistillSettings, Objective
@@ -65,6 +64,7 @@ if TYPE_CHECKING:
     from ffn_fusion.repair.repair import plan_repair, repair_child
     from ffn_fusion.repair.settings import RepairSettings
     from ffn_fusion.report.html import ReportData, write_report
+    from ffn_fusion.sources import open_model, summarise
     from ffn_fusion.surgery.build import build
     from ffn_fusion.surgery.child import Child
 
@@ -80,7 +80,7 @@ _HOMES = {
     "analysis.parallel_windows": ("parallel_windows",),
     "blueprint": ("Blueprint", "apply", "drop_attention", "fuse_run", "narrow_ffn", "unfused"),
     "checkpoint.reader": ("Checkpoint",),
-    "checkpoint.source": ("open_model", "summarise"),
+    "sources": ("open_model", "summarise"),
     "data": ("HubText", "TokenWindows", "load_tokenizer", "make_windows", "write_windows"),
     "distillation.distill": ("distill_child",),
     "distillation.settings": ("DistillSettings", "Objective"),

@@ -13,8 +13,8 @@ from fake_hub import FakeHub, running_hub
 from makers import llama_config, write_model
 
 from ffn_fusion.checkpoint.hub import is_hub_id
-from ffn_fusion.checkpoint.source import open_model, summarise
 from ffn_fusion.errors import CheckpointError, FamilyError, FfnFusionError, UsageError
+from ffn_fusion.sources import open_model, summarise
 
 REPO = "someone/tiny-llama"
 

@@ -176,7 +176,7 @@ def test_interrupt(ffn_fusion: Run, parent: Path, monkeypatch: pytest.MonkeyPatc
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ffn_fusion.checkpoint.source.summarise", interrupt)
+    monkeypatch.setattr("ffn_fusion.sources.summarise", interrupt)
     code, _, err = ffn_fusion("inspect", parent)
     assert code == 130
     assert "resume" in err

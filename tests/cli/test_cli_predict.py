@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ffn_fusion.blueprint import Blueprint, apply
-from ffn_fusion.checkpoint.source import open_model
+from ffn_fusion.sources import open_model
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -10,15 +10,16 @@ from llama_cpp import BENCH, needs_llama_cpp, pretended_programs
 from makers import Blocks, llama_config, nas_config, write_model
 from vocabularies import SIZES, write_tokenizer
 
-from ffn_fusion.checkpoint.gguf_file import read_gguf
-from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.engines.bench import BenchSettings, bench_in
 from ffn_fusion.engines.gguf_files import gguf_files, gguf_spec, gguf_traffic
 from ffn_fusion.engines.llama_cpp_bench import find_programs
 from ffn_fusion.errors import CheckError, CheckpointError, MissingExtraError, UsageError
-from ffn_fusion.export.gguf_writer import plan_gguf, write_gguf
+from ffn_fusion.export.gguf import plan_gguf
+from ffn_fusion.gguf.file import read_gguf
+from ffn_fusion.gguf.write import write_gguf
 from ffn_fusion.latency.traffic import Traffic
 from ffn_fusion.processes import Progress
+from ffn_fusion.sources import open_model
 
 MIXED: Blocks = [(2, 64), (None, 96), (None, 768), (4, 40), (2, 64)]
 ASKED = BenchSettings(batches=(1, 4), contexts=(8,), new_tokens=3, rounds=2, threads=1)

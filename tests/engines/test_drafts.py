@@ -15,7 +15,8 @@ from vocabularies import SIZES, write_tokenizer
 
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.engines.llama_cpp import served
-from ffn_fusion.export.gguf_writer import plan_gguf, write_gguf
+from ffn_fusion.export.gguf import plan_gguf
+from ffn_fusion.gguf.write import write_gguf
 
 MULTIPLIERS = Path(__file__).parents[2] / "benchmarks" / "multipliers.py"
 

@@ -18,16 +18,17 @@ from tokenizers import Tokenizer
 from vocabularies import BYTE_LEVEL, SIZES, TEXTS, added, byte_level, sentencepiece, write_tokenizer
 
 from ffn_fusion.blueprint import Blueprint, apply
-from ffn_fusion.checkpoint.gguf_file import GgufFile, read_gguf
-from ffn_fusion.checkpoint.gguf_tokenizer import tokenizer_files
-from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.data import load_tokenizer, make_windows
 from ffn_fusion.engines.compare import TOLERANCE, Comparison, compare, differences, verify_engine
 from ffn_fusion.errors import CheckError
-from ffn_fusion.export import gguf_writer
+from ffn_fusion.export import gguf as exporter
 from ffn_fusion.export.forms import export_model
-from ffn_fusion.export.gguf_writer import plan_gguf, write_gguf
+from ffn_fusion.export.gguf import plan_gguf
+from ffn_fusion.gguf.file import GgufFile, read_gguf
+from ffn_fusion.gguf.tokenizer import tokenizer_files
+from ffn_fusion.gguf.write import write_gguf
 from ffn_fusion.portability import reference
+from ffn_fusion.sources import open_model
 from ffn_fusion.surgery.build import build
 
 pytestmark = [pytest.mark.engines, needs_llama_cpp]
@@ -129,7 +130,7 @@ def test_other_dtypes(tmp_path: Path, dtype: str, tolerance: float) -> None:
 
 
 def unchecked(folder: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(gguf_writer, "check_loadable", lambda spec: None)
+    monkeypatch.setattr(exporter, "check_loadable", lambda spec: None)
     return exported(folder, target)
 
 

@@ -15,7 +15,8 @@ from tiny import write_tokenizer
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.engines.compare import differences
 from ffn_fusion.errors import CheckError
-from ffn_fusion.export import gguf_writer
+from ffn_fusion.export import gguf as exporter
+from ffn_fusion.gguf.write import write_gguf
 from ffn_fusion.portability import reference
 from ffn_fusion.portability.check import check, fix
 
@@ -40,7 +41,7 @@ def difference(checkpoint: Checkpoint, folder: Path) -> float | None:
     ids_NT = random_ids(dict(checkpoint.spec.config), 1, 12)
     want_NTV = reference.logits(reference.load(folder, torch.float32), ids_NT)
     target = checkpoint.folder.with_suffix(".gguf")
-    gguf_writer.write_gguf(gguf_writer.plan_gguf(checkpoint, pre_tokenizer="gpt-2"), target)
+    write_gguf(exporter.plan_gguf(checkpoint, pre_tokenizer="gpt-2"), target)
     try:
         have = ask(target, ids_NT[0].tolist(), 1, VOCABULARY)
     except CheckError:
@@ -90,7 +91,7 @@ def test_what_breaks_a_rule_fails_until_its_fixed(
     found = difference(fixed, child.folder)
     assert found is not None
     assert found < 1e-5
-    monkeypatch.setattr(gguf_writer, "check_loadable", lambda spec: None)  # which refuses to write it
+    monkeypatch.setattr(exporter, "check_loadable", lambda spec: None)  # which refuses to write it
     found = difference(child, child.folder)
     assert found is not None if wrong else found is None
     assert found is None or found > 0.1
@@ -99,7 +100,7 @@ def test_what_breaks_a_rule_fails_until_its_fixed(
 def test_another_activation_is_silently_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     child = made(tmp_path / "child", [(2, 256), (None, 512), (4, 256)], hidden_act="gelu")
     assert rules(child) == {"activation"}
-    monkeypatch.setattr(gguf_writer, "check_loadable", lambda spec: None)
+    monkeypatch.setattr(exporter, "check_loadable", lambda spec: None)
     found = difference(child, child.folder)
     assert found is not None
     assert found > 0.01

@@ -27,13 +27,13 @@ from vllm_engine import PYTHON, ask, environment, needs_vllm, settings
 
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import open_folder
-from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.data import load_tokenizer, make_windows
 from ffn_fusion.engines.compare import TOLERANCE, Comparison, compare, verify_engine
 from ffn_fusion.engines.vllm import Asked, Said
 from ffn_fusion.export.forms import export_model
 from ffn_fusion.portability import reference
 from ffn_fusion.portability.check import check
+from ffn_fusion.sources import open_model
 from ffn_fusion.surgery.build import build
 from ffn_fusion.surgery.child_config import AUTO_MAP, MODELING_FILES
 

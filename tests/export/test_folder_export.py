@@ -20,7 +20,6 @@ from vocabularies import SIZES, write_tokenizer
 
 from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.checkpoint.staging import mismatches, read_manifest
 from ffn_fusion.errors import CheckError, CheckpointError, OutputError, UsageError
 from ffn_fusion.export.folder import plan_folder, write_folder
@@ -29,6 +28,7 @@ from ffn_fusion.export.plain_llama import plan_llama
 from ffn_fusion.families import read_spec
 from ffn_fusion.portability.check import check, fix
 from ffn_fusion.portability.verify import Against, verify
+from ffn_fusion.sources import open_model
 from ffn_fusion.surgery.build import build
 
 

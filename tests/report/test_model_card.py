@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from ffn_fusion.blueprint import Blueprint
-from ffn_fusion.report.model_card import model_card, read_licence
+from ffn_fusion.checkpoint.sidecars import read_licence
+from ffn_fusion.report.model_card import model_card
 
 
 def front_matter(card: str) -> dict[str, Any]:

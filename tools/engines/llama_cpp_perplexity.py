@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.data.windows import TokenWindows, load_tokenizer, make_windows
 from ffn_fusion.evaluation.evaluate import PARENT, evaluate
+from ffn_fusion.sources import open_model
 
 CONTEXT, TOKENS = 512, 4096
 

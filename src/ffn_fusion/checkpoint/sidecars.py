@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ffn_fusion.checkpoint.reader import inside
+from ffn_fusion.errors import CheckpointError
 
 SIDECARS = (
     "tokenizer.json",
@@ -19,6 +22,7 @@ SIDECARS = (
     "chat_template.json",
     "generation_config.json",
 )
+_README_LIMIT = 1 << 20  # front matter is at the top: a file of any size is read this far
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
@@ -32,3 +36,42 @@ def sidecar_files(folder: Path, *more: str) -> Iterator[tuple[str, bytes]]:
     names |= {path.name for pattern in LICENCES for path in folder.glob(pattern) if path.is_file()}
     for name in sorted(names):
         yield name, inside(folder, name).read_bytes()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a checkpoint without running any code of its own.
+
+    Raises:
+        CheckpointError: there is no tokenizer, or it needs its own code.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds; each means that there's no usable tokenizer
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{folder}: no usable tokenizer ({line})", "put tokenizer.json beside the weights"
+        ) from error
+
+
+def read_licence(folder: Path) -> str | None:
+    """The licence that a model's own README.md names in its front matter; None where it names none."""
+    import yaml
+
+    try:
+        with (folder / "README.md").open("rb") as file:
+            text = file.read(_README_LIMIT).decode("utf-8", errors="replace")
+    except OSError:
+        return None
+    match = re.match(r"\ufeff?---\s*?\n(.*?)\n---\s*?(\n|$)", text.replace("\r\n", "\n"), re.DOTALL)
+    if match is None:
+        return None
+    try:
+        about = yaml.safe_load(match[1])
+    except (yaml.YAMLError, ValueError, RecursionError):  # the parent's card may hold anything
+        return None
+    licence = about.get("license") if isinstance(about, dict) else None
+    if isinstance(licence, list) and licence:
+        licence = licence[0]
+    return licence if isinstance(licence, str) and licence else None

@@ -32,10 +32,10 @@ def check(
     as_json: JsonFlag = False,
 ) -> None:
     """Say which inference engines load a child, and if not, at which block and why."""
-    from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.errors import UsageError
     from ffn_fusion.portability.check import check as find
     from ffn_fusion.portability.rules import ENGINES, parse_engines
+    from ffn_fusion.sources import open_model
 
     asked = parse_engines(engine or ())
     if fix != (output is not None):

@@ -22,12 +22,12 @@ def evaluate(
     as_json: JsonFlag = False,
 ) -> None:
     """Score children against their parent on held-out text."""
-    from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.evaluation.evaluate import PARENT
     from ffn_fusion.evaluation.evaluate import evaluate as score
     from ffn_fusion.evaluation.quality import Quality
     from ffn_fusion.pipeline.recipe import EvaluationSection
     from ffn_fusion.pipeline.texts import held_out_windows
+    from ffn_fusion.sources import open_model
 
     opened = {PARENT: open_model(parent)}
     for name, model in zip(unique_names(models, PARENT), models, strict=True):

@@ -13,7 +13,7 @@ from ffn_fusion.cli.options import DryRun, Model, Revision
 if TYPE_CHECKING:
     from ffn_fusion.export.folder import FolderPlan
     from ffn_fusion.export.forms import Plan
-    from ffn_fusion.export.gguf_writer import GgufPlan
+    from ffn_fusion.gguf.write import GgufPlan
 
 Form = Annotated[
     str,
@@ -55,9 +55,9 @@ def export(
     as_json: JsonFlag = False,
 ) -> None:
     """Write a checkpoint in the form that another engine loads."""
-    from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.checkpoint.staging import check_target
     from ffn_fusion.export.forms import check_form, plan_export, write_export
+    from ffn_fusion.sources import open_model
 
     check_form(to)
     checkpoint = open_model(model, revision=revision)

@@ -11,8 +11,8 @@ from ffn_fusion.cli.options import Model, Revision
 def inspect(model: Model, revision: Revision = None, as_json: JsonFlag = False) -> None:
     """Show a model's blocks, widths, parameters and KV bytes a token, from its headers alone."""
     from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES
-    from ffn_fusion.checkpoint.source import summarise
     from ffn_fusion.report.model_grids import inspect_grid
+    from ffn_fusion.sources import summarise
 
     summary = summarise(model, revision=revision)
     element = ITEM_SIZES[summary.dtype]

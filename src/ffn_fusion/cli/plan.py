@@ -26,10 +26,10 @@ def plan(
     from ffn_fusion.analysis.evidence import Evidence
     from ffn_fusion.analysis.loadable import loadable_choices
     from ffn_fusion.analysis.rules import compare
-    from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.pipeline.planning import make_plan
     from ffn_fusion.pipeline.widths import limited
     from ffn_fusion.report.quality_grids import compared_grid
+    from ffn_fusion.sources import open_model
 
     checkpoint = open_model(model, revision=revision)
     settings = limited(settings, checkpoint.spec)

@@ -26,10 +26,10 @@ def score(
     from ffn_fusion.analysis.changes import score_changes
     from ffn_fusion.blueprint import Blueprint
     from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-    from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.pipeline.recipe import EvaluationSection
     from ffn_fusion.pipeline.texts import held_out_windows
     from ffn_fusion.report.quality_grids import changes_grid
+    from ffn_fusion.sources import open_model
     from ffn_fusion.surgery.build import check_blueprint
     from ffn_fusion.surgery.child import Child
     from ffn_fusion.units import parse_bytes

@@ -51,9 +51,9 @@ def verify(
     """Check a child's files against its manifest; with --parent, its weights and its logits against the parent; with
     --engine, its logits and greedy text in another engine.
     """
-    from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.engines.compare import parse_runnable
     from ffn_fusion.errors import CheckError, UsageError
+    from ffn_fusion.sources import open_model
 
     runs = parse_runnable(engine)
     if engine_program and runs == "transformers":

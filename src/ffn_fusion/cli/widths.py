@@ -38,11 +38,11 @@ def widths(
     as_json: JsonFlag = False,
 ) -> None:
     """Time FFNs of one, two, three, ... times the model's width on the same weights: what plans may fuse here."""
-    from ffn_fusion.checkpoint.source import open_model
     from ffn_fusion.checkpoint.staging import check_target, write_atomic
     from ffn_fusion.engines.bench import BenchSettings, check_askable
     from ffn_fusion.engines.width_curves import CONTEXT, widths_in
     from ffn_fusion.report.latency_grids import width_grid
+    from ffn_fusion.sources import open_model
 
     for path in (output, plot):
         if path is not None:

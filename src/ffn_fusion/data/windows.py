@@ -20,28 +20,11 @@ from ffn_fusion.data.hub_text import HubText
 from ffn_fusion.data.source import Position, Source, buffers, source_of
 from ffn_fusion.data.text import Document, no_text
 from ffn_fusion.data.window_rows import TokenWindows
-from ffn_fusion.errors import CheckpointError, DataError
+from ffn_fusion.errors import DataError
 
 _CHARACTERS_PER_TOKEN = 6  # a piece of a long document holds a window or two, so that few tokens come from many places
 _TOGETHER = 64  # pieces that are tokenised at once
 MIN_WINDOWS = 2  # a standard error needs two
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a checkpoint without running any code of its own.
-
-    Raises:
-        CheckpointError: there is no tokenizer, or it needs its own code.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds; each means that there's no usable tokenizer
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{folder}: no usable tokenizer ({line})", "put tokenizer.json beside the weights"
-        ) from error
 
 
 def make_windows(

@@ -8,7 +8,6 @@ from typing import get_args
 
 import torch
 
-from ffn_fusion.checkpoint.source import open_model, summarise
 from ffn_fusion.engines.bench_settings import BenchSettings, check_asked, check_contexts, dtype_of, threads_set
 from ffn_fusion.engines.llama_cpp_bench import bench_llama_cpp, find_programs
 from ffn_fusion.engines.vllm import find_python
@@ -21,6 +20,7 @@ from ffn_fusion.latency.sub_block_costs import SubBlocks
 from ffn_fusion.latency.sub_blocks import time_sub_blocks
 from ffn_fusion.latency.timing import BenchEngine, Latency
 from ffn_fusion.processes import Progress, silent
+from ffn_fusion.sources import open_model, summarise
 
 __all__ = ["BenchEngine", "BenchSettings", "bench_in", "sub_blocks_of"]
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ffn_fusion.checkpoint.gguf_file import GgufFile, is_gguf, read_gguf
 from ffn_fusion.checkpoint.reader import Checkpoint
-from ffn_fusion.checkpoint.source import default_cache, open_model
 from ffn_fusion.errors import CheckpointError
 from ffn_fusion.families import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
+from ffn_fusion.gguf.file import GgufFile, is_gguf, read_gguf
 from ffn_fusion.latency.traffic import Traffic
 from ffn_fusion.processes import Progress
+from ffn_fusion.sources import default_cache, open_model
 
 _DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _KV_SIZE = 2.0  # llama.cpp keeps keys and values in float16
@@ -32,7 +32,8 @@ def gguf_files(
 
 
 def _gguf_file(place: str, dtype: str, progress: Progress, kept: Path) -> Path:
-    from ffn_fusion.export.gguf_writer import plan_gguf, write_gguf
+    from ffn_fusion.export.gguf import plan_gguf
+    from ffn_fusion.gguf.write import write_gguf
 
     given = Path(place).expanduser()
     if given.is_file() and is_gguf(given):

@@ -39,7 +39,8 @@ _STEP = 0.05
 
 def llama_cpp_answers(folder: Path, ids_NT: Tensor, new: int, likeliest: int, program: Path | None) -> Answers:
     """See ``Ask``. The checkpoint's GGUF file in float32 lies in a temporary folder meanwhile."""
-    from ffn_fusion.export.gguf_writer import plan_gguf, write_gguf
+    from ffn_fusion.export.gguf import plan_gguf
+    from ffn_fusion.gguf.write import write_gguf
 
     server = find_server(program)
     with TemporaryDirectory(prefix="ffn-fusion-") as place:

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from ffn_fusion.blockwise.memory import free_memory
-from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.engines.bench_settings import BenchSettings, check_contexts, check_loads, dtype_of
 from ffn_fusion.engines.vllm import environment, find_python, refusal
 from ffn_fusion.errors import UsageError
@@ -32,6 +31,7 @@ from ffn_fusion.latency.timing import Latency
 from ffn_fusion.latency.traffic import Traffic
 from ffn_fusion.processes import Progress
 from ffn_fusion.programs import check_signal
+from ffn_fusion.sources import open_model
 
 PROBE = Path(__file__).parent / "probes" / "vllm_bench_probe.py"
 _BESIDE = 3 << 29  # what a process of vLLM takes beside weights and KV cache

@@ -14,7 +14,7 @@ from typing import Any
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, inside
 from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
-from ffn_fusion.checkpoint.sidecars import sidecar_files
+from ffn_fusion.checkpoint.sidecars import read_licence, sidecar_files
 from ffn_fusion.checkpoint.staging import DISTILLATION, MODEL_CARD, read_manifest
 from ffn_fusion.checkpoint.write import build_key, json_file, write_checkpoint
 from ffn_fusion.distillation.checks import read_record
@@ -24,7 +24,7 @@ from ffn_fusion.families import ModelSpec
 from ffn_fusion.portability.fix import Fixed, native_files
 from ffn_fusion.portability.history import FIXES, REWRITTEN, Form, Rewriting, history_json, read_history
 from ffn_fusion.portability.rewrite import plan_rewrite
-from ffn_fusion.report.model_card import model_card, read_licence
+from ffn_fusion.report.model_card import model_card
 from ffn_fusion.surgery.build import BLUEPRINT, files_state
 from ffn_fusion.surgery.repairs import RECORD
 

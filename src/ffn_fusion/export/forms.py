@@ -9,7 +9,8 @@ from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
 from ffn_fusion.errors import UsageError
 from ffn_fusion.export.folder import FolderPlan, plan_folder, write_folder
-from ffn_fusion.export.gguf_writer import GgufPlan, plan_gguf, write_gguf
+from ffn_fusion.export.gguf import plan_gguf
+from ffn_fusion.gguf.write import GgufPlan, write_gguf
 from ffn_fusion.portability.history import FORMS as FOLDERS
 
 FORMS = ("gguf", *FOLDERS)
@@ -48,12 +49,12 @@ def plan_export(
         dtype: how weights are stored: f32, f16 or bf16, in GGUF also q8_0 and k-quants. None: as they are.
         pad: for ``llama``: make blocks that differ alike, with zeros.
         max_shard_bytes: of folders: the largest file of weights.
-        pre_tokenizer, quantizer: of GGUF, see :func:`ffn_fusion.export.gguf_writer.plan_gguf`.
+        pre_tokenizer, quantizer: of GGUF, see :func:`ffn_fusion.export.gguf.plan_gguf`.
 
     Raises:
         UsageError: no such form or dtype, or an option of another form.
         CheckError: the form can't hold the model; it names the blocks.
-        CheckpointError, MissingExtraError: see :func:`ffn_fusion.export.gguf_writer.plan_gguf`.
+        CheckpointError, MissingExtraError: see :func:`ffn_fusion.export.gguf.plan_gguf`.
     """
     check_form(to)
     form = next((form for form in FOLDERS if form == to), None)

@@ -9,10 +9,10 @@ from ffn_fusion.analysis.evidence import Evidence
 from ffn_fusion.analysis.loadable import Allows, anything, loadable_choices
 from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Blueprint
-from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.errors import DataError, UsageError
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.workspace import Workspace
+from ffn_fusion.sources import open_model
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 from ffn_fusion.blockwise.stack import TensorSource
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo
+from ffn_fusion.checkpoint.sidecars import read_licence
 from ffn_fusion.checkpoint.staging import bytes_in, check_space, read_manifest
 from ffn_fusion.data import BUILT_IN_CALIBRATION, TokenWindows
 from ffn_fusion.data.hub_text import PREFIX
@@ -34,7 +35,7 @@ from ffn_fusion.pipeline.job import Job
 from ffn_fusion.pipeline.recipe import Recipe, Text
 from ffn_fusion.pipeline.texts import all_windows, calibration_windows, held_out_windows, training_windows, without
 from ffn_fusion.processes import Progress, silent
-from ffn_fusion.report.model_card import model_card, read_licence
+from ffn_fusion.report.model_card import model_card
 from ffn_fusion.surgery.build import child_bytes
 from ffn_fusion.surgery.child import Child
 from ffn_fusion.surgery.repairs import read_repairs

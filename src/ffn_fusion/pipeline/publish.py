@@ -10,13 +10,14 @@ from ffn_fusion.analysis.evidence import Evidence, Geometry
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES
+from ffn_fusion.checkpoint.sidecars import read_licence
 from ffn_fusion.checkpoint.staging import MODEL_CARD, write_atomic
 from ffn_fusion.pipeline.job import Job
 from ffn_fusion.pipeline.predicting import predictions
 from ffn_fusion.pipeline.result import Result, result_of
 from ffn_fusion.portability.check import check
 from ffn_fusion.report.html import ReportData, write_report
-from ffn_fusion.report.model_card import model_card, read_licence
+from ffn_fusion.report.model_card import model_card
 from ffn_fusion.surgery.repairs import Repairs, is_repaired
 
 

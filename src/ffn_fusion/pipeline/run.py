@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
-from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.errors import DataError
 from ffn_fusion.pipeline.job import Job, Listener, Silent
 from ffn_fusion.pipeline.preflight import preflight
@@ -17,6 +16,7 @@ from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.result import Result, result_of
 from ffn_fusion.pipeline.stages import STAGES
 from ffn_fusion.pipeline.workspace import Workspace
+from ffn_fusion.sources import open_model
 
 ALL = tuple(stage.name for stage in STAGES)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import read_folder_spec
-from ffn_fusion.checkpoint.source import summarise
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.child_spec import child_spec
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
+from ffn_fusion.sources import summarise
 
 
 def model_sizes(ref: str, *, revision: str | None = None) -> ModelSpec:

@@ -15,6 +15,7 @@ from ffn_fusion.analysis.measure import estimate_analysis as estimate_passes
 from ffn_fusion.analysis.passes import PassEstimate
 from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.checkpoint.reader import open_folder
+from ffn_fusion.checkpoint.sidecars import read_licence
 from ffn_fusion.checkpoint.staging import DISTILLATION, read_manifest, write_atomic
 from ffn_fusion.data import load_tokenizer
 from ffn_fusion.errors import OutputError
@@ -36,7 +37,7 @@ from ffn_fusion.pipeline.result import Sample
 from ffn_fusion.pipeline.texts import calibration_windows, held_out_windows, state
 from ffn_fusion.pipeline.widths import limited, measures_widths
 from ffn_fusion.processes import current
-from ffn_fusion.report.model_card import model_card, read_licence
+from ffn_fusion.report.model_card import model_card
 from ffn_fusion.surgery.build import build as write_child
 from ffn_fusion.surgery.build import build_id, child_bytes
 from ffn_fusion.surgery.child import Child

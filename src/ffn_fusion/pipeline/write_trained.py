@@ -9,12 +9,13 @@ import torch
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder, torch_dtype
+from ffn_fusion.checkpoint.sidecars import read_licence
 from ffn_fusion.checkpoint.staging import check_target, read_manifest
 from ffn_fusion.distillation.checks import read_record
 from ffn_fusion.distillation.write import write_distilled
 from ffn_fusion.errors import BlueprintError, CheckpointError
 from ffn_fusion.portability.history import read_history
-from ffn_fusion.report.model_card import model_card, read_licence
+from ffn_fusion.report.model_card import model_card
 from ffn_fusion.surgery.build import BLUEPRINT
 from ffn_fusion.surgery.repairs import read_repairs
 

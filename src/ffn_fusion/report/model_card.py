@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from ffn_fusion.latency.timing import Latency
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
-_README_LIMIT = 1 << 20
-"""Front matter stands at the top: a file of any size is read this far."""
 
 
 def model_card(
@@ -52,7 +49,7 @@ def model_card(
         version: of ffn-fusion.
         repairs: the record of what repair did (``repairs.json``); None: nothing.
         distillation: the record of its distillation (``distillation.json``); None: it wasn't.
-        licence: the parent's, as the hub names it (see :func:`read_licence`); the child has the same.
+        licence: the parent's, as the hub names it; the child has the same.
         form: ``nemotron-nas`` or ``llama``.
         rewritten: what writing it in this form changed, in words; the function stays the same.
     """
@@ -221,23 +218,3 @@ def _provenance(blueprint: Blueprint, version: str, licence: str | None) -> str:
 - made by: ffn-fusion {_plain(version)}
 - licence: {f"the parent's ({_plain(licence)})" if licence else "the parent's"}
 """
-
-
-def read_licence(folder: Path) -> str | None:
-    """The licence that a model's own README.md names in its front matter; None where it names none."""
-    try:
-        with (folder / "README.md").open("rb") as file:
-            text = file.read(_README_LIMIT).decode("utf-8", errors="replace")
-    except OSError:
-        return None
-    match = re.match(r"\ufeff?---\s*?\n(.*?)\n---\s*?(\n|$)", text.replace("\r\n", "\n"), re.DOTALL)
-    if match is None:
-        return None
-    try:
-        about = yaml.safe_load(match[1])
-    except (yaml.YAMLError, ValueError, RecursionError):  # the parent's card may hold anything
-        return None
-    licence = about.get("license") if isinstance(about, dict) else None
-    if isinstance(licence, list) and licence:
-        licence = licence[0]
-    return licence if isinstance(licence, str) and licence else None

@@ -66,7 +66,7 @@ def open_model(
         return open_folder(model.folder, name=model.repo, revision=model.revision)
     if path.is_dir():
         return open_folder(path)
-    from ffn_fusion.checkpoint.gguf import open_gguf  # with numpy: only for those who need it
+    from ffn_fusion.gguf.convert import open_gguf  # with numpy: only for those who need it
 
     return open_gguf(path, cache or default_cache(), on_progress)
 
@@ -85,7 +85,7 @@ def summarise(ref: str | Path, *, revision: str | None = None) -> ModelSummary:
     if path.is_dir():
         checkpoint = open_folder(path)
         return ModelSummary(checkpoint.name, None, checkpoint.spec, checkpoint.dtype, checkpoint.nbytes)
-    from ffn_fusion.checkpoint.gguf import read_gguf_spec
+    from ffn_fusion.gguf.convert import read_gguf_spec
 
     spec, dtype, nbytes, note = read_gguf_spec(path)
     return ModelSummary(str(path), None, spec, dtype, nbytes, note)
@@ -115,7 +115,7 @@ def _local(ref: str | Path, revision: str | None) -> Path | None:
 
 
 def _check_gguf(path: Path) -> None:
-    from ffn_fusion.checkpoint.gguf_file import is_gguf
+    from ffn_fusion.gguf.file import is_gguf
 
     if is_gguf(path):
         return

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 
 from ffn_fusion.errors import MissingExtraError, OutputError
-from ffn_fusion.export.gguf_tensors import GgufOutput
+from ffn_fusion.gguf.tensors import GgufOutput
 from ffn_fusion.programs import check_signal, named_program, program_on_path
 
 PROGRAM = "llama-quantize"

@@ -1,4 +1,4 @@
-"""How a byte-level tokenizer cuts a text before merging, as the name that llama.cpp knows that cut by.
+"""How a byte-level tokenizer cuts a text before merging, and the name that llama.cpp knows that cut by: one table.
 
 llama.cpp has its pre-tokenizers built in and a GGUF file only names one. The name is found by what tokenizer.json
 says, step for step, and not by hashing the tokens of some text: a hash knows one vocabulary, this knows every
@@ -45,6 +45,35 @@ _KNOWN: Mapping[tuple[bool, tuple[str, ...]], str] = {
 }
 """(whether whole words of the vocabulary are taken without merging, steps) -> the name. The steps were read in a
 tokenizer.json that llama.cpp's converter gives this name, or stand beside the name in llama.cpp's source."""
+
+
+_ALIASES = {"default": "gpt-2", "llama3": "llama-bpe", "llama-v3": "llama-bpe"}
+_REBUILT = {
+    name: (ignore_merges, steps)
+    for (ignore_merges, steps), name in _KNOWN.items()
+    if not {_CHINESE, _CASED, _PUNCTUATION} & set(steps)
+}
+"""What can be built from its name: all but those of which only a hash is known."""
+
+
+def known_pre_tokenizer(name: str) -> tuple[bool, Any] | None:
+    """Whether whole words are taken without merging, and the pre-tokenizer that ``tokenizer.ggml.pre`` names.
+
+    None where it can't be built.
+    """
+    if (found := _REBUILT.get(_ALIASES.get(name, name))) is None:
+        return None
+    from tokenizers import Regex, pre_tokenizers
+
+    ignore_merges, steps = found
+    parts: list[Any] = []
+    for step in steps:
+        if step == _DIGIT:
+            parts.append(pre_tokenizers.Digits(individual_digits=True))
+        elif step != _GPT2:
+            parts.append(pre_tokenizers.Split(Regex(step), behavior="isolated"))
+    parts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=_GPT2 in steps))
+    return ignore_merges, pre_tokenizers.Sequence(parts)
 
 
 def pre_tokenizer_name(tokenizer: Mapping[str, Any], place: str) -> str:

@@ -1,8 +1,6 @@
 """GGUF -> a safetensors folder in a cache, streamed in rows: whole or not at all, reused the next time.
 
-Quantised values become float32, exactly the values that an engine computes with. Rows of Q and K go back from
-GGUF's rotary order to Hugging Face's: within a head of d channels, GGUF puts the two channels that rotate
-together side by side (row 2i + j), Hugging Face half a head apart (row j d/2 + i).
+Quantised values become float32, exactly the values that an engine computes with.
 """
 
 from __future__ import annotations
@@ -19,45 +17,35 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ffn_fusion.checkpoint.gguf_config import ROPE_FREQUENCIES, llama_config, output_dtype
-from ffn_fusion.checkpoint.gguf_file import GgufFile, GgufTensor, read_gguf
-from ffn_fusion.checkpoint.gguf_tokenizer import tokenizer_files
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES
 from ffn_fusion.checkpoint.shards import OutputTensor
 from ffn_fusion.checkpoint.staging import MODEL_CARD
 from ffn_fusion.checkpoint.write import json_file, write_checkpoint
-from ffn_fusion.errors import CheckpointError, MissingExtraError
+from ffn_fusion.errors import CheckpointError
 from ffn_fusion.families import ModelSpec, read_spec
-from ffn_fusion.families.layout import EMBEDDING, FINAL_NORM, LM_HEAD, model_tensors
+from ffn_fusion.families.layout import EMBEDDING, model_tensors
+from ffn_fusion.gguf.file import GgufFile, GgufTensor, gguf_package, read_gguf
+from ffn_fusion.gguf.metadata import output_dtype, read_config
+from ffn_fusion.gguf.names import gguf_name, is_rotary
+from ffn_fusion.gguf.rotary import FREQUENCIES, reorder_heads
+from ffn_fusion.gguf.tokenizer import tokenizer_files
 
 CONVERTER = 2
 """Raise it whenever a conversion would come out different: cached ones are then left alone and made anew."""
 
 _PIECE_BYTES = 8 << 20  # of float32
 _FLOATS = ("F32", "F16", "BF16")
-_WHOLE_MODEL = {"token_embd": EMBEDDING, "output_norm": FINAL_NORM, "output": LM_HEAD}
-_BLOCK = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 
 
 def read_gguf_spec(path: Path) -> tuple[ModelSpec, str, int, str]:
     """What the model in a GGUF file is made of, by its header: spec, dtype and bytes once converted, a note.
 
     Raises:
-        CheckpointError: damaged or incomplete. FamilyError: not a plain Llama.
+        CheckpointError: damaged or incomplete. FamilyError: a model that isn't supported.
     """
     gguf = read_gguf(path)
-    spec = read_spec(llama_config(gguf))
+    spec = read_spec(read_config(gguf))
     sources = _sources(gguf, spec)
     nbytes = sum(math.prod(t.shape) * ITEM_SIZES[output_dtype(t.kind_name)] for t in sources.values())
     kinds: Counter[str] = Counter()
@@ -73,8 +61,9 @@ def open_gguf(
     """Convert a GGUF file to a safetensors folder under ``cache``, or find it there, and open it.
 
     Raises:
-        CheckpointError: damaged, incomplete, or a tokenizer that isn't known. FamilyError: not a plain Llama.
-        MissingExtraError: the gguf package is needed. OutputError: the cache can't be written.
+        CheckpointError: damaged, incomplete, or a tokenizer that isn't known.
+        FamilyError: a model that isn't supported. MissingExtraError: the gguf package is needed.
+        OutputError: the cache can't be written.
     """
     key = _key(path)
     target = cache / "gguf" / f"{path.stem}-{key[:16]}"
@@ -102,7 +91,7 @@ def _key(path: Path) -> str:
 
 def _convert(path: Path, target: Path, key: str, on_progress: Callable[[str, float], None]) -> None:
     gguf = read_gguf(path)
-    config = llama_config(gguf)
+    config = read_config(gguf)
     spec = read_spec(config)
     sources = _sources(gguf, spec)
     outputs = [_output(name, tensor, spec) for name, tensor in sources.items()]
@@ -139,37 +128,29 @@ def _model_card(gguf: GgufFile) -> Iterator[tuple[str, bytes]]:
 
 def _sources(gguf: GgufFile, spec: ModelSpec) -> dict[str, GgufTensor]:
     """Our tensor names -> the file's tensors; any that is missing, extra or of another shape is refused."""
-    again = "the file is incomplete or isn't a plain Llama: get it again, or start from the safetensors"
-    named = {_our_name(name): tensor for name, tensor in gguf.tensors.items() if name != ROPE_FREQUENCIES}
+    again = "the file is incomplete or holds another model: get it again, or start from the safetensors"
     expected = model_tensors(spec)
-    for name, tensor in named.items():
-        if name not in expected:
-            raise CheckpointError(f"{gguf.path}: tensor {tensor.name} isn't part of a Llama", again)
-        if tensor.shape != expected[name]:
+    theirs = {gguf_name(name): name for name in expected}
+    for tensor in gguf.tensors.values():
+        if tensor.name == FREQUENCIES:
+            continue
+        if tensor.name not in theirs:
+            raise CheckpointError(f"{gguf.path}: tensor {tensor.name} isn't part of the model", again)
+        shape = expected[theirs[tensor.name]]
+        if tensor.shape != shape:
             raise CheckpointError(
-                f"{gguf.path}: tensor {tensor.name} is {list(tensor.shape)}, not {list(expected[name])}",
-                again,
+                f"{gguf.path}: tensor {tensor.name} is {list(tensor.shape)}, not {list(shape)}", again
             )
         if len(tensor.shape) == 1 and tensor.kind_name not in _FLOATS:
             raise CheckpointError(f"{gguf.path}: tensor {tensor.name} is a {tensor.kind_name} vector", again)
-    missing = [name for name in expected if name not in named]
+    missing = [name for theirs_, name in theirs.items() if theirs_ not in gguf.tensors]
     if missing:
         raise CheckpointError(f"{gguf.path}: there is no tensor for {missing[0]}", again)
-    return {name: named[name] for name in expected}
-
-
-def _our_name(name: str) -> str:
-    """``blk.3.attn_q.weight`` -> ``model.layers.3.self_attn.q_proj.weight``; an unknown name stays."""
-    parts = name.split(".")
-    if len(parts) == 2 and parts[0] in _WHOLE_MODEL and parts[1] == "weight":
-        return _WHOLE_MODEL[parts[0]]
-    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _BLOCK:
-        return f"model.layers.{parts[1]}.{_BLOCK[parts[2]]}.{parts[3]}"
-    return name
+    return {name: gguf.tensors[gguf_name(name)] for name in expected}
 
 
 def _output(name: str, tensor: GgufTensor, spec: ModelSpec) -> OutputTensor:
-    head_dim = spec.head_dim if ".q_proj." in name or ".k_proj." in name else None
+    head_dim = spec.head_dim if is_rotary(name) else None
     return OutputTensor(name, output_dtype(tensor.kind_name), tensor.shape, lambda: _pieces(tensor, head_dim))
 
 
@@ -182,30 +163,17 @@ def _pieces(tensor: GgufTensor, head_dim: int | None) -> Iterator[memoryview]:
     for start in range(0, rows, step):
         raw = tensor.rows(start, min(start + step, rows))
         if head_dim is not None:
-            raw = half_split(raw, head_dim)
+            raw = reorder_heads(raw, head_dim, "half-split")
         yield memoryview(_values(tensor, raw).data).cast("B")
-
-
-def half_split(rows_RB: npt.NDArray[np.uint8], head_dim: int) -> npt.NDArray[np.uint8]:
-    """Rows of whole heads from interleaved to half-split rotary order: row 2i + j becomes row j d/2 + i."""
-    pairs = rows_RB.reshape(-1, head_dim // 2, 2, rows_RB.shape[1])
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows_RB.shape)
 
 
 def _values(tensor: GgufTensor, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
     if tensor.kind_name in _FLOATS:
         return raw
-    try:
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{tensor.file}: its {tensor.kind_name} weights need the gguf package",
-            "pip install 'ffn-fusion[gguf]'",
-        ) from error
+    gguf = gguf_package(f"{tensor.file}: reading its {tensor.kind_name} weights")
     try:
         with np.errstate(all="ignore"):  # NaN and infinity are refused by name, when they are written
-            values: npt.NDArray[np.float32] = dequantize(raw, GGMLQuantizationType(tensor.kind))
+            values: npt.NDArray[np.float32] = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType(tensor.kind))
     except (NotImplementedError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{tensor.file}: tensor {tensor.name} ({tensor.kind_name}) can't be dequantised ({error})",

@@ -11,19 +11,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ffn_fusion.checkpoint.gguf_file import GgufFile
 from ffn_fusion.checkpoint.sidecars import sidecar_files
 from ffn_fusion.errors import CheckpointError
-
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # tokenizer.ggml.token_type
-_SPACE = "\u2581"  # how SentencePiece spells a space
-_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_GPT2 = ("gpt-2", "default")
-_SMOLLM = ("smollm",)
+from ffn_fusion.gguf.file import GgufFile
+from ffn_fusion.gguf.pre_tokenizer import known_pre_tokenizer
+from ffn_fusion.gguf.vocabulary import CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 
 
 def tokenizer_files(gguf: GgufFile) -> dict[str, bytes]:
@@ -34,11 +26,13 @@ def tokenizer_files(gguf: GgufFile) -> dict[str, bytes]:
             lies beside the file.
     """
     kind, pre = gguf.metadata.get("tokenizer.ggml.model"), gguf.metadata.get("tokenizer.ggml.pre")
-    if not (kind == "llama" or (kind == "gpt2" and pre in (*_LLAMA3, *_GPT2, *_SMOLLM))):
+    cut = known_pre_tokenizer(str(pre)) if kind == "gpt2" else None
+    if kind != "llama" and cut is None:
         return _beside(gguf, f"its tokenizer ({kind!r}, pre-tokenizer {pre!r}) isn't known")
     try:
-        tokenizer = _sentencepiece(gguf) if kind == "llama" else _byte_level(gguf, str(pre))
-        return _save(tokenizer, _settings(gguf, add_bos=kind == "llama" or pre in _LLAMA3))
+        tokenizer = _sentencepiece(gguf) if cut is None else _byte_level(gguf, *cut)
+        # Where the file doesn't say, llama.cpp begins with the token for those that take whole words first.
+        return _save(tokenizer, _settings(gguf, add_bos=cut is None or cut[0]))
     except CheckpointError:
         raise
     except Exception as error:  # the tokenizers library raises bare Exception for a broken vocabulary
@@ -56,20 +50,15 @@ def _beside(gguf: GgufFile, reason: str) -> dict[str, bytes]:
     return files
 
 
-def _byte_level(gguf: GgufFile, pre: str) -> Any:
+def _byte_level(gguf: GgufFile, ignore_merges: bool, pre_tokenizer: Any) -> Any:
     """Byte-level BPE: the merges stand in the file, the pre-tokenizer is known by its name."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models
 
     tokens, kinds = _vocabulary(gguf)
     merges = [(left, right) for left, right in (merge.split(" ", 1) for merge in _strings(gguf, "merges"))]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre in _LLAMA3))
-    steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in _LLAMA3)]
-    if pre in _LLAMA3:
-        steps.insert(0, pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated"))
-    elif pre in _SMOLLM:
-        steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=ignore_merges))
+    tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     _add_special(tokenizer, tokens, kinds)
     return tokenizer
@@ -84,16 +73,16 @@ def _sentencepiece(gguf: GgufFile) -> Any:
     if len(scores) != len(tokens):
         raise CheckpointError(f"{gguf.path}: {len(scores):,} scores for {len(tokens):,} tokens", "get the file again")
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    unknown = next((token for token, kind in zip(tokens, kinds, strict=True) if kind == _UNKNOWN), None)
-    merges = _merges(vocabulary, {token: scores[i] for token, i in vocabulary.items() if kinds[i] == _NORMAL})
+    unknown = next((token for token, kind in zip(tokens, kinds, strict=True) if kind == UNKNOWN), None)
+    merges = _merges(vocabulary, {token: scores[i] for token, i in vocabulary.items() if kinds[i] == NORMAL})
     model = models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(model)
     prefix = bool(gguf.metadata.get("tokenizer.ggml.add_space_prefix", True))
-    spell = normalizers.Replace(" ", _SPACE)
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spell] if prefix else [spell])
+    spell = normalizers.Replace(" ", SPACE)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spell] if prefix else [spell])
     strip = [decoders.Strip(" ", 1, 0)] if prefix else []
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
     _add_special(tokenizer, tokens, kinds)
     return tokenizer
@@ -112,7 +101,7 @@ def _merges(vocabulary: Mapping[str, int], scores: Mapping[str, float]) -> list[
 
 def _vocabulary(gguf: GgufFile) -> tuple[list[str], list[int]]:
     tokens = _strings(gguf, "tokens")
-    kinds = [int(kind) for kind in gguf.metadata.get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))]
+    kinds = [int(kind) for kind in gguf.metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))]
     if not tokens or len(kinds) != len(tokens):
         raise CheckpointError(
             f"{gguf.path}: {len(kinds):,} token types for {len(tokens):,} tokens", "get the file again"
@@ -132,9 +121,9 @@ def _add_special(tokenizer: Any, tokens: list[str], kinds: list[int]) -> None:
     from tokenizers import AddedToken
 
     for token, kind in zip(tokens, kinds, strict=True):
-        if kind in (_CONTROL, _UNKNOWN):
+        if kind in (CONTROL, UNKNOWN):
             tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        elif kind == _USER_DEFINED:
+        elif kind == USER_DEFINED:
             tokenizer.add_tokens([AddedToken(token, special=False, normalized=False)])
 
 
@@ -150,7 +139,7 @@ def _settings(gguf: GgufFile, *, add_bos: bool) -> dict[str, Any]:
         token = gguf.metadata.get(f"tokenizer.ggml.{theirs}_token_id")
         if isinstance(token, int) and 0 <= token < len(tokens):
             settings[f"{ours}_token"] = tokens[token]
-    context = gguf.metadata.get("llama.context_length")
+    context = gguf.setting("context_length")
     if isinstance(context, int):
         settings["model_max_length"] = context
     template = gguf.metadata.get("tokenizer.chat_template")

@@ -24,11 +24,12 @@ from vocabularies import (
     write_tokenizer,
 )
 
-from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.errors import CheckpointError
-from ffn_fusion.export.gguf_pre_tokenizer import pre_tokenizer_name
-from ffn_fusion.export.gguf_vocabulary import Vocabulary, read_vocabulary
-from ffn_fusion.export.gguf_writer import plan_gguf, write_gguf
+from ffn_fusion.export.gguf import plan_gguf
+from ffn_fusion.gguf.pre_tokenizer import pre_tokenizer_name
+from ffn_fusion.gguf.vocabulary import Vocabulary, read_vocabulary
+from ffn_fusion.gguf.write import write_gguf
+from ffn_fusion.sources import open_model
 
 WORDS = {
     "he": -1.0,

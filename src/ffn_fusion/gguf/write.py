@@ -1,6 +1,6 @@
 """A checkpoint as one GGUF file that llama.cpp runs: streamed, whole or not at all.
 
-The gguf package writes the header (metadata and the table of tensors), this file the tensors behind it, some rows at a
+The gguf package writes the header (metadata and the table of tensors), this file the tensors after it, some rows at a
 time, so that a tensor larger than memory goes through.
 """
 
@@ -15,13 +15,14 @@ from typing import Any
 
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.safetensors_file import fsync_folder
+from ffn_fusion.checkpoint.sidecars import read_licence
 from ffn_fusion.checkpoint.staging import check_space, check_target, exclusive
 from ffn_fusion.errors import OutputError, UsageError
-from ffn_fusion.export.gguf_metadata import architecture, check_loadable, hyperparameters
-from ffn_fusion.export.gguf_quantize import QUANTIZED, find_quantizer, quantized_bytes, run_quantizer
-from ffn_fusion.export.gguf_tensors import KINDS, GgufOutput, Kind, gguf_package, gguf_tensors
-from ffn_fusion.export.gguf_vocabulary import Vocabulary, read_vocabulary
-from ffn_fusion.report.model_card import read_licence
+from ffn_fusion.gguf.file import gguf_package
+from ffn_fusion.gguf.metadata import architecture, hyperparameters
+from ffn_fusion.gguf.quantize import QUANTIZED, find_quantizer, quantized_bytes, run_quantizer
+from ffn_fusion.gguf.tensors import KINDS, GgufOutput, Kind, gguf_tensors
+from ffn_fusion.gguf.vocabulary import Vocabulary, read_vocabulary
 
 DTYPES = (*(kind.lower() for kind in KINDS), *QUANTIZED)
 """How weights can be stored: the first ones are written here, the others by llama.cpp's own llama-quantize."""
@@ -51,14 +52,14 @@ class GgufPlan:
         return quantized_bytes(self.tensors, self.dtype) if self.quantizer else written
 
 
-def plan_gguf(
+def plan_file(
     checkpoint: Checkpoint,
     *,
     dtype: str | None = None,
     pre_tokenizer: str | None = None,
     quantizer: Path | None = None,
 ) -> GgufPlan:
-    """Decide how a checkpoint becomes a GGUF file, and refuse what llama.cpp would compute wrongly.
+    """Decide how a checkpoint becomes a GGUF file.
 
     Args:
         dtype: one of ``DTYPES``; None keeps the checkpoint's.
@@ -66,7 +67,7 @@ def plan_gguf(
         quantizer: llama.cpp's llama-quantize, where it isn't on the PATH; asked for by k-quants only.
 
     Raises:
-        CheckError: llama.cpp can't run the model, or would compute something else.
+        CheckError: llama.cpp has no such rotary scaling.
         CheckpointError: the tokenizer is missing, broken, or of a kind that GGUF can't hold.
         UsageError: no such dtype. MissingExtraError: the gguf package or llama-quantize is needed.
     """
@@ -74,8 +75,8 @@ def plan_gguf(
     wanted = (dtype or own).lower()
     if wanted not in DTYPES:
         raise UsageError(f"no dtype {dtype!r} in GGUF", f"known are {', '.join(DTYPES)}")
-    gguf_package()
-    check_loadable(checkpoint.spec)
+    gguf_package("writing GGUF")
+    hyperparameters(checkpoint.spec)  # what it refuses is refused now
     program = find_quantizer(quantizer, wanted) if wanted in QUANTIZED else None
     config = checkpoint.spec.config
     return GgufPlan(
@@ -171,7 +172,7 @@ def _padding(length: int) -> bytes:
 
 def _write_header(plan: GgufPlan, part: Path) -> None:
     """Metadata and the table of tensors."""
-    gguf = gguf_package()
+    gguf = gguf_package("writing GGUF")
     writer = gguf.GGUFWriter(None, plan.architecture)
     _add_model(writer, plan)
     _add_vocabulary(writer, plan.vocabulary)

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ffn_fusion.checkpoint.reader import inside
+from ffn_fusion.checkpoint.sidecars import load_tokenizer
 from ffn_fusion.errors import CheckpointError
-from ffn_fusion.export.gguf_pre_tokenizer import pre_tokenizer_name
+from ffn_fusion.gguf.pre_tokenizer import pre_tokenizer_name
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type
-_SPACE = "\u2581"  # how SentencePiece spells a space
+SPACE = "\u2581"  # how SentencePiece spells a space
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "mask")
 _LOOKS_SPECIAL = re.compile(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<\|.*\|>|<\uff5c.*\uff5c>|<unused.*>", re.DOTALL)
 _UNCHANGED = (None, {"type": "Sequence", "normalizers": []}, {"type": "NFC"})  # llama.cpp leaves NFC out, for Qwen too
@@ -104,8 +105,6 @@ def _vocabulary(
 def _tokenizer(folder: Path) -> dict[str, Any]:
     if (folder / "tokenizer.json").is_file():
         return _json(folder, "tokenizer.json")
-    from ffn_fusion.data.windows import load_tokenizer
-
     loaded = load_tokenizer(folder)  # converts tokenizer.model, where the packages for that are installed
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
@@ -179,7 +178,7 @@ def _tokens(tokenizer: Mapping[str, Any], size: int, model: str, place: str) -> 
     for i, entry in added.items():
         text = entry["content"]
         special = entry.get("special") or _LOOKS_SPECIAL.fullmatch(text)
-        tokens[i], types[i] = (text, CONTROL) if special else (text.replace(_SPACE, " "), USER_DEFINED)
+        tokens[i], types[i] = (text, CONTROL) if special else (text.replace(SPACE, " "), USER_DEFINED)
     unknown = tokenizer["model"].get("unk_token")
     if model == "llama" and unknown in vocabulary:
         types[vocabulary[unknown]] = UNKNOWN
@@ -225,8 +224,8 @@ def _space_prefix(tokenizer: Mapping[str, Any], place: str) -> bool:
     """Whether a SentencePiece tokenizer puts a space before a text."""
     normalizer, cut = tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")
     steps = normalizer["normalizers"] if normalizer and normalizer["type"] == "Sequence" else [normalizer]
-    spell = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-    prepend = {"type": "Prepend", "prepend": _SPACE}
+    spell = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    prepend = {"type": "Prepend", "prepend": SPACE}
     if cut is None and steps in ([prepend, spell], [spell]):
         return len(steps) == 2
     if steps in ([None], []) and cut and cut["type"] == "Metaspace" and cut.get("split") is False:

@@ -17,20 +17,34 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import quantize
+from gguf_maker import make_llama
+from gguf_maker import write_gguf as make_gguf
 from hypothesis import given
 from hypothesis import strategies as st
 from makers import DTYPES, Blocks, Made, llama_config, nas_config, tree_sha256, write_model
 from transformers import AutoTokenizer
 from vocabularies import SIZES, TEXTS, VOCABULARY, small_model, write_tokenizer
 
-from ffn_fusion.checkpoint.gguf_file import GgufFile, GgufTensor, read_gguf
+from ffn_fusion.blueprint import Blueprint, apply
 from ffn_fusion.checkpoint.reader import Checkpoint
-from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.checkpoint.staging import exclusive
 from ffn_fusion.cli import main as cli
-from ffn_fusion.errors import CheckError, CheckpointError, FfnFusionError, MissingExtraError, OutputError, UsageError
-from ffn_fusion.export import gguf_tensors
-from ffn_fusion.export.gguf_writer import plan_gguf, write_gguf
+from ffn_fusion.errors import (
+    CheckError,
+    CheckpointError,
+    FamilyError,
+    FfnFusionError,
+    MissingExtraError,
+    OutputError,
+    UsageError,
+)
+from ffn_fusion.export.gguf import plan_gguf
+from ffn_fusion.gguf import tensors as gguf_tensors
+from ffn_fusion.gguf.file import GgufFile, GgufTensor, read_gguf
+from ffn_fusion.gguf.names import gguf_name
+from ffn_fusion.gguf.write import plan_file, write_gguf
+from ffn_fusion.sources import open_model, summarise
+from ffn_fusion.surgery.build import build
 
 
 def export(model: Path, target: Path, **options: Any) -> GgufFile:
@@ -125,12 +139,73 @@ def test_a_child_is_stored_block_by_block(
     assert file.metadata[f"{arch}.block_count"] == len(blocks)
     assert len(file.tensors) == len(made.tensors)
     for name, tensor in made.tensors.items():
-        found = file.tensors[gguf_tensors.gguf_name(name)]
+        found = file.tensors[gguf_name(name)]
         assert found.kind_name == (dtype if tensor.ndim > 1 else "F32")
         heads = tensor.shape[0] // 8
         want = interleaved(tensor, heads) if "q_proj" in name or "k_proj" in name else tensor
         assert torch.equal(stored(found), want.to(stored(found).dtype)), name
     assert ("output.weight" in file.tensors) == (not tied)
+
+
+either = st.tuples(st.sampled_from([None, 1, 2, 4, "linear"]), st.sampled_from([None, 32, 96, 256]))
+
+
+@given(st.lists(either, min_size=1, max_size=5), st.booleans(), st.booleans(), st.sampled_from(["F32", "F16", "BF16"]))
+def test_a_child_can_be_a_parent_again(
+    tmp_path_factory: pytest.TempPathFactory, blocks: Any, tied: bool, bias: bool, dtype: str
+) -> None:
+    """Child -> GGUF -> parent: the sizes of every block, every tensor bit for bit. Also of what llama.cpp can't run."""
+    folder = tmp_path_factory.mktemp("child")
+    made = make_child(folder / "m", blocks, dtype=dtype, tie_word_embeddings=tied, attention_bias=bias, mlp_bias=bias)
+    before = open_model(made.folder)
+    after = open_model(write_gguf(plan_file(before), folder / "m.gguf"), cache=folder / "cache")
+    assert after.spec.blocks == before.spec.blocks
+    assert after.spec.attention_bias == (bias and any(attention not in (None, "linear") for attention, _ in blocks))
+    assert after.spec.mlp_bias == (bias and any(width for _, width in blocks))
+    assert set(after.tensors) == set(before.tensors)
+    for name, info in after.tensors.items():  # vectors are float32 in GGUF
+        assert info.dtype == (dtype if info.shape[1:] else "F32")
+        assert torch.equal(after.read(name), before.read(name).to(after.read(name).dtype)), name
+    summary = summarise(folder / "m.gguf")
+    assert (summary.spec.blocks, summary.nbytes) == (after.spec.blocks, after.nbytes)
+
+
+def test_a_built_child_is_built_upon(tmp_path: Path) -> None:
+    """Fused FFNs and blocks without attention come back as a parent whose blocks can be dropped and fused again."""
+    parent = small_model(tmp_path / "parent", blocks=6)
+    first = open_model(parent.folder)
+    plan = apply(Blueprint.identity(first.spec.parent("first")), drop=[1, 2, 4], runs=[(1, 2)])
+    child = open_model(build(first, plan, tmp_path / "child"))
+    file = write_gguf(plan_gguf(child), tmp_path / "child.gguf")
+    assert read_gguf(file).metadata["general.architecture"] == "deci"
+    second = open_model(file, cache=tmp_path / "cache")
+    assert [block.attention is None for block in second.spec.blocks] == [
+        block.attention is None for block in child.spec.blocks
+    ]
+    again = apply(Blueprint.identity(second.spec.parent("second")), drop=[2], runs=[])
+    grandchild = open_model(build(second, again, tmp_path / "grandchild"))
+    assert grandchild.spec.blocks[2].attention is None
+    for name in child.tensors:
+        if ".layers.2.self_attn" not in name and ".layers.2.input_layernorm" not in name:
+            assert torch.equal(grandchild.read(name), child.read(name)), name
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "says"),
+    [
+        ({"deci.attention.head_count": [4, 4, 0]}, CheckpointError, "not 2 whole numbers"),
+        ({"deci.attention.head_count": [4, 2]}, FamilyError, r"its blocks have \[2, 4\] heads"),
+        ({"deci.attention.head_count_kv": [2, 3]}, CheckpointError, "block 1 has 4 heads and 3 key/value heads"),
+        ({"deci.attention.head_count": [0, 4]}, CheckpointError, "block 0 has 0 heads and 2 key/value heads"),
+        ({"deci.feed_forward_length": [96, 0]}, CheckpointError, r"blk\.1\.ffn_.* isn't part of the model"),
+        ({"deci.feed_forward_length": [96, 64]}, CheckpointError, r"is \[96, 64\], not \[64, 64\]"),
+        ({"deci.expert_count": 8}, FamilyError, "mixture of experts"),
+    ],
+)
+def test_blocks_that_contradict_the_tensors(tmp_path: Path, values: Any, error: type[Exception], says: str) -> None:
+    path = make_gguf(tmp_path / "m.gguf", make_llama(), arch="deci", values=values)
+    with pytest.raises(error, match=says):
+        open_model(path, cache=tmp_path / "cache")
 
 
 def test_names() -> None:
@@ -142,7 +217,7 @@ def test_names() -> None:
         "model.layers.0.self_attn.linear_attn.weight": "blk.0.attn_output.weight",
         "model.layers.3.post_attention_layernorm.weight": "blk.3.ffn_norm.weight",
     }
-    assert {name: gguf_tensors.gguf_name(name) for name in names} == names
+    assert {name: gguf_name(name) for name in names} == names
 
 
 def test_quantised_rows_are_the_packages_own(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import pytest
 from gguf_maker import TOKENS, make_llama, write_gguf
 from transformers import AutoTokenizer
 
-from ffn_fusion.checkpoint.gguf_file import GgufFile
-from ffn_fusion.checkpoint.gguf_tokenizer import tokenizer_files
-from ffn_fusion.checkpoint.source import open_model
 from ffn_fusion.errors import CheckpointError
+from ffn_fusion.gguf.file import GgufFile
+from ffn_fusion.gguf.tokenizer import tokenizer_files
+from ffn_fusion.sources import open_model
 
 TEXT = "the then 123 an 12\n\n 1\tthe\u00e9\u6f22<|eos|>"
 PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581", *"abcdeh"]

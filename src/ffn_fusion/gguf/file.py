@@ -1,4 +1,4 @@
-"""The GGUF container, read from an untrusted file: metadata, tensor table, rows on request. No gguf package.
+"""The GGUF container, read from an untrusted file: metadata, tensor table, rows on request.
 
 A file is: magic, version, counts, metadata (key, type, value), tensor table (name, dimensions with the
 fastest first, type, offset), padding, data. Every length is checked against what is left of the file before
@@ -17,9 +17,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from ffn_fusion.errors import CheckpointError
+from ffn_fusion.errors import CheckpointError, MissingExtraError
 
 MAGIC = b"GGUF"
+AGAIN = "convert the model to GGUF again, or start from its safetensors"
 _HEADER_LIMIT = 128 << 20  # a vocabulary of 256k tokens with its merges takes about 20 MB
 _SCALARS = {
     0: "u1",
@@ -114,6 +115,65 @@ class GgufFile:
     path: Path
     metadata: Mapping[str, Any] = field(repr=False)
     tensors: Mapping[str, GgufTensor] = field(repr=False)
+
+    @property
+    def architecture(self) -> str:
+        return str(self.metadata.get("general.architecture"))
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """What the metadata says under a key of the architecture's own."""
+        return self.metadata.get(f"{self.architecture}.{key}", default)
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """A positive whole number. Raises: CheckpointError: it's missing without a default, or something else."""
+        value = self.setting(key, default)
+        if not _is_whole(value) or value == 0:
+            raise self._wrong(key, value, "a positive whole number")
+        return int(value)
+
+    def wholes(self, key: str, count: int, default: list[int] | None = None) -> list[int]:
+        """A whole number for each of ``count`` blocks: an array, or one number for all. Raises: CheckpointError."""
+        value = self.setting(key, default)
+        values = value.tolist() if isinstance(value, np.ndarray) else value
+        values = values if isinstance(values, list) else [values] * count
+        if len(values) != count or not all(_is_whole(value) for value in values):
+            raise self._wrong(key, value, f"{count} whole numbers")
+        return values
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A positive number, as the decimal that was meant: GGUF keeps 1e-05 as the float32 9.999999747378752e-06.
+
+        Raises:
+            CheckpointError: it's missing without a default, or something else.
+        """
+        value = self.setting(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise self._wrong(key, value, "a positive number")
+        return float(f"{value:.7g}")
+
+    def _wrong(self, key: str, value: Any, wanted: str) -> CheckpointError:
+        found = "missing" if value is None else repr(value)
+        return CheckpointError(f"{self.path}: {self.architecture}.{key} is {found}, not {wanted}", AGAIN)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
+
+
+def gguf_package(what: str) -> Any:
+    """The gguf package. ``what`` needs it.
+
+    Raises:
+        MissingExtraError: it isn't installed.
+    """
+    try:
+        import gguf
+        import gguf.quants
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{what} needs the gguf package, which isn't installed", "pip install 'ffn-fusion[gguf]'"
+        ) from error
+    return gguf
 
 
 def is_gguf(path: Path) -> bool:

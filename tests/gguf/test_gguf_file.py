@@ -10,9 +10,9 @@ import pytest
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf_maker import make_llama, write_gguf
 
-from ffn_fusion.checkpoint.gguf_file import BLOCKS
-from ffn_fusion.checkpoint.source import open_model, summarise
 from ffn_fusion.errors import CheckpointError, FfnFusionError
+from ffn_fusion.gguf.file import BLOCKS
+from ffn_fusion.sources import open_model, summarise
 
 
 def outcome(path: Path) -> str:

@@ -13,12 +13,12 @@ from gguf_maker import TOKENS, make_llama, write_gguf
 from real_model import REAL_MODEL, needs_real_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ffn_fusion.checkpoint import gguf as converter
 from ffn_fusion.checkpoint import write
-from ffn_fusion.checkpoint.gguf_config import llama3_factors
-from ffn_fusion.checkpoint.source import open_model, summarise
 from ffn_fusion.checkpoint.staging import mismatches
 from ffn_fusion.errors import CheckpointError, FamilyError, FfnFusionError, MissingExtraError, OutputError
+from ffn_fusion.gguf import convert as converter
+from ffn_fusion.gguf.rotary import llama3_factors
+from ffn_fusion.sources import open_model, summarise
 
 IDS = torch.arange(2, 82).reshape(2, 40) % len(TOKENS)
 
@@ -87,12 +87,11 @@ def test_llama3_scaling_is_recovered(tmp_path: Path) -> None:
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
     }
-    model = make_llama(
-        rope_parameters={**rope, "original_max_position_embeddings": 8192}, max_position_embeddings=131072
-    )
+    scaling = {**rope, "original_max_position_embeddings": 8192}
+    model = make_llama(rope_parameters=scaling, max_position_embeddings=131072)
     plain = 1 / 5e5 ** (torch.arange(0, 16, 2, dtype=torch.float32) / 16)
     factors = (plain / model.model.rotary_emb.inv_freq).numpy()
-    np.testing.assert_allclose(llama3_factors(32.0, 5e5, 16), factors, rtol=1e-5)
+    np.testing.assert_allclose(llama3_factors(plain.tolist(), scaling), factors, rtol=1e-5)
     assert factors.min() == 1.0
     assert factors.max() == 32.0
     found = converted(write_gguf(tmp_path / "m.gguf", model, tensors={"rope_freqs.weight": factors}))
@@ -195,7 +194,7 @@ def test_whole_or_not_at_all(tmp_path: Path) -> None:
         ({"values": {"llama.feed_forward_length": 128}}, CheckpointError, r"is \[96, 64\], not \[128, 64\]"),
         ({"tensors": {"blk.0.attn_q_norm.weight": np.ones(16, np.float32)}}, CheckpointError, "attn_q_norm"),
         ({"leave_out": ("tokenizer",)}, CheckpointError, "tokenizer .* isn't known"),
-        ({"pre": "qwen2"}, CheckpointError, "pre-tokenizer 'qwen2'"),
+        ({"pre": "deepseek-llm"}, CheckpointError, "pre-tokenizer 'deepseek-llm'"),
     ],
 )
 def test_what_cannot_be_read_says_why(tmp_path: Path, changes: Any, error: type[FfnFusionError], says: str) -> None:

@@ -1,0 +1,163 @@
+"""Rotary positions in a GGUF file: the order of Q's and K's rows, and how their scaling is said.
+
+Within a head of d channels, Hugging Face puts the two channels that rotate together half a head apart (row j d/2 + i),
+GGUF side by side (row 2 i + j).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ffn_fusion.errors import CheckError, CheckpointError
+from ffn_fusion.families.fields import whole
+from ffn_fusion.gguf.file import AGAIN, GgufFile
+
+FREQUENCIES = "rope_freqs.weight"
+"""The tensor that says Llama 3's scaling: by what each of the d/2 frequencies is divided."""
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""What every Llama 3.x release says; the file holds only the factors that come of it."""
+_YARN = {"factor", "original_max_position_embeddings"}
+_YARN_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "finetuned": True}
+"""What llama.cpp computes with, whatever a file says."""
+_NAMES = {"type", "rope_type", "rope_theta"}
+_SAFETENSORS = "start from the model's safetensors"
+
+
+def reorder_heads(
+    rows_RB: npt.NDArray[np.uint8], head_dim: int, to: Literal["interleaved", "half-split"]
+) -> npt.NDArray[np.uint8]:
+    """Rows of whole heads, each as its bytes [R, B], in the rotary order of GGUF (interleaved) or of Hugging Face."""
+    had = (2, head_dim // 2) if to == "interleaved" else (head_dim // 2, 2)
+    parts = rows_RB.reshape(-1, *had, rows_RB.shape[1])
+    return np.ascontiguousarray(parts.swapaxes(1, 2)).reshape(rows_RB.shape)
+
+
+def llama3_factors(frequencies: Iterable[Any], scaling: Mapping[str, Any]) -> list[float]:
+    """By what Llama 3 divides each rotary frequency; computed in the precision of the frequencies.
+
+    With wavelength w = 2 pi / frequency and context c: 1 for w < c / high, ``factor`` for w > c / low, and between them
+    1 / ((1 - s) / factor + s) with s = (c / w - low) / (high - low).
+    """
+    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+    factor, context = float(scaling["factor"]), float(scaling["original_max_position_embeddings"])
+    factors = []
+    for frequency in frequencies:
+        wavelength = 2 * math.pi / frequency
+        if wavelength < context / high:
+            factors.append(1.0)
+        elif wavelength > context / low:
+            factors.append(factor)
+        else:
+            smooth = (context / wavelength - low) / (high - low)
+            factors.append(float(1 / ((1 - smooth) / factor + smooth)))
+    return factors
+
+
+# ---- written
+
+
+def rotary(config: Mapping[str, Any]) -> tuple[float, Mapping[str, Any]]:
+    """The rotary base, and the scaling with its ``rope_type`` (empty: none), in either spelling of config.json.
+
+    Raises:
+        CheckError: a scaling that llama.cpp computes in another way, or not at all.
+    """
+    parameters = dict(config.get("rope_parameters") or {})
+    theta = float(config.get("rope_theta") or parameters.get("rope_theta") or 10000.0)
+    scaling = dict(config.get("rope_scaling") or parameters)
+    kind = scaling["rope_type"] = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return theta, {}
+    elsewhere = "choose another engine"
+    if kind not in ("linear", "llama3", "yarn"):
+        raise CheckError(f"llama.cpp has no rotary scaling {kind!r} for a Llama", elsewhere)
+    if kind == "yarn":
+        factor = float(scaling["factor"])
+        defaults = {**_YARN_DEFAULTS, "attention_factor": 0.1 * math.log(factor) + 1 if factor > 1 else 1.0}
+        for key, value in scaling.items():
+            if key in _YARN | _NAMES or value is None:
+                continue
+            if key not in defaults or not math.isclose(float(value), float(defaults[key]), rel_tol=1e-6):
+                raise CheckError(f"llama.cpp's YaRN scaling can't be told {key} {value!r}", elsewhere)
+    return theta, scaling
+
+
+def rotary_metadata(config: Mapping[str, Any]) -> dict[str, int | float | str | list[int]]:
+    """What the metadata says of rotary positions, without the architecture's name in front of the keys."""
+    theta, scaling = rotary(config)
+    values: dict[str, int | float | str | list[int]] = {"rope.freq_base": theta}
+    kind = scaling.get("rope_type", "default")
+    if kind in ("linear", "yarn"):
+        values |= {"rope.scaling.type": kind, "rope.scaling.factor": float(scaling["factor"])}
+    if kind == "yarn":
+        key = "original_max_position_embeddings"
+        context = whole(config, "max_position_embeddings", 2048)
+        values["rope.scaling.original_context_length"] = whole(scaling if scaling.get(key) else config, key, context)
+    return values
+
+
+def stored_factors(config: Mapping[str, Any], head_dim: int) -> npt.NDArray[np.float32] | None:
+    """The values of ``rope_freqs.weight`` in float32, as llama.cpp's converter computes them; None: no such tensor."""
+    theta, scaling = rotary(config)
+    if scaling.get("rope_type") != "llama3":
+        return None
+    import torch
+
+    frequencies = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
+    return np.array(llama3_factors(frequencies, scaling), "<f4")
+
+
+# ---- read
+
+
+def read_scaling(gguf: GgufFile, theta: float, head_dim: int) -> dict[str, Any] | None:
+    """``rope_scaling`` of config.json; None where nothing is scaled.
+
+    Raises:
+        CheckpointError: a scaling that can't be carried over.
+    """
+    kind = gguf.setting("rope.scaling.type", "none")
+    if FREQUENCIES in gguf.tensors:
+        if kind != "none":
+            raise CheckpointError(f"{gguf.path}: both {FREQUENCIES} and rope scaling {kind!r}", AGAIN)
+        return _read_llama3(gguf, theta, head_dim)
+    if kind == "none":
+        scale = gguf.number("rope.scale_linear", 1.0)  # how files of 2023 said it
+        return None if scale == 1.0 else {"rope_type": "linear", "factor": scale}
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": gguf.number("rope.scaling.factor")}
+    if kind != "yarn":
+        raise CheckpointError(f"{gguf.path}: rope scaling {kind!r} can't be carried over", _SAFETENSORS)
+    prefix = f"{gguf.architecture}.rope.scaling."
+    simple = {prefix + key for key in ("type", "factor", "original_context_length", "finetuned")}
+    extra = [key for key in gguf.metadata if key.startswith(prefix) and key not in simple]
+    if extra:
+        raise CheckpointError(f"{gguf.path}: {extra[0]} can't be carried over", _SAFETENSORS)
+    context = gguf.whole("rope.scaling.original_context_length")
+    factor = gguf.number("rope.scaling.factor")
+    return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": context}
+
+
+def _read_llama3(gguf: GgufFile, theta: float, head_dim: int) -> dict[str, Any] | None:
+    """Llama 3.x stores by what each rotary frequency is divided; the largest is the scaling's factor."""
+    tensor = gguf.tensors[FREQUENCIES]
+    if tensor.kind_name != "F32" or tensor.shape != (head_dim // 2,):
+        found = f"{tensor.kind_name} {list(tensor.shape)}"
+        raise CheckpointError(f"{gguf.path}: {FREQUENCIES} is {found}, not F32 [{head_dim // 2}]", AGAIN)
+    stored = tensor.rows(0, head_dim // 2).view("<f4").reshape(-1)
+    if np.all(stored == 1.0):
+        return None
+    factor = float(f"{stored.max():.7g}")
+    scaling = {"rope_type": "llama3", "factor": factor, **_LLAMA3}
+    frequencies = (theta ** (-i / head_dim) for i in range(0, head_dim, 2))
+    sane = math.isfinite(factor) and factor > 0
+    if not sane or not np.allclose(stored, llama3_factors(frequencies, scaling), rtol=1e-4, atol=0.0):
+        raise CheckpointError(
+            f"{gguf.path}: {FREQUENCIES} isn't Llama 3's rotary scaling; no other can be carried over", _SAFETENSORS
+        )
+    return scaling
