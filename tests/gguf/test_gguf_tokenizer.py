@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gguf_maker import TOKENS, make_llama, write_gguf
+from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer
 
 from ffn_fusion.errors import CheckpointError
 from ffn_fusion.gguf.file import GgufFile
+from ffn_fusion.gguf.pre_tokenizer import known_pre_tokenizer, pre_tokenizer_name
 from ffn_fusion.gguf.tokenizer import tokenizer_files
 from ffn_fusion.sources import open_model
 
@@ -45,6 +48,23 @@ def test_text_is_cut_as_in_training(tmp_path: Path, pre: str, digits: list[str])
     assert tokenizer.tokenize("the then") == ["the", "Ġthe", "n"]
     assert tokenizer.model_max_length == 256
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "<hi>"
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt-2", "smollm", "llama-bpe", "smaug-bpe", "qwen2", "seed-coder", "tekken", "gpt-4o"]
+)
+def test_a_pre_tokenizer_that_is_read_is_written_under_its_name(name: str) -> None:
+    known = known_pre_tokenizer(name)
+    assert known is not None
+    ignore_merges, pre_tokenizer = known
+    tokenizer = Tokenizer(models.BPE({"a": 0}, [], ignore_merges=ignore_merges))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    assert pre_tokenizer_name(json.loads(tokenizer.to_str()), "here") == name
+    assert "".join(piece for piece, _ in pre_tokenizer.pre_tokenize_str("it's 12,345 \n\n x")).count("5") == 1
+
+
+def test_pre_tokenizers_known_by_a_hash_alone_arent_guessed() -> None:
+    assert all(known_pre_tokenizer(name) is None for name in ("deepseek-llm", "deepseek-coder", "unheard-of"))
 
 
 @pytest.mark.parametrize("pre", ["smollm", "llama-bpe"])
