@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ffn_fusion.analysis.explain import explain
     from ffn_fusion.analysis.explanation import Explanation
     from ffn_fusion.analysis.measure import analyze, estimate_analysis
-    from ffn_fusion.analysis.parallel_windows import parallel_windows
+    from ffn_fusion.analysis.parallel import parallel_blocks
     from ffn_fusion.analysis.plan import Plan, plan
     from ffn_fusion.analysis.settings import AnalysisSettings, PlanSettings
     from ffn_fusion.blueprint import Blueprint, apply, drop_attention, fuse_run, narrow_ffn, unfused
@@ -77,7 +77,7 @@ _HOMES = {
     "analysis.plan": ("Plan", "plan"),
     "analysis.explain": ("explain",),
     "analysis.explanation": ("Explanation",),
-    "analysis.parallel_windows": ("parallel_windows",),
+    "analysis.parallel": ("parallel_blocks",),
     "blueprint": ("Blueprint", "apply", "drop_attention", "fuse_run", "narrow_ffn", "unfused"),
     "checkpoint.reader": ("Checkpoint",),
     "sources": ("open_model", "summarise"),
@@ -120,7 +120,7 @@ __all__ = [  # noqa: RUF022  (in the order of a run)
     "open_model", "summarise", "Checkpoint",
     "load_tokenizer", "make_windows", "write_windows", "TokenWindows", "HubText",
     "analyze", "estimate_analysis", "AnalysisSettings", "Evidence", "score_changes",
-    "plan", "PlanSettings", "Plan", "explain", "Explanation", "parallel_windows",
+    "plan", "PlanSettings", "Plan", "explain", "Explanation", "parallel_blocks",
     "Blueprint", "drop_attention", "fuse_run", "narrow_ffn", "apply", "unfused",
     "channel_contributions", "narrow_ffns",
     "repair_child", "plan_repair", "RepairSettings", "RepairPlan",

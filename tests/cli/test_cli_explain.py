@@ -1,4 +1,4 @@
-"""``ffn-fusion explain`` and ``windows``: what they print, where they look, what they refuse. On made-up evidence."""
+"""``ffn-fusion explain`` and ``parallel``: what they print, where they look, what they refuse. On made-up evidence."""
 
 from __future__ import annotations
 
@@ -166,26 +166,26 @@ def test_mistakes_of_explain(
     assert "hint: " in err
 
 
-def test_windows(ffn_fusion: Run, child: Path) -> None:
+def test_parallel(ffn_fusion: Run, child: Path) -> None:
     folder = child.with_name("child.run") / "evidence"
-    code, out, _ = ffn_fusion("windows", folder, "--size", 2)
+    code, out, _ = ffn_fusion("parallel", folder, "--size", 2)
     assert code == 0
     rows = [line.split() for line in out.splitlines() if line.strip()[:1].isdigit()]
     assert rows == [["1", "1-2", "0.1250", "0.1250"], ["2", "3-4", "0.2500", "0.2500"]]
-    code, out, _ = ffn_fusion("windows", folder, "--size", 2, "--count", 1, "--json")
+    code, out, _ = ffn_fusion("parallel", folder, "--size", 2, "--count", 1, "--json")
     assert json.loads(out) == [{"first": 1, "last": 2, "m_max": 0.125, "m_sum": 0.125}]
-    code, out, _ = ffn_fusion("windows", folder, "--size", 7)
+    code, out, _ = ffn_fusion("parallel", folder, "--size", 7)
     assert (code, out) == (0, "no 7 blocks side by side have both an attention and an FFN\n")
 
 
-def test_mistakes_of_windows(ffn_fusion: Run, child: Path, tmp_path: Path) -> None:
+def test_mistakes_of_parallel(ffn_fusion: Run, child: Path, tmp_path: Path) -> None:
     make_evidence(4).save(tmp_path / "bare")
     for words, code, says in (
         (("nowhere",), 7, "nowhere: no evidence there"),
         ((tmp_path / "bare",), 7, "no block dependency"),
         ((child.with_name("child.run") / "evidence", "--size", 1), 2, "--size"),
     ):
-        found, out, err = ffn_fusion("windows", *words)
+        found, out, err = ffn_fusion("parallel", *words)
         assert (found, out) == (code, "")
         assert says in err
         assert "hint: " in err
@@ -200,6 +200,6 @@ def test_they_need_no_torch(child: Path) -> None:
         "assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules), 'heavy import'\n"
         "sys.exit(code)"
     )
-    for words in (["explain", str(child), "--layer", "1"], ["windows", str(child) + ".run/evidence"]):
+    for words in (["explain", str(child), "--layer", "1"], ["parallel", str(child) + ".run/evidence"]):
         done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

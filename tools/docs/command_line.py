@@ -7,7 +7,7 @@ import re
 from tools.docs.tables import table
 
 VERBS = (
-    "run", "optimize", "inspect", "analyze", "plan", "explain", "windows", "widths", "build", "fuse", "repair",
+    "run", "optimize", "inspect", "analyze", "plan", "explain", "parallel", "widths", "build", "fuse", "repair",
     "distill", "export", "check", "verify", "eval", "score", "bench", "predict", "report",
 )  # fmt: skip
 

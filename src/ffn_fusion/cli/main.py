@@ -18,6 +18,7 @@ from ffn_fusion.cli import (
     explain,
     export,
     inspect,
+    parallel,
     plan,
     predict,
     repair,
@@ -26,7 +27,6 @@ from ffn_fusion.cli import (
     score,
     verify,
     widths,
-    windows,
 )
 from ffn_fusion.errors import INTERRUPTED, FfnFusionError, UsageError
 from ffn_fusion.processes import lead
@@ -61,7 +61,7 @@ app.command("inspect")(inspect.inspect)
 app.command("analyze")(analyze.analyze)
 app.command("plan")(plan.plan)
 app.command("explain")(explain.explain)
-app.command("windows")(windows.windows)
+app.command("parallel")(parallel.parallel)
 app.command("widths")(widths.widths)
 app.command("build")(build.build)
 app.command("fuse")(build.fuse)

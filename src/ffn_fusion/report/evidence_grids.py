@@ -13,7 +13,7 @@ from ffn_fusion.report.quality_grids import AGREEMENT, HIDDEN_DISTANCE, LOSS, da
 
 if TYPE_CHECKING:  # numpy stays out of a plain table on a terminal
     from ffn_fusion.analysis.evidence import Evidence, MeasuredRun, Part
-    from ffn_fusion.analysis.parallel_windows import Window
+    from ffn_fusion.analysis.parallel import ParallelBlocks
 
 ONE_OF: dict[Part, str] = {"attention": "one attention", "ffn": "one FFN", "block": "one whole block"}
 """What is gone when a part is removed, in the order in which parts are shown."""
@@ -118,10 +118,10 @@ def _per_attention(run: MeasuredRun) -> float:
     return run.judged().kl / max(len(run.dropped), 1)
 
 
-def windows_grid(windows: Sequence[Window]) -> Grid:
-    """Windows of whole blocks, the least dependent first."""
+def parallel_grid(groups: Sequence[ParallelBlocks]) -> Grid:
+    """Groups of whole blocks, the least dependent first."""
     return Grid.of(
-        enumerate(windows, start=1),
+        enumerate(groups, start=1),
         (Column("rank"), lambda pair: pair[0]),
         (Column("blocks", str), lambda pair: format_runs([(pair[1].first, pair[1].last)])),
         (Column("largest dependency", kl), lambda pair: pair[1].m_max),
