@@ -20,7 +20,7 @@ from pathlib import Path
 from common import finish
 from random_llama import forget, llama_config
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.random_model import write_random_model
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.surgery.build import build, child_bytes
@@ -41,7 +41,7 @@ def blueprint(folder: Path) -> Blueprint:
     """Two runs: one of 9 FFNs that fold and concatenate, one of 5."""
     spec = open_folder(folder).spec
     identity = Blueprint.identity(spec.parent("random"))
-    return apply(identity, [*range(6, 16), *range(17, 23)], [(6, 14), (17, 21)])
+    return identity.apply([*range(6, 16), *range(17, 23)], [(6, 14), (17, 21)])
 
 
 def build_once(parent: Path, target: Path, *, base_only: bool) -> tuple[float, float]:
@@ -87,7 +87,8 @@ def main() -> None:
         write_random_model(parent, config(options.quick), shard_bytes=1 << (24 if options.quick else 30))
         child = Child(open_folder(parent), blueprint(parent))
         inputs = max(
-            sum(child.parent.tensors[source].nbytes for source in tensor.sources) for tensor in child.tensors.values()
+            sum(child.parent.tensors[source].nbytes for source in tensor.join.sources)
+            for tensor in child.tensors.values()
         )
         base = build_once(parent, work / "none", base_only=True)[1]
         built, copied, peaks = [], [], []

@@ -28,7 +28,7 @@ import torch
 from common import finish
 from random_llama import TINY, llama_config
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.random_model import write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data import TokenWindows
@@ -114,7 +114,7 @@ def _make(place: Path, quick: bool) -> None:
         parent = open_model(str(MODEL))
         (place / "parent").symlink_to(parent.folder)
         dropped, fused = [*range(5, 11), *range(17, 21)], [(5, 9), (17, 19)]
-    blueprint = apply(Blueprint.identity(parent.spec.parent(parent.name)), dropped, fused)
+    blueprint = Blueprint.identity(parent.spec.parent(parent.name)).apply(dropped, fused)
     build(parent, blueprint, place / "child", width_multiple=1)
 
 

@@ -24,7 +24,7 @@ from common import finish
 from lab.fit import Observation, errors, fit_machine
 from random_llama import TINY, llama_config
 
-from ffn_fusion.blueprint import Blueprint, drop_attention, fuse_run
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.random_model import write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.errors import BlueprintError
@@ -80,7 +80,7 @@ def random_blueprint(parent: Checkpoint, chance: random.Random) -> Blueprint:
     identity = Blueprint.identity(parent.spec.parent(parent.name))
     blocks = len(identity.parent.blocks)
     kept = set(chance.sample(range(1, blocks), chance.randint(blocks // 3, blocks - 1))) | {0}
-    blueprint = drop_attention(identity, [i for i in range(blocks) if i not in kept])
+    blueprint = identity.drop_attention([i for i in range(blocks) if i not in kept])
     first = 0
     for last in range(1, blocks + 1):  # stretches that begin with a kept attention
         if last < blocks and last not in kept:
@@ -88,7 +88,7 @@ def random_blueprint(parent: Checkpoint, chance: random.Random) -> Blueprint:
         while first < last - 1 and chance.random() < 0.8:
             end = chance.randint(first + 1, last - 1)
             try:
-                blueprint = fuse_run(blueprint, first, end)
+                blueprint = blueprint.fuse(first, end)
             except BlueprintError:
                 break
             first = end + 1

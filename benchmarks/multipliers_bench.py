@@ -12,8 +12,7 @@ from lab.generated import Generated, generate
 from quality_bench import Bench, Run
 from random_llama import TINY, llama_config
 
-from ffn_fusion.blueprint import Blueprint, apply
-from ffn_fusion.blueprint.blocks import Block, NoSubBlock
+from ffn_fusion.blueprint import Block, Blueprint, NoSubBlock
 from ffn_fusion.checkpoint.random_model import write_byte_tokenizer, write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data import TokenWindows
@@ -173,7 +172,7 @@ def children(bench: Bench, runs: Sequence[Run], gone: range, place: Path) -> dic
 
 def without(parent: Checkpoint, gone: range) -> Blueprint:
     """Whole blocks left out, and the attention of the block behind them."""
-    blueprint = apply(Blueprint.identity(parent.spec.parent(parent.name)), [*gone, gone.stop], [])
+    blueprint = Blueprint.identity(parent.spec.parent(parent.name)).apply([*gone, gone.stop], [])
     nothing = NoSubBlock()
     blocks = [
         Block(parent_blocks=block.parent_blocks, attention=nothing, ffn=nothing) if k in gone else block

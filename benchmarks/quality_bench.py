@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ffn_fusion.blockwise import Final, Stack, compare, sweep
 from ffn_fusion.blockwise.stack import TensorSource
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data import TokenWindows, load_tokenizer, make_windows
 from ffn_fusion.repair.repair import repair_child
@@ -94,7 +94,7 @@ class Bench:
         """The runs' attentions dropped, all FFNs of each but the last fused."""
         identity = Blueprint.identity(self.parent.spec.parent(self.parent.name))
         dropped = [i for first, last in runs for i in range(first, last + 1)]
-        return apply(identity, dropped, [(first, last - 1) for first, last in runs] if fused else [])
+        return identity.apply(dropped, [(first, last - 1) for first, last in runs] if fused else [])
 
     def text(self, tokens: int, kinds: Sequence[str] = tuple(KINDS)) -> list[TokenWindows]:
         """About ``tokens`` tokens in equal parts of these kinds; those that have fewer give what they have."""

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from ffn_fusion.blockwise import Stack
 from ffn_fusion.blockwise.stack import TensorSource
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data import load_tokenizer, make_windows
-from ffn_fusion.families.layout import FFN_NORM, block_prefix
+from ffn_fusion.families import names_of
 from ffn_fusion.sources import open_model
 from ffn_fusion.surgery.child import Child
 
@@ -53,9 +53,8 @@ class Ffn:
 
     @classmethod
     def read(cls, source: TensorSource, block: int) -> Ffn:
-        prefix = block_prefix(block)
-        names = (f"mlp.{name}_proj.weight" for name in ("gate", "up", "down"))
-        norm, gate, up, down = (source.read(prefix + name).float() for name in (FFN_NORM, *names))
+        names = (names_of(source.spec).of(block, f"ffn.{key}") for key in ("norm", "gate", "up", "down"))
+        norm, gate, up, down = (source.read(name).float() for name in names)
         return cls(norm, gate, up, down, float(source.spec.config["rms_norm_eps"]))
 
     def __call__(self, x_TD: Tensor) -> Tensor:
@@ -138,7 +137,7 @@ def widths(parent: Checkpoint, child: Checkpoint | None, ids_NT: Tensor, lengths
     for length in lengths:
         last = first + length - 1
         identity = Blueprint.identity(parent.spec.parent(parent.name))
-        blueprint = apply(identity, drop=range(first + 1, last + 1), runs=[(first, last)])
+        blueprint = identity.apply(drop=range(first + 1, last + 1), runs=[(first, last)])
         yield from measure(Child(parent, blueprint), parent, blueprint, ids_NT)
 
 

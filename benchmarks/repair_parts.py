@@ -8,7 +8,7 @@ from statistics import mean
 from quality_bench import Bench, Figures, Run, Score
 
 from ffn_fusion.analysis.channels import channel_contributions, narrow_ffns
-from ffn_fusion.blueprint import Blueprint, unfused
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.surgery.child import Child
 
 TOKENS = 98_304
@@ -37,7 +37,7 @@ def runs(bench: Bench) -> Figures:
     for name, of in RUNS.items():
         blueprint = bench.blueprint(of)
         child, took = bench.repaired(blueprint, TOKENS)
-        models = {"sequential": Child(bench.parent, unfused(blueprint)), "unrepaired": Child(bench.parent, blueprint)}
+        models = {"sequential": Child(bench.parent, blueprint.unfused()), "unrepaired": Child(bench.parent, blueprint)}
         scores = {
             key: bench.score(model)["speeches"].perplexity for key, model in {**models, "repaired": child}.items()
         }
@@ -49,7 +49,7 @@ def plan(bench: Bench) -> Figures:
     """KL to the parent on every kind of text."""
     blueprint = bench.blueprint(PLAN)
     child, took = bench.repaired(blueprint, TOKENS)
-    models = {"sequential": Child(bench.parent, unfused(blueprint)), "unrepaired": Child(bench.parent, blueprint)}
+    models = {"sequential": Child(bench.parent, blueprint.unfused()), "unrepaired": Child(bench.parent, blueprint)}
     return _by_kind({name: bench.score(model) for name, model in {**models, "repaired": child}.items()}) | _row(
         "took", took
     )

@@ -24,7 +24,7 @@ from pathlib import Path
 from common import finish_parts, parts_parser
 from random_llama import TINY, llama_config
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.random_model import write_byte_tokenizer, write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.engines.bench import BenchSettings, bench_in
@@ -166,7 +166,7 @@ def children(
     attentions = [i for first, last in dropped for i in range(first, last + 1)]
     for name, runs in {"pruned": (), **fused}.items():
         folders[name] = place / name.replace(" ", "-")
-        build(parent, apply(identity, attentions, runs), folders[name])
+        build(parent, identity.apply(attentions, runs), folders[name])
     return folders
 
 

@@ -18,7 +18,7 @@ from common import finish
 from lab.tensor_parallel import TensorParallel, measure_tensor_parallel
 from random_llama import TINY, llama_config
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.random_model import write_random_model
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.surgery.build import build
@@ -41,8 +41,8 @@ def children(place: Path, sizes: dict[str, int]) -> dict[str, Path]:
     identity = Blueprint.identity(parent.spec.parent("parent"))
     quarter = sizes["num_hidden_layers"] // 4
     drop = range(quarter, sizes["num_hidden_layers"] - quarter)
-    build(parent, apply(identity, drop), place / "pruned")
-    build(parent, apply(identity, drop, [(drop[0], drop[-2])]), place / "fused")
+    build(parent, identity.apply(drop), place / "pruned")
+    build(parent, identity.apply(drop, [(drop[0], drop[-2])]), place / "fused")
     return {name: place / name for name in NAMES}
 
 

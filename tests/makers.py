@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ffn_fusion.blueprint import AttentionSpec, BlockSpec, FfnSpec
+
 Blocks = Sequence[tuple[int | Literal["linear"] | None, int | Literal["linear"] | None]]
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 LLAMA3_ROPE = {
@@ -87,6 +89,14 @@ def _entry(attention: Any, ffn: Any, heads: int, hidden: int) -> dict[str, Any]:
     elif isinstance(ffn, int):
         says["ffn"]["ffn_mult"] = round(1.5 * ffn / hidden, 6)
     return says
+
+
+def block_spec(*, attention: Any = "attention", ffn: Any = "gated", ffn_width: int = 0, kv_heads: int = 1) -> BlockSpec:
+    """A block of a blueprint's parent; None: it hasn't got that sub-block."""
+    return BlockSpec(
+        AttentionSpec(attention, kv_heads if attention == "attention" else 0) if attention else None,
+        FfnSpec(ffn, ffn_width) if ffn else None,
+    )
 
 
 def blocks_of(config: dict[str, Any]) -> Blocks:

@@ -15,7 +15,7 @@ from ffn_fusion.analysis.evidence import Evidence
 from ffn_fusion.analysis.measure import analyze
 from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.blockwise import Stack, final_states
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.distillation.distill import Distilled, distill_child
@@ -46,7 +46,7 @@ def parent(made: Made) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def blueprint(parent: Checkpoint) -> Blueprint:
-    return apply(Blueprint.identity(parent.spec.parent("p")), [2, 3, 4], [(2, 3)])
+    return Blueprint.identity(parent.spec.parent("p")).apply([2, 3, 4], [(2, 3)])
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,7 @@ Drop attentions, compute the feed-forward layers left behind side by side as one
     import ffn_fusion
 
     parent = ffn_fusion.open_model("HuggingFaceTB/SmolLM2-135M-Instruct")
-    blueprint = ffn_fusion.Blueprint.identity(parent.spec.parent(parent.name))
-    blueprint = ffn_fusion.drop_attention(blueprint, range(5, 9))
-    blueprint = ffn_fusion.fuse_run(blueprint, 5, 7)
+    blueprint = parent.blueprint().drop_attention(range(5, 9)).fuse(5, 7)
     ffn_fusion.build(parent, blueprint, Path("child"))
 
     model = AutoModelForCausalLM.from_pretrained("child")   # importing ffn_fusion was enough
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from ffn_fusion.analysis.parallel import parallel_blocks
     from ffn_fusion.analysis.plan import Plan, plan
     from ffn_fusion.analysis.settings import AnalysisSettings, PlanSettings
-    from ffn_fusion.blueprint import Blueprint, apply, drop_attention, fuse_run, narrow_ffn, unfused
+    from ffn_fusion.blueprint import Blueprint
     from ffn_fusion.checkpoint.reader import Checkpoint
     from ffn_fusion.data import HubText, TokenWindows, load_tokenizer, make_windows, write_windows
     from ffn_fusion.distillation.distill import distill_child
@@ -78,7 +76,7 @@ _HOMES = {
     "analysis.explain": ("explain",),
     "analysis.explanation": ("Explanation",),
     "analysis.parallel": ("parallel_blocks",),
-    "blueprint": ("Blueprint", "apply", "drop_attention", "fuse_run", "narrow_ffn", "unfused"),
+    "blueprint": ("Blueprint",),
     "checkpoint.reader": ("Checkpoint",),
     "sources": ("open_model", "summarise"),
     "data": ("HubText", "TokenWindows", "load_tokenizer", "make_windows", "write_windows"),
@@ -121,7 +119,7 @@ __all__ = [  # noqa: RUF022  (in the order of a run)
     "load_tokenizer", "make_windows", "write_windows", "TokenWindows", "HubText",
     "analyze", "estimate_analysis", "AnalysisSettings", "Evidence", "score_changes",
     "plan", "PlanSettings", "Plan", "explain", "Explanation", "parallel_blocks",
-    "Blueprint", "drop_attention", "fuse_run", "narrow_ffn", "apply", "unfused",
+    "Blueprint",
     "channel_contributions", "narrow_ffns",
     "repair_child", "plan_repair", "RepairSettings", "RepairPlan",
     "build", "Child", "export_model", "plan_export",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from makers import block_spec
+
 from ffn_fusion.analysis.evidence import Calibration, Damage, Evidence, MeasuredRun, Removal
-from ffn_fusion.blueprint import Parent, ParentBlock
+from ffn_fusion.blueprint import Parent
 
 
 def damage(kl: float) -> Damage:
@@ -16,7 +18,7 @@ def make_evidence(
     blocks: int, runs: Sequence[MeasuredRun] = (), *, width: int = 48, kl: Sequence[float] | None = None
 ) -> Evidence:
     """Evidence of a Llama of ``blocks`` blocks; attention i does ``kl[i]`` damage (default: 0.01 * (i + 1))."""
-    block = ParentBlock(attention="attention", ffn="gated", ffn_width=width)
+    block = block_spec(attention="attention", ffn="gated", ffn_width=width)
     values = kl if kl is not None else [0.01 * (i + 1) for i in range(blocks)]
     return Evidence(
         parent=Parent(name="made-up", blocks=(block,) * blocks),

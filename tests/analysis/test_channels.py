@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from made_evidence import make_evidence
-from makers import Blocks, Made, llama_config, nas_config, random_ids, write_model
+from makers import Blocks, Made, block_spec, llama_config, nas_config, random_ids, write_model
 from reference import Reference, identity_steps
 
 from ffn_fusion.analysis.changes import score_changes
@@ -25,7 +25,7 @@ from ffn_fusion.analysis.cost_count import counted_speedup, steps
 from ffn_fusion.analysis.explain import explain
 from ffn_fusion.analysis.programme import made_of
 from ffn_fusion.analysis.widths import narrower
-from ffn_fusion.blueprint import Blueprint, NarrowedFfn, Parent, ParentBlock, apply, narrow_ffn
+from ffn_fusion.blueprint import Blueprint, NarrowedFfn, Parent
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.errors import BlueprintError, DataError, UsageError
@@ -63,7 +63,7 @@ def test_contributions_are_the_references(made: Made, rows: int) -> None:
 
 def test_a_child_is_asked_about_its_own_blocks(made: Made) -> None:
     parent = open_folder(made.folder)
-    blueprint = apply(Blueprint.identity(parent.spec.parent("p")), runs=[(0, 1)])
+    blueprint = Blueprint.identity(parent.spec.parent("p")).apply(runs=[(0, 1)])
     found = channel_contributions(Child(parent, blueprint, 1), texts(made))
     assert {i: len(c) for i, c in found.items()} == {0: 78, 3: 40, 4: 48}
 
@@ -85,7 +85,7 @@ def test_progress_and_refusals(made: Made, tmp_path: Path) -> None:
 
 
 def blueprint_of(*widths: int | None) -> Blueprint:
-    blocks = [ParentBlock(attention="attention", ffn="gated" if w else "linear", ffn_width=w or 0) for w in widths]
+    blocks = [block_spec(attention="attention", ffn="gated" if w else "linear", ffn_width=w or 0) for w in widths]
     return Blueprint.identity(Parent(name="p", blocks=tuple(blocks)))
 
 
@@ -128,7 +128,7 @@ def test_the_largest_stay(values: list[int], share: float) -> None:
 
 
 def test_only_whole_gated_ffns_are_narrowed() -> None:
-    start = narrow_ffn(apply(blueprint_of(8, 8, 8, None, 8, 8), drop=[1], runs=[(0, 1)]), 2, [0, 1])
+    start = blueprint_of(8, 8, 8, None, 8, 8).apply(drop=[1], runs=[(0, 1)]).narrow(2, [0, 1])
     contributions = {i: np.arange(8.0) for i in (4, 5)}
     narrowed = narrow_ffns(start, contributions, 0.5)
     assert [narrowed.width(block) for block in narrowed.blocks] == [16, 2, 0, 4, 4]
@@ -154,7 +154,7 @@ def test_what_a_narrowed_ffn_costs_and_does(made: Made) -> None:
     narrowed = narrow_ffns(identity, channel_contributions(parent, texts(made)), 0.75)
     assert steps(narrowed) == steps(identity)
     assert 1 < counted_speedup(parent.spec, narrowed) < 1.5
-    one = narrow_ffn(identity, 5, range(36))
+    one = identity.narrow(5, range(36))
     scores = score_changes(parent, Child(parent, one, 1), one, texts(made), dtype=torch.float64)
     assert [(c.first, c.last) for c in scores.changes if "narrowed" in c.change] == [(5, 5)]
     (found,) = (c for c in scores.changes if c.first == 5)
@@ -164,7 +164,7 @@ def test_what_a_narrowed_ffn_costs_and_does(made: Made) -> None:
 
 def test_a_narrowed_ffn_is_explained() -> None:
     evidence = make_evidence(4, [])
-    blueprint = narrow_ffn(Blueprint.identity(evidence.parent), 2, range(36))
+    blueprint = Blueprint.identity(evidence.parent).narrow(2, range(36))
     found = explain(blueprint, evidence, 2)
     assert found.decisions[1].words.startswith("FFN 2: narrowed to 36, in child block 2")
     assert [other.part for other in found.counterfactuals] == ["attention"]

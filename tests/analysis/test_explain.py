@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from made_evidence import damage, make_evidence
+from makers import block_spec
 
 from ffn_fusion.analysis.evidence import Evidence, Geometry, MeasuredRun, Removal
 from ffn_fusion.analysis.explain import explain
 from ffn_fusion.analysis.explanation import Explanation
 from ffn_fusion.analysis.settings import PlanSettings
-from ffn_fusion.blueprint import Block, Blueprint, KeptSubBlock, NoSubBlock, ParentBlock, apply
+from ffn_fusion.blueprint import Block, Blueprint, KeptSubBlock, NoSubBlock
 from ffn_fusion.errors import BlueprintError, UsageError
 
 KL = [0.9, 0.8, 0.1, 0.2, 0.3, 0.7, 0.15, 0.6]
@@ -35,7 +36,7 @@ def evidence() -> Evidence:
 
 
 def child(evidence: Evidence, drop: tuple[int, ...], runs: list[tuple[int, int]]) -> Blueprint:
-    return apply(Blueprint.identity(evidence.parent), drop, runs)
+    return Blueprint.identity(evidence.parent).apply(drop, runs)
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def test_not_the_programme_s(evidence: Evidence) -> None:
 
 
 def test_what_the_parent_hasn_t_and_what_no_rule_does(evidence: Evidence) -> None:
-    free = ParentBlock(attention=None, ffn="gated", ffn_width=48)
+    free = block_spec(attention=None, ffn="gated", ffn_width=48)
     parent = evidence.parent.model_copy(update={"blocks": (*evidence.parent.blocks[:7], free)})
     evidence = evidence.model_copy(update={"parent": parent, "removals": evidence.removals[:7]})
     identity = Blueprint.identity(parent)

@@ -19,7 +19,7 @@ from ffn_fusion.analysis.loadable import loadable_choices, plan_problems
 from ffn_fusion.analysis.plan import plan
 from ffn_fusion.analysis.rules import control_plans
 from ffn_fusion.analysis.settings import PlanSettings
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.blueprint.choices import Selection, Size
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.errors import BlueprintError, CheckError
@@ -100,16 +100,16 @@ def test_no_child_of_this_parent() -> None:
 def test_a_child_that_a_person_named() -> None:
     identity = Blueprint.identity(spec().parent("p"))
     with pytest.raises(CheckError, match="vllm can't load this child at the child's block 0: it begins") as error:
-        plan_problems(spec(), apply(identity, (0, 3), ()), ("transformers", "vllm"))
+        plan_problems(spec(), identity.apply((0, 3), ()), ("transformers", "vllm"))
     assert "check --fix" in error.value.hint
-    assert plan_problems(spec(), apply(identity, (0, 3), ()), ("transformers", "mlx")) == ()
+    assert plan_problems(spec(), identity.apply((0, 3), ()), ("transformers", "mlx")) == ()
 
 
 def test_what_the_parent_brings_along_is_told() -> None:
     """Two numbers of KV heads: no plan's fault, and `check --fix` repeats them."""
     mixed = read_spec(nas_config([(4, 48), (2, 48), (2, 48)]))
     identity = Blueprint.identity(mixed.parent("p"))
-    left = plan_problems(mixed, apply(identity, (2,), ()), ("vllm", "sglang"))
+    left = plan_problems(mixed, identity.apply((2,), ()), ("vllm", "sglang"))
     assert {(problem.engine, problem.rule) for problem in left} == {("sglang", "kv-heads")}
 
 

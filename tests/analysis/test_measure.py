@@ -23,7 +23,7 @@ from ffn_fusion.analysis.evidence import STATISTICS, Evidence, MeasuredRun
 from ffn_fusion.analysis.measure import analyze, estimate_analysis
 from ffn_fusion.analysis.passes import PassEstimate
 from ffn_fusion.analysis.settings import AnalysisSettings
-from ffn_fusion.blueprint import Blueprint, apply, narrow_ffn
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.errors import DataError, UsageError
@@ -204,7 +204,7 @@ def test_runs_do_what_the_built_child_does(measured: Measured, tmp_path: Path) -
     assert {s.keeps_attention for s in evidence.runs} == {True, False}
     for k, run in enumerate(evidence.runs):
         runs = [(run.first, run.fused_last)]
-        child = build(checkpoint, apply(identity, run.dropped, runs), tmp_path / str(k))
+        child = build(checkpoint, identity.apply(run.dropped, runs), tmp_path / str(k))
         with torch.no_grad():
             kl, _ = kl_and_loss(load(child)(ids).logits, parent, ids)
         assert run.damage.kl == pytest.approx(kl, rel=1e-3)
@@ -314,7 +314,7 @@ def test_a_narrowed_ffn_does_what_the_built_child_does(measured: Measured, tmp_p
     for row in (evidence.narrowed[0], evidence.narrowed[-1]):
         kept = evidence.channels_kept(row.block, row.width)
         assert len(kept) == row.width
-        blueprint = narrow_ffn(Blueprint.identity(evidence.parent), row.block, kept)
+        blueprint = Blueprint.identity(evidence.parent).narrow(row.block, kept)
         child = build(checkpoint, blueprint, tmp_path / str(row.block), width_multiple=1)
         kl, _ = kl_and_loss(load(child)(ids).logits.detach(), parent, ids)
         assert row.damage.kl == pytest.approx(kl, rel=1e-3)
@@ -372,7 +372,7 @@ class Counting(Checkpoint):
 def test_a_child_that_isn_t_built(measured: Measured, tmp_path: Path) -> None:
     """Its own blocks are asked about: the same as of the built one."""
     checkpoint, ids, evidence = measured
-    blueprint = apply(Blueprint.identity(evidence.parent), [i for i in (3, 4) if there(checkpoint, "attention", i)], [])
+    blueprint = Blueprint.identity(evidence.parent).apply([i for i in (3, 4) if there(checkpoint, "attention", i)], [])
     child = Child(checkpoint, blueprint, 1)
     virtual = analyze(child, windows(ids), AnalysisSettings(max_run=1))
     built = analyze(

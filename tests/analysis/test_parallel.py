@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_evidence import make_evidence
+from makers import block_spec
 
 from ffn_fusion.analysis.evidence import Matrix
 from ffn_fusion.analysis.parallel import ParallelBlocks, parallel_blocks, parallel_blocks_of
-from ffn_fusion.blueprint import ParentBlock
 from ffn_fusion.errors import DataError, UsageError
 
 nan = float("nan")
@@ -68,8 +68,8 @@ def test_the_largest_dependency_goes_before_the_sum() -> None:
 def test_only_whole_blocks_are_in_a_window_of_a_model() -> None:
     evidence = make_evidence(9)
     blocks = list(evidence.parent.blocks)
-    blocks[2] = ParentBlock(attention=None, ffn="gated", ffn_width=48)
-    blocks[5] = ParentBlock(attention="attention", ffn=None, ffn_width=0)
+    blocks[2] = block_spec(attention=None, ffn="gated", ffn_width=48)
+    blocks[5] = block_spec(attention="attention", ffn=None, ffn_width=0)
     parent = evidence.parent.model_copy(update={"blocks": tuple(blocks)})
     matrix = np.full((9, 9), 0.5).tolist()
     measured = evidence.model_copy(update={"parent": parent, "matrices": {"block.mean": matrix}})

@@ -8,7 +8,7 @@ from ffn_fusion.analysis.cost_count import counted_speedup, steps
 from ffn_fusion.analysis.evidence import Evidence, MeasuredRun
 from ffn_fusion.analysis.plan import plan
 from ffn_fusion.analysis.settings import PlanSettings
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families import ModelSpec, read_spec
 
@@ -94,7 +94,7 @@ def test_evidence_of_another_model(evidence: Evidence) -> None:
 def test_cost_count() -> None:
     identity = Blueprint.identity(spec().parent("m"))
     assert counted_speedup(spec(), identity) == 1
-    dropped = apply(identity, [3, 4])
-    fused = apply(identity, [3, 4], [(3, 4)])
+    dropped = identity.apply([3, 4])
+    fused = identity.apply([3, 4], [(3, 4)])
     assert (steps(identity), steps(dropped), steps(fused)) == (16, 14, 13)
     assert 1 < counted_speedup(spec(), dropped) < counted_speedup(spec(), fused)

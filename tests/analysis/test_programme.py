@@ -19,7 +19,7 @@ from every_plan import (
 from hypothesis import given
 from hypothesis import strategies as st
 from made_evidence import damage, make_evidence
-from makers import llama_config
+from makers import block_spec, llama_config
 
 from ffn_fusion.analysis.choices import choices_of
 from ffn_fusion.analysis.cost_count import costs_of, counted_speedup, steps
@@ -28,7 +28,7 @@ from ffn_fusion.analysis.plan import plan
 from ffn_fusion.analysis.programme import Frontier, made_of
 from ffn_fusion.analysis.programme import size_of as size_of_child
 from ffn_fusion.analysis.settings import PlanSettings
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.blueprint.choices import Choice, ChoiceTable, Selection, Size
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families import read_spec
@@ -45,7 +45,7 @@ def choice_of(
     keeps: bool = False,
 ) -> Choice:
     """Attentions first..last dropped (but for the first, if it ``keeps`` its own), FFNs ``fused`` fused."""
-    child = apply(Blueprint.identity(table.parent), range(first + keeps, last + 1), [fused] if fused else [])
+    child = Blueprint.identity(table.parent).apply(range(first + keeps, last + 1), [fused] if fused else [])
     return table.choice([b for b in child.blocks if first <= b.parent_blocks[0] <= last], score)
 
 
@@ -161,7 +161,7 @@ def test_a_child_is_counted_as_the_cheapest_choices_that_make_it(evidence: Evide
     for way in every_plan(table):
         chosen = Selection(way)
         child = chosen.blueprint(evidence.parent)
-        assert child == apply(identity, chosen.dropped, chosen.runs)
+        assert child == identity.apply(chosen.dropped, chosen.runs)
         cheapest[child] = min(cheapest.get(child, np.inf), chosen.score)
     for child, least in cheapest.items():
         made = made_of(child, table)
@@ -178,9 +178,9 @@ def test_a_child_that_wasn_t_measured_has_no_count() -> None:
     evidence = make_evidence(6, [run(1, 3, 2, 0.1)])
     identity = Blueprint.identity(evidence.parent)
     table = choices_of(evidence, 1)
-    assert made_of(apply(identity, (1, 2, 3), [(1, 2)]), table) is not None
-    assert made_of(apply(identity, (1, 2, 3), [(1, 3)]), table) is None
-    assert made_of(apply(identity, (1, 2), [(1, 2)]), table) is None
+    assert made_of(identity.apply((1, 2, 3), [(1, 2)]), table) is not None
+    assert made_of(identity.apply((1, 2, 3), [(1, 3)]), table) is None
+    assert made_of(identity.apply((1, 2), [(1, 2)]), table) is None
     assert made_of(identity, table) == Selection(())
 
 
@@ -234,7 +234,7 @@ def test_a_split_is_chosen_by_what_its_parts_did(parts_kl: float, runs: tuple[tu
 
 def test_an_ffn_too_wide_to_fuse_rules_out_its_runs_alone() -> None:
     evidence = make_evidence(8, [run(0, 2, 1, 0.1), run(4, 6, 5, 0.2)], width=100)
-    wide = evidence.parent.blocks[0].model_copy(update={"ffn_width": 900})
+    wide = block_spec(ffn_width=900, kv_heads=0)
     parent = evidence.parent.model_copy(update={"blocks": (wide, *evidence.parent.blocks[1:])})
     evidence = evidence.model_copy(update={"parent": parent})
     assert [choice.runs for choice in choices_of(evidence, 1, 200).rows if choice.runs] == [((4, 5),)]

@@ -8,6 +8,7 @@ from every_plan import random_evidence, widths
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from made_evidence import damage, make_evidence
+from makers import block_spec
 
 from ffn_fusion.analysis.choices import choices_of
 from ffn_fusion.analysis.cost_count import steps
@@ -16,7 +17,7 @@ from ffn_fusion.analysis.greedy import greedy
 from ffn_fusion.analysis.programme import Frontier
 from ffn_fusion.analysis.rules import compare, control_plans
 from ffn_fusion.analysis.settings import PlanSettings
-from ffn_fusion.blueprint import Blueprint, ParentBlock, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.blueprint.choices import Size
 
 BUDGET = PlanSettings(max_damage=9)
@@ -44,7 +45,7 @@ def evidence() -> Evidence:
 
 
 def child(evidence: Evidence, drop: tuple[int, ...], runs: list[tuple[int, int]]) -> Blueprint:
-    return apply(Blueprint.identity(evidence.parent), drop, runs)
+    return Blueprint.identity(evidence.parent).apply(drop, runs)
 
 
 def test_controls_have_the_same_size(evidence: Evidence) -> None:
@@ -108,9 +109,9 @@ def test_rules_keep_to_the_width(evidence: Evidence) -> None:
 
 def test_attention_free_blocks_of_the_parent_are_fused_without_dropping() -> None:
     """A Nemotron-NAS parent: nothing to drop, three attention-free blocks, and one whose FFN is linear before them."""
-    blocks = [ParentBlock(attention="attention", ffn="gated", ffn_width=48)] * 8
-    blocks[2] = ParentBlock(attention="attention", ffn="linear", ffn_width=0)
-    blocks[3:6] = [ParentBlock(attention=None, ffn="gated", ffn_width=48)] * 3
+    blocks = [block_spec(attention="attention", ffn="gated", ffn_width=48)] * 8
+    blocks[2] = block_spec(attention="attention", ffn="linear", ffn_width=0)
+    blocks[3:6] = [block_spec(attention=None, ffn="gated", ffn_width=48)] * 3
     made = make_evidence(8, [run(3, 5, 4, 0.2)])
     parent = made.parent.model_copy(update={"blocks": tuple(blocks)})
     importance = tuple(row for row in made.removals if row.block not in (3, 4, 5))

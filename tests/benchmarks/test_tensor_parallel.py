@@ -15,7 +15,7 @@ from lab.tensor_parallel import measure_tensor_parallel
 from makers import Blocks, llama_config, nas_config, random_ids, write_model
 from reference import Reference, identity_steps
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.errors import CheckError
 from ffn_fusion.surgery.build import build
@@ -36,8 +36,8 @@ def test_one_for_each_attention_and_each_ffn(tmp_path: Path) -> None:
 def test_a_fused_child_needs_fewer(tmp_path: Path) -> None:
     parent = open_folder(write_model(tmp_path / "p", llama_config(num_hidden_layers=8)).folder)
     identity = Blueprint.identity(parent.spec.parent("p"))
-    pruned = open_folder(build(parent, apply(identity, drop=[2, 3, 4, 5]), tmp_path / "pruned"))
-    fused = open_folder(build(parent, apply(identity, drop=[2, 3, 4, 5], runs=[(2, 5)]), tmp_path / "fused"))
+    pruned = open_folder(build(parent, identity.apply(drop=[2, 3, 4, 5]), tmp_path / "pruned"))
+    fused = open_folder(build(parent, identity.apply(drop=[2, 3, 4, 5], runs=[(2, 5)]), tmp_path / "fused"))
     assert [all_reduces(model.spec) for model in (parent, pruned, fused)] == [16, 12, 9]
 
 
@@ -69,7 +69,7 @@ def test_no_part_of_a_cost_is_negative(times: list[float], part: str) -> None:
 @pytest.mark.slow
 def test_all_reduces_are_as_many_as_counted(tmp_path: Path) -> None:
     parent = open_folder(write_model(tmp_path / "p", llama_config(num_hidden_layers=6)).folder)
-    blueprint = apply(Blueprint.identity(parent.spec.parent("p")), drop=[1, 3, 4], runs=[(2, 4)])
+    blueprint = Blueprint.identity(parent.spec.parent("p")).apply(drop=[1, 3, 4], runs=[(2, 4)])
     child = build(parent, blueprint, tmp_path / "c")
     mixed = write_model(tmp_path / "mixed", nas_config(MIXED), MIXED).folder
     folders = {"parent": parent.folder, "child": child, "mixed": mixed}

@@ -35,7 +35,7 @@ from ffn_fusion.blockwise import (
 from ffn_fusion.blockwise.stack import Block
 from ffn_fusion.blockwise.sweep import evaluations
 from ffn_fusion.blockwise.work import count_work
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.surgery.build import build
 from ffn_fusion.surgery.child import Child
@@ -127,7 +127,7 @@ def wanted(made: Made, edit: Edit, ids: Tensor, folder: Path) -> Tensor:
     dropped = range(edit.first + edit.keeps_attention, edit.last + 1)
     runs = [(edit.first, edit.fused_last)] if edit.fused_last > edit.first else []
     parent = open_folder(made.folder)
-    blueprint = apply(Blueprint.identity(parent.spec.parent("p")), dropped, runs)
+    blueprint = Blueprint.identity(parent.spec.parent("p")).apply(dropped, runs)
     build(parent, blueprint, folder, width_multiple=1)
     return logits_of(transformers_model(folder), ids)
 
@@ -161,7 +161,7 @@ def test_one_window_of_one_token(made: Made, stack: Stack) -> None:
 
 def test_a_child_that_isnt_built_runs_like_the_built_one(made: Made, ids: Tensor, tmp_path: Path) -> None:
     parent = open_folder(made.folder)
-    blueprint = apply(Blueprint.identity(parent.spec.parent("p")), [2, 3], [(1, 3)])
+    blueprint = Blueprint.identity(parent.spec.parent("p")).apply([2, 3], [(1, 3)])
     built = transformers_model(build(parent, blueprint, tmp_path / "c"))
     for multiple in (1, 256):
         stack = Stack(Child(parent, blueprint, multiple))
@@ -273,7 +273,7 @@ def test_any_child_sub_block_alone_in_the_parent(made: Made, ids: Tensor, tmp_pa
     """A child's blocks in the parent's place: the same as the child that is the parent but for them."""
     parent = open_folder(made.folder)
     identity = Blueprint.identity(parent.spec.parent("p"))
-    child = Child(parent, apply(identity, [2, 3, 5], [(1, 3)]), 1)
+    child = Child(parent, identity.apply([2, 3, 5], [(1, 3)]), 1)
     assert len(child.spec.blocks) == 4  # 0, 1-3, 4, 5
     stack = Stack(parent)
     chosen = {
@@ -281,7 +281,7 @@ def test_any_child_sub_block_alone_in_the_parent(made: Made, ids: Tensor, tmp_pa
         "last": ReplaceBlocks(5, 5, Stack(child, resident=False), (3,)),
     }
     _, variants = run(stack, ids, chosen, rows=1)
-    for name, blueprint in (("run", apply(identity, [2, 3], [(1, 3)])), ("last", apply(identity, [5], []))):
+    for name, blueprint in (("run", identity.apply([2, 3], [(1, 3)])), ("last", identity.apply([5], []))):
         want = final_states(Stack(Child(parent, blueprint, 1)), ids)
         assert close(variants[name], want), name
 

@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from makers import block_spec
 
-from ffn_fusion.blueprint import Blueprint, NarrowedFfn, Parent, ParentBlock, apply, narrow_ffn
+from ffn_fusion.blueprint import Blueprint, NarrowedFfn, Parent
 from ffn_fusion.errors import BlueprintError
 
 PARENT = Parent(
-    name="tiny", revision="abc", blocks=(ParentBlock(attention="attention", ffn="gated", ffn_width=256),) * 6
+    name="tiny", revision="abc", blocks=(block_spec(attention="attention", ffn="gated", ffn_width=256),) * 6
 )
-FUSED = apply(Blueprint.identity(PARENT), drop=[1, 2, 4, 5], runs=[(1, 2), (3, 5)], norm="last")
+FUSED = Blueprint.identity(PARENT).apply(drop=[1, 2, 4, 5], runs=[(1, 2), (3, 5)], norm="last")
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -35,7 +36,7 @@ def test_round_trip(tmp_path: Path) -> None:
     }
 
 
-NARROWED = narrow_ffn(FUSED, 0, [*range(100), 105, *range(107, 201)])
+NARROWED = FUSED.narrow(0, [*range(100), 105, *range(107, 201)])
 
 
 def test_channels_are_ranges_in_json_and_numbers_here(tmp_path: Path) -> None:
@@ -54,8 +55,8 @@ def test_channels_are_ranges_in_json_and_numbers_here(tmp_path: Path) -> None:
 
 
 def test_a_wide_ffn_with_every_other_channel_gone_stays_small() -> None:
-    wide = Parent(name="wide", blocks=(ParentBlock(attention="attention", ffn="gated", ffn_width=14_336),))
-    blueprint = narrow_ffn(Blueprint.identity(wide), 0, range(0, 14_336, 2))
+    wide = Parent(name="wide", blocks=(block_spec(attention="attention", ffn="gated", ffn_width=14_336),))
+    blueprint = Blueprint.identity(wide).narrow(0, range(0, 14_336, 2))
     assert len(blueprint.to_json()) < 50_000
     assert Blueprint.model_validate_json(blueprint.to_json()) == blueprint
 

@@ -15,7 +15,7 @@ import torch
 from makers import DTYPES, llama_config, tree_sha256, write_model
 from safetensors.torch import load_file
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint import direct_file, shards, staging
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.checkpoint.shards import OutputTensor, finite, plan_shards, write_shards
@@ -270,7 +270,7 @@ child_of(Path(sys.argv[1]), Path(sys.argv[2]), count)
 
 def child_of(parent: Path, target: Path, on_bytes: Callable[[int], None] = lambda n: None) -> Path:
     model = open_folder(parent)
-    blueprint = apply(Blueprint.identity(model.spec.parent("p")), drop=[2, 3], runs=[(1, 3)])
+    blueprint = Blueprint.identity(model.spec.parent("p")).apply(drop=[2, 3], runs=[(1, 3)])
     return build(model, blueprint, target, max_shard_bytes=40_000, on_bytes=on_bytes)
 
 

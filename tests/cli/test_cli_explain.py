@@ -14,7 +14,7 @@ import yaml
 from made_evidence import damage, make_evidence
 
 from ffn_fusion.analysis.evidence import Evidence, Geometry, MeasuredRun
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.cli.explain import chosen_line
 from ffn_fusion.report.explanation_grids import explanation_grids
 from ffn_fusion.report.formats import NOTHING
@@ -38,7 +38,7 @@ def evidence() -> Evidence:
 @pytest.fixture
 def child(evidence: Evidence, tmp_path: Path) -> Path:
     """A child's folder and its run's, as far as ``explain`` reads them."""
-    blueprint = apply(Blueprint.identity(evidence.parent), (2, 3, 4), [(2, 3)])
+    blueprint = Blueprint.identity(evidence.parent).apply((2, 3, 4), [(2, 3)])
     child, space = tmp_path / "child", tmp_path / "child.run"
     for folder in (child, space):
         folder.mkdir()
@@ -120,7 +120,7 @@ def test_a_child_of_which_little_was_measured(ffn_fusion: Run, evidence: Evidenc
 def test_counterfactuals_without_a_sum_of_its_own(evidence: Evidence) -> None:
     from ffn_fusion.analysis.explain import explain
 
-    blueprint = apply(Blueprint.identity(evidence.parent), (3, 4, 5), [(3, 4)])
+    blueprint = Blueprint.identity(evidence.parent).apply((3, 4, 5), [(3, 4)])
     found = explain(blueprint, evidence, 5)
     assert chosen_line(found) == (
         "Not the exact programme's choice: 3 attentions dropped and 1 FFN step fused away, "

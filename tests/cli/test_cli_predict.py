@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.sources import open_model
 
 Run = Callable[..., tuple[int, str, str]]
@@ -29,7 +29,7 @@ def test_tables(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
 def test_json_of_a_child_and_of_its_blueprint(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
     """What isn't built is predicted as what is."""
     opened = open_model(parent)
-    blueprint = apply(Blueprint.identity(opened.spec.parent(str(parent))), [2, 3, 4], [(1, 3)])
+    blueprint = Blueprint.identity(opened.spec.parent(str(parent))).apply([2, 3, 4], [(1, 3)])
     blueprint.save(tmp_path / "plan.json")
     assert ffn_fusion("build", parent, "--blueprint", tmp_path / "plan.json", "-o", tmp_path / "child")[0] == 0
     models = (tmp_path / "plan.json", tmp_path / "child", tmp_path / "child" / "config.json", parent)

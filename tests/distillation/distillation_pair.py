@@ -8,7 +8,7 @@ from pathlib import Path
 from makers import Made, llama_config, random_ids, write_model
 from tiny import write_tokenizer
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.surgery.build import build
@@ -29,5 +29,5 @@ def make_pair(folder: Path, dtype: str, multiple: int = 1) -> Pair:
     made = write_model(folder / "parent", llama_config(num_hidden_layers=7), dtype=dtype)
     write_tokenizer(made.folder)
     parent = open_folder(made.folder)
-    blueprint = apply(Blueprint.identity(parent.spec.parent("p")), [2, 3, 4], [(2, 3)])
+    blueprint = Blueprint.identity(parent.spec.parent("p")).apply([2, 3, 4], [(2, 3)])
     return Pair(made, parent, blueprint, build(parent, blueprint, folder / "child", width_multiple=multiple))

@@ -16,7 +16,7 @@ from distillation_pair import Pair
 from reference import Reference, Step
 from tiny import tiny_model, tiny_text
 
-from ffn_fusion.blueprint import Block, Blueprint, KeptSubBlock, NoSubBlock, apply, drop_attention
+from ffn_fusion.blueprint import Block, Blueprint, KeptSubBlock, NoSubBlock
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.checkpoint.staging import mismatches
 from ffn_fusion.distillation import distill, run
@@ -53,7 +53,7 @@ def test_depths_and_what_was_touched(pair: Pair) -> None:
     no_ffn = Block(parent_blocks=(5, 5), attention=KeptSubBlock(source=5), ffn=NoSubBlock())
     blocks = [*identity.blocks[:5], no_ffn, identity.blocks[6]]
     assert touched_blocks(identity.model_copy(update={"blocks": tuple(blocks)})) == (4, 5, 6)
-    assert touched_blocks(drop_attention(identity, [6])) == (5, 6)
+    assert touched_blocks(identity.drop_attention([6])) == (5, 6)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -229,7 +229,7 @@ def test_texts_of_a_child_that_is_the_parent(pair: Pair, tmp_path: Path) -> None
     """Nothing was touched."""
     from ffn_fusion.surgery.build import build
 
-    same = build(pair.parent, apply(Blueprint.identity(pair.blueprint.parent), [], []), tmp_path / "same")
+    same = build(pair.parent, Blueprint.identity(pair.blueprint.parent).apply([], []), tmp_path / "same")
     with pytest.raises(UsageError, match="touched no block"):
         distill_child(same, pair.parent, pair.texts(), tmp_path / "w", settings=replace(QUICK, trained="touched"))
 

@@ -17,7 +17,7 @@ import torch
 from distillation_pair import Pair
 from tiny import tiny_model, tiny_text
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.distillation.checkpoints import newest
 from ffn_fusion.distillation.depths import matched_depths
@@ -216,7 +216,7 @@ def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
     """And one log is written."""
     tiny = tiny_model(tmp_path / "parent").folder
     tiny_text(tmp_path / "t.txt")
-    blueprint = apply(Blueprint.identity(open_folder(tiny).spec.parent("p")), [2, 3, 4], [(2, 3)])
+    blueprint = Blueprint.identity(open_folder(tiny).spec.parent("p")).apply([2, 3, 4], [(2, 3)])
     child = build(open_folder(tiny), blueprint, tmp_path / "child")
     command = Path(sys.executable).with_name("ffn-fusion")
     words = [command, "distill", child, "--parent", tiny, "--text", tmp_path / "t.txt", "--json", "--tokens", "640"]

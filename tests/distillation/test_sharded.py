@@ -19,7 +19,7 @@ from makers import llama_config, random_ids, write_model
 from sharded_cases import CASES, STEPS, pair_of, train
 from tiny import tiny_model, tiny_text
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import mismatches
 from ffn_fusion.distillation.checkpoints import newest
@@ -50,7 +50,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = llama_config(num_hidden_layers=5, tie_word_embeddings=name == "tied")
         write_model(folder / "parent", config, dtype="F32")
         parent = open_folder(folder / "parent")
-        blueprint = apply(Blueprint.identity(parent.spec.parent("p")), [2, 3], [(2, 3)])
+        blueprint = Blueprint.identity(parent.spec.parent("p")).apply([2, 3], [(2, 3)])
         build(parent, blueprint, folder / "child", width_multiple=1)
         torch.save(random_ids(config, 4 * STEPS, 16, 0), folder / "ids.pt")
     return root

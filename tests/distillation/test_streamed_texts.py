@@ -17,7 +17,7 @@ import pytest
 from pyarrow import parquet
 from tiny import tiny_model, tiny_text
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.data import source
 from ffn_fusion.errors import DataError
@@ -36,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Parent, child, and a folder of texts."""
     folder = tmp_path_factory.mktemp("made")
     parent = open_folder(tiny_model(folder / "parent").folder)
-    blueprint = apply(Blueprint.identity(parent.spec.parent("p")), [2, 3, 4], [(2, 3)])
+    blueprint = Blueprint.identity(parent.spec.parent("p")).apply([2, 3, 4], [(2, 3)])
     build(parent, blueprint, folder / "child", width_multiple=1)
     rows = [f"row {i} says {i * 7919 % 1000} " * (1 + i % 5) for i in range(100)]
     parquet.write_table(pyarrow.table({"text": rows}), folder / "rows.parquet", row_group_size=7)

@@ -12,7 +12,7 @@ from makers import nas_config, write_model
 from tiny import VOCABULARY, tiny_model
 from vllm_engine import PYTHON, needs_vllm
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.engines import vllm_bench
 from ffn_fusion.engines.bench import BenchSettings, bench_in
@@ -159,7 +159,7 @@ def test_in_vllm(tmp_path: Path, world: int) -> None:
     if world > len(core_numbers()):
         pytest.skip("too few cores")
     parent = open_folder(tiny_model(tmp_path / "parent", blocks=4, **SIZES).folder)
-    blueprint = apply(Blueprint.identity(parent.spec.parent("parent")), [1, 2], [(1, 2)])
+    blueprint = Blueprint.identity(parent.spec.parent("parent")).apply([1, 2], [(1, 2)])
     build(parent, blueprint, tmp_path / "child")
     models = {"parent": str(parent.folder), "child": str(tmp_path / "child")}
     asked = BenchSettings(**{**vars(ASKED), "program": PYTHON, "tensor_parallel": world, "rounds": 1})

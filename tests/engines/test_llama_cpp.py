@@ -17,7 +17,7 @@ from real_model import DEMO_CHILD, HELD_OUT, REAL_MODEL, needs_demo_child, needs
 from tokenizers import Tokenizer
 from vocabularies import BYTE_LEVEL, SIZES, TEXTS, added, byte_level, sentencepiece, write_tokenizer
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.data import load_tokenizer, make_windows
 from ffn_fusion.engines.compare import TOLERANCE, Comparison, compare, differences, verify_engine
 from ffn_fusion.errors import CheckError
@@ -110,7 +110,7 @@ def test_a_fused_child(tmp_path: Path, norm: Any) -> None:
     parent = write_model(tmp_path / "p", llama_config(num_hidden_layers=8, **SIZES))
     write_tokenizer(parent.folder)
     checkpoint = open_model(parent.folder)
-    blueprint = apply(Blueprint.identity(checkpoint.spec.parent("p")), (2, 3, 4, 7), ((1, 3), (6, 7)), norm=norm)
+    blueprint = Blueprint.identity(checkpoint.spec.parent("p")).apply((2, 3, 4, 7), ((1, 3), (6, 7)), norm=norm)
     child = build(checkpoint, blueprint, tmp_path / "child")
     assert same(compared(exported(child, tmp_path / "m.gguf"), child))
 
@@ -273,7 +273,7 @@ def test_the_parent_is_what_llama_cpps_converter_writes(tmp_path: Path, dtype: s
 @needs_real_model
 def test_a_child_of_the_real_model(tmp_path: Path) -> None:
     parent = open_model(REAL_MODEL)
-    blueprint = apply(Blueprint.identity(parent.spec.parent("p")), (10, 11, 12, 20), ((9, 12), (19, 20)))
+    blueprint = Blueprint.identity(parent.spec.parent("p")).apply((10, 11, 12, 20), ((9, 12), (19, 20)))
     child = build(parent, blueprint, tmp_path / "child")
     file = exported(child, tmp_path / "m.gguf")
     text = "The capital of France is Paris. In 1789, the people of the city rose against the king, and"

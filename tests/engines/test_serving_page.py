@@ -13,7 +13,7 @@ from llama_cpp import QUANTIZE, SERVER, needs_llama_cpp
 from makers import llama_config, write_model
 from vocabularies import SIZES, write_tokenizer
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.engines.llama_cpp import served
 from ffn_fusion.surgery.build import build
@@ -35,7 +35,7 @@ def place(tmp_path: Path) -> Path:
     made = write_model(tmp_path / "parent", llama_config(**sizes))
     write_tokenizer(made.folder)
     parent = open_folder(made.folder)
-    build(parent, apply(Blueprint.identity(parent.spec.parent("p")), [2, 3], [(1, 3)]), tmp_path / "OUT")
+    build(parent, Blueprint.identity(parent.spec.parent("p")).apply([2, 3], [(1, 3)]), tmp_path / "OUT")
     return tmp_path
 
 

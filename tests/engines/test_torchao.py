@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import tiny_model
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.surgery.build import build
 
@@ -59,7 +59,7 @@ def python(*words: object) -> str:
 def test_a_fused_child(options: tuple[str, ...], kind: str, least: float, most: float, tmp_path: Path) -> None:
     """Random weights: errors are larger than a trained model's."""
     parent = open_folder(tiny_model(tmp_path / "parent", hidden_size=128, intermediate_size=256).folder)
-    child = build(parent, apply(Blueprint.identity(parent.spec.parent("p")), [2, 3], [(1, 3)]), tmp_path / "child")
+    child = build(parent, Blueprint.identity(parent.spec.parent("p")).apply([2, 3], [(1, 3)]), tmp_path / "child")
     target = tmp_path / "quantised"
     python(ROOT / "recipes" / "quantize.py", child, "-o", target, *options)
     assert {path.name for path in target.iterdir()} >= {"configuration_decilm.py", "tokenizer.json"}

@@ -25,17 +25,18 @@ from tiny import VOCABULARY, write_tokenizer
 from torch import Tensor
 from vllm_engine import PYTHON, ask, environment, needs_vllm, settings
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.data import load_tokenizer, make_windows
 from ffn_fusion.engines.compare import TOLERANCE, Comparison, compare, verify_engine
 from ffn_fusion.engines.vllm import Asked, Said
 from ffn_fusion.export.forms import export_model
+from ffn_fusion.families.nemotron_nas import AUTO_MAP
 from ffn_fusion.portability import reference
 from ffn_fusion.portability.check import check
 from ffn_fusion.sources import open_model
 from ffn_fusion.surgery.build import build
-from ffn_fusion.surgery.child_config import AUTO_MAP, MODELING_FILES
+from ffn_fusion.surgery.child_config import MODELING_FILES
 
 pytestmark = [pytest.mark.engines, needs_vllm]
 
@@ -261,7 +262,7 @@ def test_a_child_of_the_real_model(tmp_path: Path) -> None:
     bfloat16 rounds away small leads of one token over another, in transformers as in vLLM: it may cost no more here.
     """
     parent = open_model(REAL_MODEL)
-    blueprint = apply(Blueprint.identity(parent.spec.parent(parent.name)), range(5, 9), [(5, 7)])
+    blueprint = Blueprint.identity(parent.spec.parent(parent.name)).apply(range(5, 9), [(5, 7)])
     child = build(parent, blueprint, tmp_path / "child")
     ids = make_windows(load_tokenizer(child), HELD_OUT / "speech.txt", 500, 2000).ids_NT.tolist()
     asked = {dtype: asked_of(child, ids, dtype, 100) for dtype in ("float32", "bfloat16")}

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 from vocabularies import SIZES, write_tokenizer
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import mismatches, read_manifest
 from ffn_fusion.errors import CheckError, CheckpointError, OutputError, UsageError
@@ -46,7 +46,7 @@ def made_parent(folder: Path, *, dtype: str = "F32", **changes: Any) -> Checkpoi
 
 
 def fused(parent: Checkpoint, folder: Path) -> Checkpoint:
-    blueprint = apply(Blueprint.identity(parent.spec.parent("p")), drop=[2, 3], runs=[(2, 3)])
+    blueprint = Blueprint.identity(parent.spec.parent("p")).apply(drop=[2, 3], runs=[(2, 3)])
     return open_folder(build(parent, blueprint, folder))
 
 
@@ -432,7 +432,7 @@ def test_verify_holds_it_against_the_parent(tmp_path: Path) -> None:
     """However often it was written anew: every weight is what surgery and rounding make of the parent's."""
     parent = made_parent(tmp_path / "parent", mlp_bias=True)
     child = fused(parent, tmp_path / "child")
-    first = apply(Blueprint.identity(parent.spec.parent("p")), drop=[0], runs=[])
+    first = Blueprint.identity(parent.spec.parent("p")).apply(drop=[0], runs=[])
     headless = open_folder(build(parent, first, tmp_path / "headless"))
     llama = open_folder(export_model(child, tmp_path / "llama", "llama", pad=True, dtype="bf16"))
     fixed, _ = fix(open_folder(export_model(headless, tmp_path / "f16", "nemotron-nas", dtype="f16")), tmp_path / "fix")

@@ -25,7 +25,7 @@ from makers import DTYPES, Blocks, Made, llama_config, nas_config, tree_sha256, 
 from transformers import AutoTokenizer
 from vocabularies import SIZES, TEXTS, VOCABULARY, small_model, write_tokenizer
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.staging import exclusive
 from ffn_fusion.cli import main as cli
@@ -174,7 +174,7 @@ def test_a_built_child_is_built_upon(tmp_path: Path) -> None:
     """Fused FFNs and blocks without attention come back as a parent whose blocks can be dropped and fused again."""
     parent = small_model(tmp_path / "parent", blocks=6)
     first = open_model(parent.folder)
-    plan = apply(Blueprint.identity(first.spec.parent("first")), drop=[1, 2, 4], runs=[(1, 2)])
+    plan = Blueprint.identity(first.spec.parent("first")).apply(drop=[1, 2, 4], runs=[(1, 2)])
     child = open_model(build(first, plan, tmp_path / "child"))
     file = write_gguf(plan_gguf(child), tmp_path / "child.gguf")
     assert read_gguf(file).metadata["general.architecture"] == "deci"
@@ -182,7 +182,7 @@ def test_a_built_child_is_built_upon(tmp_path: Path) -> None:
     assert [block.attention is None for block in second.spec.blocks] == [
         block.attention is None for block in child.spec.blocks
     ]
-    again = apply(Blueprint.identity(second.spec.parent("second")), drop=[2], runs=[])
+    again = Blueprint.identity(second.spec.parent("second")).apply(drop=[2], runs=[])
     grandchild = open_model(build(second, again, tmp_path / "grandchild"))
     assert grandchild.spec.blocks[2].attention is None
     for name in child.tensors:

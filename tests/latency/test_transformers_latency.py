@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.errors import UsageError
 from ffn_fusion.latency import roofline as limits
@@ -28,7 +28,7 @@ def parent(tmp_path: Path) -> Checkpoint:
 
 
 def test_a_parent_and_its_child(parent: Checkpoint) -> None:
-    child = Child(parent, apply(Blueprint.identity(parent.spec.parent("p")), [2, 3, 4], [(2, 3)]))
+    child = Child(parent, Blueprint.identity(parent.spec.parent("p")).apply([2, 3, 4], [(2, 3)]))
     models = {"parent": load_model(parent.folder, torch.float32), "child": realise(child, torch.float32)}
     latency = bench(models, batches=(1, 2), context=(4, 6), new_tokens=2, rounds=2)
     assert latency.settings == ((1, 4), (2, 4), (1, 6), (2, 6))

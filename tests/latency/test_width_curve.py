@@ -12,7 +12,7 @@ from makers import Blocks, llama_config, nas_config, write_model
 from tiny import tiny_model
 
 from ffn_fusion.analysis.settings import PlanSettings
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.cli.main import main
 from ffn_fusion.errors import DataError, UsageError
@@ -147,7 +147,7 @@ def test_ffns_that_are_wider_already_stay(tmp_path: Path) -> None:
     spec = open_folder(write_model(tmp_path / "m", nas_config(blocks), blocks).folder).spec
     section = limited(PlanSettings(width_curve=saved(tmp_path, curve(point(1, 1.0), max_width=48))), spec)
     assert section.max_width == 96
-    apply(Blueprint.identity(spec.parent("p")), [1, 2], [(1, 2)], max_width=section.max_width)
+    Blueprint.identity(spec.parent("p")).apply([1, 2], [(1, 2)], max_width=section.max_width)
 
 
 def test_a_curve_of_another_model(spec: ModelSpec, tmp_path: Path) -> None:

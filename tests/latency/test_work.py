@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.errors import UsageError
 from ffn_fusion.families import AttentionSpec, FfnSpec, ModelSpec
 from ffn_fusion.families.child_spec import child_spec
@@ -91,7 +91,7 @@ def test_fusing_keeps_bytes_and_arithmetic(width: int, tokens: int, past: int, d
 
 def test_child_of_a_blueprint() -> None:
     parent: ModelSpec = pattern_spec([(2, 96)] * 6, **SIZES)
-    blueprint = apply(Blueprint.identity(parent.parent("p")), [2, 3, 4], [(2, 4)])
+    blueprint = Blueprint.identity(parent.parent("p")).apply([2, 3, 4], [(2, 4)])
     child = child_spec(parent, blueprint, 1)
     assert sub_blocks(child) == {AttentionSpec("attention", 2): 3, FfnSpec("gated", 96): 3, FfnSpec("gated", 288): 1}
     assert child_spec(parent, blueprint, 256).blocks[2].ffn == FfnSpec("gated", 512)

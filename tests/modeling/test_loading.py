@@ -12,7 +12,7 @@ import torch
 from makers import Blocks, Made, nas_config, random_ids, write_model
 from reference import Reference, Step
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.surgery.build import build
 
@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture(scope="module")
 def child(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     parent = open_folder(made.folder)
-    blueprint = apply(Blueprint.identity(parent.spec.parent("p")), runs=[(0, 1), (2, 3)])
+    blueprint = Blueprint.identity(parent.spec.parent("p")).apply(runs=[(0, 1), (2, 3)])
     return build(parent, blueprint, tmp_path_factory.mktemp("child") / "c")
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.modeling.configuration_decilm import DeciLMConfig
 from ffn_fusion.modeling.modeling_decilm import DeciLMAttention
@@ -51,7 +51,7 @@ def close(have: Tensor, want: Tensor, tolerance: float = FLOAT32) -> bool:
 
 def child(made: Made, target: Path, drop: Any = (), runs: Any = (), norm: Any = "own", **options: Any) -> Path:
     parent = open_folder(made.folder)
-    blueprint = apply(Blueprint.identity(parent.spec.parent("p")), drop, runs, norm=norm)
+    blueprint = Blueprint.identity(parent.spec.parent("p")).apply(drop, runs, norm=norm)
     return build(parent, blueprint, target, **options)
 
 

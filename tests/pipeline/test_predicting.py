@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny import tiny_model
 
-from ffn_fusion.blueprint import Blueprint, apply, unfused
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.errors import RecipeError, UsageError
 from ffn_fusion.families.child_spec import child_spec
@@ -34,7 +34,7 @@ def recipe(**predicted: Any) -> Recipe:
 
 def test_every_machine_and_batch(parent: Checkpoint) -> None:
     """The same as ``predict`` says of each model; pruned is the child with its FFNs apart."""
-    blueprint = apply(Blueprint.identity(parent.spec.parent("m")), [1, 2, 3], [(1, 2)])
+    blueprint = Blueprint.identity(parent.spec.parent("m")).apply([1, 2, 3], [(1, 2)])
     found = predictions(recipe(machines=["2xh100", "rtx4090"]), parent, blueprint)
     first = [next(iter(models.values())) for models in found]
     assert [(one.machine, one.setting.devices, one.setting.batch) for one in first] == [
@@ -42,7 +42,7 @@ def test_every_machine_and_batch(parent: Checkpoint) -> None:
     ]  # fmt: skip
     assert all(list(models) == ["parent", "pruned", "fused"] for models in found)
     setting = Setting(2, 4, 32, 8, "fp32", "fp32")
-    for name, made in (("pruned", unfused(blueprint)), ("fused", blueprint)):
+    for name, made in (("pruned", blueprint.unfused()), ("fused", blueprint)):
         assert found[1][name] == predict(find_machine("h100"), child_spec(parent.spec, made, 256), setting)
     assert found[0]["fused"].token < found[0]["pruned"].token < found[0]["parent"].token
     assert predictions(recipe(), parent, blueprint) == []

@@ -11,7 +11,7 @@ from makers import tree_sha256
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import mismatches
 from ffn_fusion.errors import BlueprintError, CheckpointError, FfnFusionError, OutputError, TrainingError
@@ -31,7 +31,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def child(parent: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    blueprint = apply(Blueprint.identity(parent.spec.parent("p")), [2, 3], [(1, 3)])
+    blueprint = Blueprint.identity(parent.spec.parent("p")).apply([2, 3], [(1, 3)])
     return build(parent, blueprint, tmp_path_factory.mktemp("child") / "c")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from makers import LLAMA3_ROPE, Blocks, llama_config, nas_config, write_model
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.portability.check import check, fix
 from ffn_fusion.portability.rules import ENGINES
@@ -25,7 +25,7 @@ def child(tmp_path: Path) -> Checkpoint:
     made = write_model(tmp_path / "parent", llama_config(num_hidden_layers=4, rope_scaling=LLAMA3_ROPE))
     (made.folder / "tokenizer.json").write_text("{}")
     parent = open_folder(made.folder)
-    blueprint = apply(Blueprint.identity(parent.spec.parent("p")), drop=[1, 2], runs=[(1, 2)])
+    blueprint = Blueprint.identity(parent.spec.parent("p")).apply(drop=[1, 2], runs=[(1, 2)])
     return open_folder(build(parent, blueprint, tmp_path / "child"))
 
 
@@ -99,7 +99,7 @@ def test_exact_widths(tmp_path: Path) -> None:
     made = write_model(tmp_path / "parent", llama_config(num_hidden_layers=3, intermediate_size=256))
     (made.folder / "tokenizer.json").write_text("{}")
     parent = open_folder(made.folder)
-    blueprint = apply(Blueprint.identity(parent.spec.parent("p")), drop=[1])
+    blueprint = Blueprint.identity(parent.spec.parent("p")).apply(drop=[1])
     child = open_folder(build(parent, blueprint, tmp_path / "child", width_multiple=1))
     assert broken(child) == {"sglang": {"ffn-mult"}, "trtllm": {"ffn-mult"}, "mlx": {"ffn-mult", "unknown-keys"}}
     notes = {row.engine: row.notes for row in check(child)}

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from makers import LLAMA3_ROPE, Blocks, llama_config, nas_config, write_model
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.errors import UsageError
 from ffn_fusion.families import ModelSpec, read_spec
+from ffn_fusion.families.child_spec import child_spec
 from ffn_fusion.portability.form import FORM_RULES
 from ffn_fusion.portability.rules import (
     ENGINES,
     blueprint_problems,
-    child_spec,
     parse_engines,
     problems,
     verdict,
@@ -118,10 +118,10 @@ def test_released_models() -> None:
 
 def test_a_blueprints_child_before_its_built(tmp_path: Path) -> None:
     parent = open_folder(write_model(tmp_path / "m", llama_config(num_hidden_layers=5)).folder)
-    blueprint = apply(Blueprint.identity(parent.spec.parent("p")), drop=[0, 1, 3], runs=[(0, 1), (2, 3)])
-    assert child_spec(blueprint, parent.spec) == Child(parent, blueprint).spec
+    blueprint = Blueprint.identity(parent.spec.parent("p")).apply(drop=[0, 1, 3], runs=[(0, 1), (2, 3)])
+    assert child_spec(parent.spec, blueprint, 256) == Child(parent, blueprint).spec
     assert [problem.block for problem in blueprint_problems(blueprint, parent.spec, "vllm")] == [0]
-    kept = apply(Blueprint.identity(parent.spec.parent("p")), drop=[1, 3], runs=[(0, 1), (2, 3)])
+    kept = Blueprint.identity(parent.spec.parent("p")).apply(drop=[1, 3], runs=[(0, 1), (2, 3)])
     assert not any(blueprint_problems(kept, parent.spec, engine) for engine in ENGINES)
 
 

@@ -14,7 +14,7 @@ from reference import Reference, Step
 from rounding import rounding
 from safetensors.torch import load_file, save_file
 
-from ffn_fusion.blueprint import Blueprint, apply, narrow_ffn
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import file_sha256
 from ffn_fusion.errors import BlueprintError
@@ -33,7 +33,7 @@ def made_parent(folder: Path, *, dtype: str = "F32", **changes: Any) -> Checkpoi
 
 
 def plan(parent: Checkpoint, norm: Any = "own") -> Blueprint:
-    return apply(Blueprint.identity(parent.spec.parent("p")), drop=[0, 2, 3], runs=[(1, 3)], norm=norm)
+    return Blueprint.identity(parent.spec.parent("p")).apply(drop=[0, 2, 3], runs=[(1, 3)], norm=norm)
 
 
 def against(parent: Checkpoint, **options: Any) -> Against:
@@ -74,7 +74,7 @@ def test_the_parallel_form_is_the_reference(norm: str, tmp_path: Path) -> None:
 
 def test_narrowed_and_odd_multiples(tmp_path: Path) -> None:
     parent = made_parent(tmp_path / "parent")
-    narrowed = narrow_ffn(plan(parent), 4, range(0, 40, 2))
+    narrowed = plan(parent).narrow(4, range(0, 40, 2))
     for multiple in (1, 20, 64, 512):
         child = build(parent, narrowed, tmp_path / f"child{multiple}", width_multiple=multiple)
         results = found(child, parent)
@@ -163,6 +163,6 @@ def test_another_parent(tmp_path: Path) -> None:
     wider = write_model(tmp_path / "wider", llama_config(num_hidden_layers=5, intermediate_size=64))
     with pytest.raises(BlueprintError, match="differ"):
         found(child, open_folder(wider.folder))
-    swapped = apply(Blueprint.identity(parent.spec.parent("p")), drop=[2, 3], runs=[(1, 3)])
+    swapped = Blueprint.identity(parent.spec.parent("p")).apply(drop=[2, 3], runs=[(1, 3)])
     swapped.save(child / "blueprint.json")
     assert failed(child, parent) == ["files", "blocks"]

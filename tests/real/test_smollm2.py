@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ffn_fusion.analysis.measure import analyze
 from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.blockwise import FusedRun, Stack, sweep
-from ffn_fusion.blueprint import Blueprint, apply, unfused
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data import TokenWindows, load_tokenizer, make_windows
 from ffn_fusion.evaluation.evaluate import evaluate
@@ -33,7 +33,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture(scope="module")
 def child(parent: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """Attentions 5-8 dropped, FFNs 5-7 fused, the last one left out."""
-    blueprint = apply(Blueprint.identity(parent.spec.parent(parent.name)), range(5, 9), [(5, 7)])
+    blueprint = Blueprint.identity(parent.spec.parent(parent.name)).apply(range(5, 9), [(5, 7)])
     return open_folder(build(parent, blueprint, tmp_path_factory.mktemp("out") / "child"))
 
 
@@ -52,7 +52,7 @@ def test_fused_is_the_parallel_form(parent: Checkpoint, child: Checkpoint) -> No
 def test_known_damage(parent: Checkpoint, child: Checkpoint) -> None:
     windows = make_windows(load_tokenizer(parent.folder), HELD_OUT / "speech.txt", 512, 2048)
     blueprint = Blueprint.load(child.folder / "blueprint.json")
-    models = {"parent": parent, "pruned": Child(parent, unfused(blueprint)), "fused": child}
+    models = {"parent": parent, "pruned": Child(parent, blueprint.unfused()), "fused": child}
     scores = evaluate(models, [windows])[0].scores
     assert 18 < scores["parent"].perplexity < 28
     assert 1.05 < scores["pruned"].perplexity / scores["parent"].perplexity < 1.2

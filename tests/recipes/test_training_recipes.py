@@ -20,7 +20,7 @@ from tiny import tiny_text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from vocabularies import SIZES, write_tokenizer
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import mismatches, read_manifest
 from ffn_fusion.distillation.checks import check_pair
@@ -49,7 +49,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def child(parent: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    blueprint = apply(Blueprint.identity(parent.spec.parent("p")), [2, 3], [(1, 3)])
+    blueprint = Blueprint.identity(parent.spec.parent("p")).apply([2, 3], [(1, 3)])
     return build(parent, blueprint, tmp_path_factory.mktemp("child") / "c")
 
 

@@ -20,7 +20,7 @@ from reference import Reference, Step
 from tiny import tiny_model, tiny_text
 
 from ffn_fusion.blockwise import FileStates, Room, Stack, final_states
-from ffn_fusion.blueprint import Blueprint, apply, unfused
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import mismatches
 from ffn_fusion.data import TokenWindows
@@ -54,7 +54,7 @@ def parent(made: Made) -> Checkpoint:
 @pytest.fixture(scope="module")
 def blueprint(parent: Checkpoint) -> Blueprint:
     """Attentions 2-4 dropped, FFNs 2-3 fused, 4 left alone; 5 and 6 are untouched."""
-    return apply(Blueprint.identity(parent.spec.parent("p")), [2, 3, 4], [(2, 3)])
+    return Blueprint.identity(parent.spec.parent("p")).apply([2, 3, 4], [(2, 3)])
 
 
 def texts(made: Made, windows: int = 40, tokens: int = 16, seed: int = 0) -> list[TokenWindows]:
@@ -75,7 +75,7 @@ def test_places(blueprint: Blueprint) -> None:
 
 def test_a_run_whose_first_block_keeps_its_attention(parent: Checkpoint) -> None:
     """That attention is a place as well; its state is to be the parent's behind the same attention."""
-    kept = apply(Blueprint.identity(parent.spec.parent("p")), [3, 4], [(2, 4)])
+    kept = Blueprint.identity(parent.spec.parent("p")).apply([3, 4], [(2, 4)])
     found = places(kept, attention=True)
     assert [(p.block, p.parent_last, p.part) for p in found] == [(2, 2, "attention"), (2, 4, "ffn")]
     steps = make_program(kept, found, range(L)).steps
@@ -131,7 +131,7 @@ def test_a_place_is_lstsq(
     lam = 0.03
     ids = random_ids(made.config, 150, 16)
     settings = RepairSettings(horizon=0, lambdas=(lam,), weighting="none", solver=solver)
-    teacher = parent if target == "parent" else Child(parent, unfused(blueprint), 1)
+    teacher = parent if target == "parent" else Child(parent, blueprint.unfused(), 1)
     found = found_by(teacher, Child(parent, blueprint, 1), ids, 120, settings, tmp_path)[0]
     want = Reference(made.config, made.tensors)
     x = want.states(ids, [Step(0, (0,)), Step(1, (1,))])
@@ -157,7 +157,7 @@ def test_an_attention_with_biases_is_lstsq(tmp_path: Path) -> None:
         tmp_path / "m", llama_config(num_hidden_layers=4, attention_bias=True, mlp_bias=True), dtype="F64"
     )
     parent = open_folder(made.folder)
-    blueprint = apply(Blueprint.identity(parent.spec.parent("p")), [1])
+    blueprint = Blueprint.identity(parent.spec.parent("p")).apply([1])
     ids = random_ids(made.config, 150, 16)
     settings = RepairSettings(horizon=1, lambdas=(0.03,), weighting="none", attention=True)
     found = found_by(parent, Child(parent, blueprint, 1), ids, 120, settings, tmp_path)
@@ -344,7 +344,7 @@ def test_the_dual_finds_what_the_primal_does(biases: bool, blueprint: Blueprint,
     primal, dual = (
         repair_child(
             parent,
-            apply(Blueprint.identity(parent.spec.parent("p")), [2, 3, 4], [(2, 3)]),
+            parent.blueprint().apply([2, 3, 4], [(2, 3)]),
             texts(made),
             tmp_path / solver,
             settings=RepairSettings(solver=solver, horizon=2),
@@ -413,10 +413,10 @@ def test_weights_are_rounded_where_they_are_used(made: Made, parent: Checkpoint,
     block = Stack(Child(parent, blueprint, 1)).block(2)
     change = torch.randn(32, 96, generator=torch.Generator().manual_seed(0))
     before = block.projection("ffn").weight.clone()
-    got = take_change(places(blueprint)[0], block, Fit(ridge=0.1, change_DF=change), torch.bfloat16)
+    got = take_change(places(blueprint)[0], block, Fit(ridge=0.1, change_DF=change), lambda name: torch.bfloat16)
     assert torch.equal(got["model.layers.2.mlp.down_proj.weight"], (before + change).bfloat16())
     assert torch.equal(block.projection("ffn").weight, (before + change).bfloat16().float())
-    assert take_change(places(blueprint)[0], block, Fit(reason="singular"), torch.bfloat16) == {}
+    assert take_change(places(blueprint)[0], block, Fit(reason="singular"), lambda name: torch.bfloat16) == {}
 
 
 def test_a_full_disk_is_said_and_the_repair_goes_on_later(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from makers import block_spec
 
 from ffn_fusion.analysis.evidence import (
     PARTS,
@@ -22,7 +23,7 @@ from ffn_fusion.analysis.evidence import (
     Removal,
     ReverseOrder,
 )
-from ffn_fusion.blueprint import Blueprint, Parent, ParentBlock, apply
+from ffn_fusion.blueprint import Blueprint, Parent
 from ffn_fusion.blueprint.ranges import format_blocks, parse_runs
 from ffn_fusion.evaluation.quality import Control, Quality, Score, TextScores
 from ffn_fusion.latency.timing import Latency, Phase, Timing
@@ -64,7 +65,7 @@ class MadeUp:
 
 
 def parent(blocks: int, width: int = 1536, name: str = "maker/small-model") -> Parent:
-    block = ParentBlock(attention="attention", ffn="gated", ffn_width=width)
+    block = block_spec(attention="attention", ffn="gated", ffn_width=width)
     return Parent(name=name, revision="0123456789abcdef", blocks=(block,) * blocks)
 
 
@@ -72,7 +73,7 @@ def nemotron_49b() -> Parent:
     """The block pattern of a released model: 80 blocks, 49 of them with an attention, FFNs of many widths."""
     pattern = json.loads(_PATTERNS.read_text())["Llama-3_3-Nemotron-Super-49B-v1"]["blocks"]
     blocks = tuple(
-        ParentBlock(
+        block_spec(
             attention=None if group == "none" else "attention",
             ffn="gated" if width else None,
             ffn_width=width,
@@ -83,7 +84,7 @@ def nemotron_49b() -> Parent:
 
 
 def make(of: Parent, drop: Iterable[int], runs: Iterable[tuple[int, int]], max_width: int | None = None) -> MadeUp:
-    blueprint = apply(Blueprint.identity(of), drop, list(runs), max_width=max_width)
+    blueprint = Blueprint.identity(of).apply(drop, list(runs), max_width=max_width)
     random = np.random.default_rng(7)
     return MadeUp(blueprint, _evidence(of, blueprint, random), _quality(), _latency())
 

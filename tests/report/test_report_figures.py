@@ -13,10 +13,10 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import numpy as np
 import pytest
-from makers import llama_config
+from makers import block_spec, llama_config
 
 from ffn_fusion.analysis.evidence import Geometry
-from ffn_fusion.blueprint import Blueprint, Parent, ParentBlock
+from ffn_fusion.blueprint import Blueprint, Parent
 from ffn_fusion.families import read_spec
 from ffn_fusion.latency.hardware import Prediction, predict
 from ffn_fusion.latency.machines import find_machine
@@ -113,8 +113,8 @@ def test_blocks_diagram_stays_inside_and_labels_do_not_overlap(fixture: str, req
 
 
 def test_blocks_diagram_of_odd_parents() -> None:
-    linear = ParentBlock(attention="linear", ffn="linear", ffn_width=0)
-    empty = ParentBlock(attention=None, ffn=None, ffn_width=0)
+    linear = block_spec(attention="linear", ffn="linear", ffn_width=0)
+    empty = block_spec(attention=None, ffn=None, ffn_width=0)
     for blocks in ((linear, empty, linear), (empty,), (linear,)):
         svg = figures.blocks_diagram(Blueprint.identity(Parent(name="odd", blocks=blocks)))
         ElementTree.fromstring(svg)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from ffn_fusion.blueprint import Blueprint, narrow_ffn
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
 from ffn_fusion.report.blocks_figure import blocks_diagram
 from ffn_fusion.report.diagram import block_diagram
@@ -210,7 +210,7 @@ def test_names_of_others_are_text_and_nothing_else(small: Any) -> None:
 def test_narrowed_ffns_are_shown(small: Any) -> None:
     start = Blueprint.identity(small.blueprint.parent)
     width = start.width(start.blocks[1])
-    blueprint = narrow_ffn(start, 1, range(width // 2))
+    blueprint = start.narrow(1, range(width // 2))
     text = plain(plan_grid(blueprint), 120)
     assert line_with(text, "1 ").split()[2:4] == ["kept", "narrowed"]
     assert f"{width // 2:,} of {width:,}" in text

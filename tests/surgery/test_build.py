@@ -11,7 +11,7 @@ import torch
 from makers import Blocks, Made, llama_config, nas_config, tree_sha256, write_model
 from safetensors.torch import load_file
 
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import mismatches, read_manifest
 from ffn_fusion.errors import BlueprintError, CheckpointError, OutputError
@@ -31,7 +31,7 @@ def made(tmp_path: Path) -> Made:
 
 
 def plan(parent: Checkpoint) -> Blueprint:
-    return apply(Blueprint.identity(parent.spec.parent("p")), drop=[2, 3], runs=[(1, 3)])
+    return Blueprint.identity(parent.spec.parent("p")).apply(drop=[2, 3], runs=[(1, 3)])
 
 
 def test_the_child_on_disk_is_the_child_in_memory(made: Made, tmp_path: Path) -> None:
@@ -97,9 +97,9 @@ def test_a_child_can_be_a_parent(made: Made, tmp_path: Path) -> None:
     """Drop and fuse in two builds give what one build gives, but for the folding's rounding."""
     parent = open_folder(made.folder)
     once = open_folder(build(parent, plan(parent), tmp_path / "once"))
-    dropped = apply(Blueprint.identity(parent.spec.parent("p")), drop=[2, 3])
+    dropped = Blueprint.identity(parent.spec.parent("p")).apply(drop=[2, 3])
     middle = open_folder(build(parent, dropped, tmp_path / "middle"))
-    again = apply(Blueprint.identity(middle.spec.parent("m")), runs=[(1, 3)])
+    again = Blueprint.identity(middle.spec.parent("m")).apply(runs=[(1, 3)])
     twice = open_folder(build(middle, again, tmp_path / "twice"))
     total = sum(math.prod(twice.tensors[name].shape) - math.prod(once.tensors[name].shape) for name in once.tensors)
     assert total > 0  # each of the three was padded on its own
@@ -155,7 +155,7 @@ def test_a_blueprint_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
     blocks: Blocks = [(2, None), (4, None)]
     parent = open_folder(write_model(tmp_path / "m", nas_config(blocks), blocks).folder)
     with pytest.raises(BlueprintError, match="no block at all"):
-        build(parent, apply(Blueprint.identity(parent.spec.parent("p")), drop=[0, 1]), tmp_path / "child")
+        build(parent, Blueprint.identity(parent.spec.parent("p")).apply(drop=[0, 1]), tmp_path / "child")
 
 
 @pytest.mark.parametrize("place", ["parent", "parent/child", ".", "there"])

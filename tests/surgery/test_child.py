@@ -14,7 +14,7 @@ from makers import Blocks, Made, llama_config, nas_config, random_ids, write_mod
 from reference import Reference, Step, identity_steps
 from torch import Tensor
 
-from ffn_fusion.blueprint import Blueprint, FusionNorm, apply, drop_attention
+from ffn_fusion.blueprint import Blueprint, FusionNorm
 from ffn_fusion.blueprint.ranges import format_runs
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.surgery.build import build
@@ -40,8 +40,7 @@ def tensors_of(child: Child) -> dict[str, Tensor]:
 
 
 def fused(parent: Checkpoint, first: int, last: int, norm: FusionNorm = "own", **options: Any) -> Child:
-    blueprint = apply(
-        Blueprint.identity(parent.spec.parent("p")),
+    blueprint = Blueprint.identity(parent.spec.parent("p")).apply(
         drop=range(first, last + 1),
         runs=[(first, last)],
         norm=norm,
@@ -105,8 +104,7 @@ def test_a_fused_run_is_the_parallel_form(
         made = write_model(Path(folder), config, blocks, dtype=dtype)
         keeps = data.draw(st.booleans())
         parent = open_folder(made.folder)
-        blueprint = apply(
-            Blueprint.identity(parent.spec.parent("p")),
+        blueprint = Blueprint.identity(parent.spec.parent("p")).apply(
             drop=range(first + keeps, last + 1),
             runs=[(first, last)],
             norm=norm,
@@ -185,7 +183,7 @@ def test_the_empty_blueprint_reproduces_every_bit(blocks: Blocks, dtype: str, mu
         }
         assert set(child.tensors) == set(renamed)
         for name, tensor in renamed.items():
-            assert child.tensors[name].join == "copy"
+            assert child.tensors[name].join.copied
             assert child.read(name).dtype == tensor.dtype
             assert torch.equal(child.read(name), tensor)
 
@@ -193,7 +191,7 @@ def test_the_empty_blueprint_reproduces_every_bit(blocks: Blocks, dtype: str, mu
 def test_a_dropped_attention_is_a_zeroed_one(tmp_path: Path) -> None:
     made = write_model(tmp_path, llama_config(), dtype="F64")
     parent = open_folder(tmp_path)
-    child = Child(parent, drop_attention(Blueprint.identity(parent.spec.parent("p")), [0, 2]), width_multiple=1)
+    child = Child(parent, Blueprint.identity(parent.spec.parent("p")).drop_attention([0, 2]), width_multiple=1)
     assert not [name for name in child.tensors if ".layers.0.self_attn" in name or ".layers.2.input_lay" in name]
     zeroed = made.tensors | {
         f"model.layers.{i}.self_attn.o_proj.weight": torch.zeros(32, 32, dtype=torch.float64) for i in (0, 2)

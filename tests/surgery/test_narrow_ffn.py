@@ -14,7 +14,7 @@ from reference import Reference, identity_steps
 from torch import Tensor
 from torch.nn.functional import silu
 
-from ffn_fusion.blueprint import Blueprint, apply, narrow_ffn
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.latency.load import realise
 from ffn_fusion.surgery.build import build, build_id
@@ -84,7 +84,7 @@ def zeroed(made: Made, blueprint: Blueprint) -> dict[str, Tensor]:
 def narrowed(parent: Checkpoint, channels: dict[int, list[int]]) -> Blueprint:
     blueprint = Blueprint.identity(parent.spec.parent("p"))
     for block, kept in channels.items():
-        blueprint = narrow_ffn(blueprint, block, kept)
+        blueprint = blueprint.narrow(block, kept)
     return blueprint
 
 
@@ -148,7 +148,7 @@ def test_rows_in_between_arent_read(made: Made, parent: Checkpoint, monkeypatch:
 
 
 def test_the_child_on_disk_is_the_child_in_memory(made: Made, parent: Checkpoint, tmp_path: Path) -> None:
-    blueprint = apply(narrowed(parent, SPREAD), drop=[2, 3], runs=[(2, 3)])
+    blueprint = narrowed(parent, SPREAD).apply(drop=[2, 3], runs=[(2, 3)])
     child = Child(parent, blueprint)
     built = open_folder(build(parent, blueprint, tmp_path / "child"))
     assert built.spec.blocks == child.spec.blocks

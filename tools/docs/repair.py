@@ -60,7 +60,7 @@ def _widest(machine: str, spec: ModelSpec, first: int, last: int) -> tuple[Repai
     import torch
 
     from ffn_fusion.blockwise import Pace, Room
-    from ffn_fusion.blueprint import Blueprint, apply
+    from ffn_fusion.blueprint import Blueprint
     from ffn_fusion.errors import UsageError
     from ffn_fusion.families.child_spec import child_spec
     from ffn_fusion.repair.places import places
@@ -72,8 +72,8 @@ def _widest(machine: str, spec: ModelSpec, first: int, last: int) -> tuple[Repai
     room = Room(used=_GIB // 2, free=memory, cache=memory, disk=4 << 40)
     width = spec.blocks[0].ffn.width if spec.blocks[0].ffn else 0
     for together, dtype in product((last - first, 4, 3, 2), (torch.float32, torch.bfloat16)):
-        blueprint = apply(
-            Blueprint.identity(spec.parent("")), range(first, last + 1), [(first, last - 1)], max_width=together * width
+        blueprint = Blueprint.identity(spec.parent("")).apply(
+            range(first, last + 1), [(first, last - 1)], max_width=together * width
         )
         program = make_program(blueprint, places(blueprint, 6, attention=True), range(len(spec.blocks)))
         with suppress(UsageError):

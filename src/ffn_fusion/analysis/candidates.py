@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from ffn_fusion.analysis.evidence import Removal
 from ffn_fusion.analysis.observe import removed
 from ffn_fusion.blockwise import Edit, FusedRun
-from ffn_fusion.families import ModelSpec
+from ffn_fusion.families import ModelSpec, family_of
 from ffn_fusion.repair.candidate import RepairedRun, Workbench
 
 
@@ -31,6 +31,8 @@ def candidate_runs(spec: ModelSpec, allowed: Iterable[int], max_run: int, leave_
     Args:
         leave_last: only runs whose last FFN stays alone; otherwise those that fuse it, too.
     """
+    if family_of(spec).can("fuse") or family_of(spec).can("drop attention"):
+        return []
     allowed = set(allowed) | {i for i, block in enumerate(spec.blocks) if block.attention is None}
     found = []
     for first in range(len(spec.blocks)):

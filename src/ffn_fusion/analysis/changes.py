@@ -109,19 +109,15 @@ def change_of(block: Block) -> str:
     first, last = block.parent_blocks
     gone = sorted({*range(first, last + 1)} - set(block.attention.sources))
     words = [f"attention {_numbers(gone)} dropped"] if gone else []
-    if block.ffn.kind == "fused":
-        words.append(f"FFN {_numbers(block.ffn.sources)} fused")
-    elif block.ffn.kind == "narrowed":
-        words.append(f"FFN {block.ffn.source} narrowed to {len(block.ffn.channels):,}")
-    elif block.ffn.kind == "none":
-        words.append("FFN dropped")
-    return ", ".join(words)
+    if block.attention.present:
+        words.append(block.attention.words("attention"))
+    words.append(block.ffn.words("ffn"))
+    return ", ".join(filter(None, words))
 
 
 def _is_changed(block: Block) -> bool:
     first, last = block.parent_blocks
-    own = (first,)
-    return first != last or block.attention.sources != own or block.ffn.sources != own or block.ffn.kind == "narrowed"
+    return first != last or block.attention.changes or block.ffn.changes
 
 
 def _numbers(blocks: Sequence[int]) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ffn_fusion.analysis.widths import narrower
 from ffn_fusion.blockwise import MemoryStates, Stack
 from ffn_fusion.blockwise.stack import Block, ReadAhead
-from ffn_fusion.blueprint import Blueprint, narrow_ffn
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.errors import BlueprintError, DataError, UsageError
@@ -96,9 +96,10 @@ def narrow_ffns(
         raise UsageError(f"FFNs can't be narrowed to {share:g} of their width", "give a share above 0, at most 1")
     result = blueprint
     for block in blueprint.blocks:
-        if block.ffn.kind != "kept" or blueprint.parent.blocks[block.ffn.source].ffn != "gated":
+        width = blueprint.width(block)
+        if block.ffn.changes or not width:
             continue
-        source, width = block.ffn.source, blueprint.width(block)
+        (source,) = block.ffn.sources
         contribution = contributions.get(source)
         if contribution is None or contribution.shape != (width,):
             raise BlueprintError(
@@ -106,7 +107,7 @@ def narrow_ffns(
                 f"measure them on {blueprint.parent.name}",
             )
         most = largest_first(contribution)[: narrower(width, share, multiple)]
-        result = narrow_ffn(result, source, most.tolist())
+        result = result.narrow(source, most.tolist())
     return result
 
 

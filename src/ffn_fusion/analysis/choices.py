@@ -13,7 +13,7 @@ import numpy as np
 
 from ffn_fusion.analysis.evidence import Damage, Evidence, MeasuredRun
 from ffn_fusion.analysis.widths import narrower
-from ffn_fusion.blueprint import Block, Blueprint, FusedFfn, FusionNorm, NarrowedFfn, NoSubBlock, split_run
+from ffn_fusion.blueprint import Block, Blueprint, FusedFfn, FusionNorm, NarrowedFfn, NoSubBlock
 from ffn_fusion.blueprint.choices import Choice, ChoiceTable, Price, count_steps
 from ffn_fusion.errors import BlueprintError
 
@@ -114,7 +114,7 @@ def _attentions(table: ChoiceTable, identity: Blueprint, evidence: Evidence, rep
 def _run_blocks(identity: Blueprint, run: MeasuredRun, norm: FusionNorm, max_width: int | None) -> Iterator[Block]:
     """The child's blocks in place of a measured run."""
     head = identity.blocks[run.first].attention if run.keeps_attention else NoSubBlock()
-    parts = split_run(identity, run.first, run.fused_last, max_width)
+    parts = identity.split(run.first, run.fused_last, max_width)
     for first, last in (*parts, *((i, i) for i in range(run.fused_last + 1, run.last + 1))):
         sources = tuple(source for i in range(first, last + 1) for source in identity.blocks[i].ffn.sources)
         ffn = FusedFfn(sources=sources, norm=norm) if len(sources) > 1 else identity.blocks[first].ffn

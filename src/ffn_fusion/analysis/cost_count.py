@@ -10,9 +10,9 @@ parallelism show on a 405B model; a small model spends more). A count, not a mea
 
 from __future__ import annotations
 
-from ffn_fusion.blueprint import Block, Blueprint, Parent
+from ffn_fusion.blueprint import PARTS, AttentionSpec, Block, Blueprint, Parent, Part, SubBlock
 from ffn_fusion.blueprint.choices import Costs, Price, count_steps
-from ffn_fusion.families import FfnSpec, ModelSpec
+from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.layout import head_parameters, sub_block_parameters
 
 STEP_SHARE = 0.35
@@ -27,12 +27,9 @@ def price_of(spec: ModelSpec, element_size: int = _BITS_16) -> Price:
     """
 
     def price(parent: Parent, block: Block) -> Costs:
-        attentions = [spec.blocks[source].attention for source in block.attention.sources]
-        ffns = [spec.blocks[source].ffn for source in block.ffn.sources]
-        if block.ffn.kind == "narrowed":
-            ffns = [FfnSpec("gated", len(block.ffn.channels))]
-        parameters = sum(sub_block_parameters(spec, part) for part in (*attentions, *ffns))
-        kv_heads = sum(part.kv_heads for part in attentions if part)
+        made = [sub_block for part in PARTS for sub_block in _made(spec, block, part)]
+        parameters = sum(sub_block_parameters(spec, sub_block) for sub_block in made)
+        kv_heads = sum(sub_block.kv_heads for sub_block in made if isinstance(sub_block, AttentionSpec))
         return Costs(
             steps=count_steps(parent, block).steps,
             parameters=parameters,  # the sources of a fused FFN count with a norm each
@@ -41,6 +38,14 @@ def price_of(spec: ModelSpec, element_size: int = _BITS_16) -> Price:
         )
 
     return price
+
+
+def _made(spec: ModelSpec, block: Block, part: Part) -> list[SubBlock]:
+    """What is read for a child's attention or FFN; what is merged counts as its sources."""
+    kind = block.part(part)
+    had = [sub_block for source in kind.sources if (sub_block := spec.blocks[source].part(part))]
+    made = kind.sizes(had) if len(had) == 1 else None
+    return [made] if made else had
 
 
 def costs_of(spec: ModelSpec, blueprint: Blueprint) -> Costs:

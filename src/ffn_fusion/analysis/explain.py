@@ -113,7 +113,7 @@ def explain(
         counterfactuals=tuple(
             _counterfactual(allowed, size, block, decision, own)
             for decision in decisions
-            if decision.part in _INSTEAD[decision.fate]
+            if decision.part in _INSTEAD.get(decision.fate, {})
         ),
     )
 
@@ -160,9 +160,7 @@ def _fate(blueprint: Blueprint, part: SubBlock, block: int) -> Fate:
     child = next((b for b in blueprint.blocks if block in getattr(b, part).sources), None)
     if child is None:
         return "dropped"
-    if part == "ffn" and child.ffn.kind in ("fused", "narrowed"):
-        return child.ffn.kind
-    return "kept"
+    return child.part(part).fate
 
 
 def _neighbour(

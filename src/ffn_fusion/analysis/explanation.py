@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from ffn_fusion.analysis.evidence import Geometry, Part
 
 SubBlock = Literal["attention", "ffn"]
-Fate = Literal["kept", "dropped", "fused", "narrowed", "none in the parent"]
+Fate = str
+"""What became of a parent's sub-block: the ``fate`` of its kind, ``dropped`` or ``none in the parent``."""
 Instead = Literal["kept", "dropped", "unfused", "fused"]
 ChosenBy = Literal["programme", "person", "unknown"]
 

@@ -56,7 +56,7 @@ from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.compute import compute_dtype
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.errors import UsageError
-from ffn_fusion.families import ModelSpec
+from ffn_fusion.families import ModelSpec, require
 from ffn_fusion.processes import Progress, current, silent, together
 from ffn_fusion.repair.candidate import Workbench
 from ffn_fusion.surgery.build import build_id, child_bytes, files_state
@@ -102,6 +102,7 @@ def analyze(
     Raises:
         UsageError: too little memory. OutputError: too little disk.
     """
+    require(model.spec, "analyse")
     analysis = _Analysis(model, texts, settings, device, memory, workspace)
     return analysis.carry_out(seed, on_plan, progress)
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ffn_fusion.blockwise import Edit, FusedRun, ReplaceBlocks, Stack, TensorSource
-from ffn_fusion.families import BlockSpec, ModelSpec
-from ffn_fusion.families.layout import attention_tensors, block_prefix
+from ffn_fusion.families import BlockSpec, ModelSpec, names_of
+from ffn_fusion.families.layout import block_tensors
 
 FORMS = ("in order", "reversed", "fused")
 
@@ -38,15 +38,12 @@ class FfnsOf:
 
     @cached_property
     def _origins(self) -> dict[str, str]:
-        found = {}
-        for i, k in enumerate(self.order):
-            part = self.source.spec.blocks[k].attention
-            skipped = {name for name, _ in attention_tensors(self.source.spec, part)} if part else set()
-            for name in self.source.tensors:
-                inner = name.removeprefix(block_prefix(k))
-                if inner != name and inner not in skipped:
-                    found[block_prefix(i) + inner] = name
-        return found
+        names = names_of(self.spec)
+        return {
+            names.of(i, tensor.key): names.of(k, tensor.key)
+            for i, k in enumerate(self.order)
+            for _, tensor in block_tensors(self.spec, i)
+        }
 
 
 def reverse_order_edits(

@@ -17,7 +17,7 @@ from ffn_fusion.analysis.greedy import greedy
 from ffn_fusion.analysis.loadable import Allows, anything
 from ffn_fusion.analysis.programme import made_of, size_of
 from ffn_fusion.analysis.settings import PlanSettings
-from ffn_fusion.blueprint import Blueprint, apply, split_run
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.blueprint.choices import Runs, Size
 
 
@@ -121,7 +121,7 @@ def _control(
     """The child, if the rule found one of the size: it may not, where not every attention was scored."""
     if not runs or len(dropped) != size.attentions:
         return None
-    return ControlPlan(name, meaning, apply(Blueprint.identity(evidence.parent), dropped, runs, norm=budget.norm))
+    return ControlPlan(name, meaning, Blueprint.identity(evidence.parent).apply(dropped, runs, norm=budget.norm))
 
 
 def _greedy_rule(evidence: Evidence, size: Size, budget: PlanSettings, allows: Allows) -> ControlPlan | None:
@@ -148,7 +148,10 @@ def _runs(
     As the paper fuses, with the last FFN left out, if that is enough; else with it, else headed by the block before.
     """
     identity = Blueprint.identity(evidence.parent)
-    fusible = [b.ffn == "gated" and (max_width is None or b.ffn_width <= max_width) for b in evidence.parent.blocks]
+    fusible = [
+        b.ffn is not None and b.ffn.kind == "gated" and (max_width is None or b.ffn_width <= max_width)
+        for b in evidence.parent.blocks
+    ]
     free = _free_runs(evidence, set(dropped), fusible)
     if by_dependency:
         free.sort(key=lambda run: _dependency(evidence, run))
@@ -157,7 +160,7 @@ def _runs(
         missing = steps
         for first, end in free:
             begin = first + head if first + head >= 0 and fusible[first + head] else first
-            for part_first, part_last in split_run(identity, begin, end + last, max_width):
+            for part_first, part_last in identity.split(begin, end + last, max_width):
                 take = min(part_last - part_first, missing)
                 if take > 0:
                     runs.append((part_first, part_first + take))

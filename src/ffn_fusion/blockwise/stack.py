@@ -1,6 +1,6 @@
 """A model as a stack of blocks, loaded when they're needed. Shapes: N windows, T tokens, D hidden, V vocabulary.
 
-The blocks are the very modules a child is served with (``modeling``), filled from a checkpoint on disk or from a child
+The blocks are the modules that the family names (``Family.modules``), filled from a checkpoint on disk or from a child
 that exists only as a blueprint; so what's measured here is what transformers will compute.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from math import prod
 from typing import Any, Literal, Protocol
 
@@ -17,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ffn_fusion.blockwise.memory import free_memory
-from ffn_fusion.families import ModelSpec
-from ffn_fusion.families.layout import EMBEDDING, FINAL_NORM, LM_HEAD, block_prefix
+from ffn_fusion.blueprint import Part
+from ffn_fusion.families import ModelSpec, family_of, names_of
+from ffn_fusion.families.layout import block_tensors, output_names
 from ffn_fusion.processes import neighbours
-from ffn_fusion.surgery.child_config import child_config
 
 _RESIDENT_SHARE = 0.4  # of the memory that's free: below it, weights stay loaded between uses
 
@@ -54,14 +55,12 @@ class Stack:
         device: str | torch.device = "cpu",
         resident: bool | None = None,
     ) -> None:
-        from ffn_fusion.modeling.configuration_decilm import DeciLMConfig
-
         self.source = source
         self.spec = source.spec
         self.dtype = dtype
         self.device = torch.device(device)
-        self.config = DeciLMConfig(**child_config(self.spec, width_multiple=1))
-        self.config._attn_implementation = "sdpa"
+        self.modules: Any = import_module(family_of(self.spec).modules)
+        self.config = self.modules.make_config(self.spec)
         self.resident = self._fits() if resident is None else resident
         self._loaded: dict[int, Block] = {}
 
@@ -123,25 +122,19 @@ class Stack:
 
     @cached_property
     def _embedding(self) -> Tensor:
-        return self.load(EMBEDDING)
+        return self.load(names_of(self.spec).embedding)
 
     @cached_property
     def _head(self) -> Tensor:
-        return self._embedding if self.spec.tied else self.load(LM_HEAD)
+        return self._embedding if self.spec.tied else self.load(names_of(self.spec).head)
 
     @cached_property
     def _final_norm(self) -> Any:
-        from transformers.models.llama.modeling_llama import LlamaRMSNorm
-
-        norm = LlamaRMSNorm(self.spec.hidden_size, eps=self.spec.norm_eps)
-        norm.weight = nn.Parameter(self.load(FINAL_NORM), requires_grad=False)
-        return norm
+        return self.modules.make_norm(self.spec, self.load(names_of(self.spec).final_norm))
 
     @cached_property
     def _rotary(self) -> Any:
-        from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-        return LlamaRotaryEmbedding(self.config).to(self.device)
+        return self.modules.make_rotary(self.config, self.device)
 
     def _fits(self) -> bool:
         needed = parameters(self.source) * self.dtype.itemsize
@@ -169,25 +162,12 @@ class Block:
     """One block's contributions; a sub-block that isn't there contributes zero."""
 
     def __init__(self, stack: Stack, i: int) -> None:
-        from ffn_fusion.modeling.modeling_decilm import DeciLMDecoderLayer
-
-        with torch.device("meta"):
-            layer = DeciLMDecoderLayer(stack.config, i, cache_layer=0)
-        prefix = block_prefix(i)
-        weights = {
-            name.removeprefix(prefix): stack.load(name) for name in stack.source.tensors if name.startswith(prefix)
-        }
-        layer.load_state_dict(weights, assign=True)
-        self._layer = layer.eval().requires_grad_(False)
-        self._positions = stack.positions
-
-    @property
-    def has_attention(self) -> bool:
-        return self._layer.self_attn is not None
-
-    @property
-    def has_ffn(self) -> bool:
-        return self._layer.mlp is not None
+        names = names_of(stack.spec)
+        weights = {tensor.key: stack.load(names.of(i, tensor.key)) for _, tensor in block_tensors(stack.spec, i)}
+        self._module = stack.modules.BlockModule(stack.spec, stack.config, i, weights, stack.positions)
+        self._spec, self._number = stack.spec, i
+        self.has_attention = stack.spec.blocks[i].attention is not None
+        self.has_ffn = stack.spec.blocks[i].ffn is not None
 
     def contributions(self, x: Tensor) -> Contributions:
         """What the block adds to x: [N, T, D] -> twice [N, T, D]."""
@@ -196,24 +176,15 @@ class Block:
 
     def attention(self, x: Tensor) -> Tensor:
         """Attn(n1(x)), causal: [N, T, D] -> [N, T, D]."""
-        if self._layer.self_attn is None:
-            return torch.zeros_like(x)
-        out, _ = self._layer.self_attn(
-            hidden_states=self._layer.input_layernorm(x),
-            position_embeddings=self._positions(x.shape[1]),
-            attention_mask=None,
-        )
-        result: Tensor = out
+        result: Tensor = self._module.attention(x) if self.has_attention else torch.zeros_like(x)
         return result
 
     def ffn(self, x: Tensor) -> Tensor:
         """FFN(n2(x)): [N, T, D] -> [N, T, D]."""
-        if self._layer.mlp is None:
-            return torch.zeros_like(x)
-        result: Tensor = self._layer.mlp(self._layer.post_attention_layernorm(x))
+        result: Tensor = self._module.ffn(x) if self.has_ffn else torch.zeros_like(x)
         return result
 
-    def inner_and_outer(self, part: Literal["attention", "ffn"], x: Tensor) -> tuple[Tensor, Tensor]:
+    def inner_and_outer(self, part: Part, x: Tensor) -> tuple[Tensor, Tensor]:
         """What a sub-block's output projection reads, and what it gives: [N, T, D] -> [N, T, F], [N, T, D].
 
         F is the FFN's width, or the attention's heads times their size.
@@ -226,26 +197,25 @@ class Block:
             hook.remove()
         return caught[0], outer
 
-    def inner(self, part: Literal["attention", "ffn"], x: Tensor, channels: slice) -> Tensor:
+    def inner(self, part: Part, x: Tensor, channels: slice) -> Tensor:
         """Return some channels of what a sub-block's output projection reads: [N, T, D] -> [N, T, C].
 
         Of a gated FFN, only these are computed.
         """
         if part == "attention":
             return self.inner_and_outer(part, x)[0][..., channels]
-        mlp, normed = self._layer.mlp, self._layer.post_attention_layernorm(x)
-        gated, raised = (
-            nn.functional.linear(normed, layer.weight[channels], None if layer.bias is None else layer.bias[channels])
-            for layer in (mlp.gate_proj, mlp.up_proj)
-        )
-        found: Tensor = mlp.act_fn(gated) * raised
+        found: Tensor = self._module.ffn_channels(x, channels)
         return found
 
-    def projection(self, part: Literal["attention", "ffn"]) -> nn.Linear:
+    def projection(self, part: Part) -> nn.Linear:
         """The output projection itself: weight [D, F], and a bias [D] where the model has one."""
-        found = self._layer.self_attn.o_proj if part == "attention" else self._layer.mlp.down_proj
+        found = self._module.projection(part)
         assert isinstance(found, nn.Linear)
         return found
+
+    def output_names(self, part: Part) -> dict[Literal["weight", "bias"], str]:
+        """What the tensors of :meth:`projection` are called in the model."""
+        return output_names(self._spec, self._number, part)
 
 
 class ReadAhead:

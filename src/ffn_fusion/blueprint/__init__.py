@@ -1,32 +1,35 @@
 """The decision: what every block of the child is made of, and the edits that lead there. No torch."""
 
-from ffn_fusion.blueprint.blocks import (
-    Block,
-    Blueprint,
+from ffn_fusion.blueprint.blocks import Block, Parent
+from ffn_fusion.blueprint.blueprint import Blueprint
+from ffn_fusion.blueprint.kinds import (
+    NAMES,
     FusedFfn,
     FusionNorm,
     KeptSubBlock,
+    Kind,
     NarrowedFfn,
     NoSubBlock,
-    Parent,
-    ParentBlock,
+    Operation,
 )
-from ffn_fusion.blueprint.edits import apply, drop_attention, fuse_run, narrow_ffn, split_run, unfused
+from ffn_fusion.blueprint.sub_blocks import PARTS, AttentionSpec, BlockSpec, FfnSpec, Part, SubBlock
 
 __all__ = [
+    "NAMES",
+    "PARTS",
+    "AttentionSpec",
     "Block",
+    "BlockSpec",
     "Blueprint",
+    "FfnSpec",
     "FusedFfn",
     "FusionNorm",
     "KeptSubBlock",
+    "Kind",
     "NarrowedFfn",
     "NoSubBlock",
+    "Operation",
     "Parent",
-    "ParentBlock",
-    "apply",
-    "drop_attention",
-    "fuse_run",
-    "narrow_ffn",
-    "split_run",
-    "unfused",
+    "Part",
+    "SubBlock",
 ]

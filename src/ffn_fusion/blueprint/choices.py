@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import NamedTuple, Self
 
-from ffn_fusion.blueprint.blocks import Block, Blueprint, Parent
+from ffn_fusion.blueprint.blocks import Block, Parent
+from ffn_fusion.blueprint.blueprint import Blueprint
 
 Runs = tuple[tuple[int, int], ...]
 """Fused runs as (first, last) parent blocks, inclusive."""
@@ -60,7 +61,7 @@ Price = Callable[[Parent, Block], Costs]
 
 def count_steps(parent: Parent, block: Block) -> Costs:
     """The price that needs no sizes: sequential steps alone."""
-    return Costs(steps=bool(block.attention.sources) + bool(block.ffn.sources))
+    return Costs(steps=block.attention.present + block.ffn.present)
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ class Choice:
 
     @property
     def narrowed(self) -> tuple[int, ...]:
-        """Parent blocks whose FFN is narrowed."""
-        return tuple(b.ffn.sources[0] for b in self.blocks if b.ffn.kind == "narrowed")
+        """Parent blocks whose FFN is narrowed, or changed by itself in another way."""
+        return tuple(b.ffn.sources[0] for b in self.blocks if b.ffn.changes and len(b.ffn.sources) == 1)
 
     @property
     def size(self) -> Size:

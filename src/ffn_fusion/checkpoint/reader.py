@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo, read_bytes, read_header
 from ffn_fusion.errors import CheckpointError, FamilyError
 from ffn_fusion.families import ModelSpec, read_spec
@@ -54,6 +55,10 @@ class Checkpoint:
     @property
     def parameters(self) -> int:
         return sum(math.prod(info.shape) for info in self.tensors.values())
+
+    def blueprint(self) -> Blueprint:
+        """The blueprint of a child that is this model unchanged: where edits begin."""
+        return Blueprint.identity(self.spec.parent(self.name, self.revision))
 
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor."""

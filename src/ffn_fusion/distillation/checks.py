@@ -15,6 +15,7 @@ from ffn_fusion.distillation.sharding import check_sharding, launched_deepspeed
 from ffn_fusion.distillation.teacher_cache import CacheSettings
 from ffn_fusion.distillation.tracking import Tracking
 from ffn_fusion.errors import BlueprintError, CheckpointError, MissingExtraError, UsageError
+from ffn_fusion.families import require
 from ffn_fusion.portability.fix import read_fixes
 from ffn_fusion.surgery.build import check_blueprint
 
@@ -38,6 +39,7 @@ def check_pair(folder: Path, child: Checkpoint, blueprint: Blueprint, parent: Ch
             "name the child's own parent (--parent)",
         )
     check_blueprint(parent, blueprint)
+    require(parent.spec, "distil")
     if read_fixes(folder) is not None or len(child.spec.blocks) != len(blueprint.kept_blocks):
         raise BlueprintError(
             f"{folder}: was rewritten for engines, its blocks aren't those of its blueprint",

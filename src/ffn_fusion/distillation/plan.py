@@ -15,6 +15,7 @@ from ffn_fusion.distillation.run import Run
 from ffn_fusion.distillation.teacher_cache import bytes_per_token
 from ffn_fusion.distillation.trained import trained_blocks
 from ffn_fusion.families import ModelSpec
+from ffn_fusion.families.layout import block_tensors
 from ffn_fusion.processes import current
 
 _ROWS = 4096
@@ -128,11 +129,8 @@ def _memory(run: Run, context: int) -> int:
 
 def _largest_block(model: Checkpoint) -> int:
     """Numbers in the block that has most."""
-    counts = dict.fromkeys(range(len(model.spec.blocks)), 0)
-    for name, info in model.tensors.items():
-        if name.startswith("model.layers."):
-            counts[int(name.split(".")[2])] += prod(info.shape)
-    return max(counts.values())
+    blocks = range(len(model.spec.blocks))
+    return max(sum(prod(tensor.shape) for _, tensor in block_tensors(model.spec, i)) for i in blocks)
 
 
 def _row_bytes(spec: ModelSpec, i: int) -> int:

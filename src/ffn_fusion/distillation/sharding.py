@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.errors import MissingExtraError, UsageError
+from ffn_fusion.modeling.causal import blocks_of, embedding_of, head_of, renew_rotary
 from ffn_fusion.processes import current
 from ffn_fusion.registration import register
 
@@ -94,8 +95,7 @@ def load_sharded(folder: Path, dtype: torch.dtype, device: str, *, bf16: bool = 
     _shard(model, device, bf16, learns)
     model.to_empty(device=device)
     model.tie_weights()
-    # Buffers of the rotary embedding are computed, not stored: compute them again off the meta device.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(device)
+    renew_rotary(model, device)
     read_rows(model, open_folder(folder))
     return model
 
@@ -107,10 +107,10 @@ def _shard(model: Any, device: str, bf16: bool, learns: bool) -> None:
     mesh = init_device_mesh(torch.device(device).type, (current().world,))
     # Not cast_forward_inputs: between blocks, states stay in float32, as they do under autocast on one device.
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    for block in model.model.layers:
+    for block in blocks_of(model):
         fully_shard(block, mesh=mesh, mp_policy=policy if bf16 else MixedPrecisionPolicy())
-    if model.lm_head.weight is not model.model.embed_tokens.weight:
-        fully_shard(model.model.embed_tokens, mesh=mesh)
+    if head_of(model).weight is not embedding_of(model).weight:
+        fully_shard(embedding_of(model), mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=None if learns else True)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ffn_fusion.modeling.causal import blocks_of, final_norm_of
+
 
 @dataclass
 class States:
@@ -35,8 +37,8 @@ def seen(model: Any, blocks: Sequence[int]) -> Iterator[States]:
         if watching:
             states.last = output
 
-    hooks = [model.model.layers[i].register_forward_hook(after_block) for i in blocks]
-    hooks.append(model.model.norm.register_forward_hook(after_norm))
+    hooks = [blocks_of(model)[i].register_forward_hook(after_block) for i in blocks]
+    hooks.append(final_norm_of(model).register_forward_hook(after_norm))
     try:
         yield states
     finally:

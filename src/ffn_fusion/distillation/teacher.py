@@ -16,6 +16,7 @@ from torch import Tensor
 from ffn_fusion.distillation.objective import HiddenTarget, Target
 from ffn_fusion.distillation.sharding import load_sharded, whole
 from ffn_fusion.distillation.states import seen
+from ffn_fusion.modeling.causal import head_of
 from ffn_fusion.registration import register
 
 
@@ -62,7 +63,7 @@ class OnlineTeacher:
         with seen(self._model, self._blocks) as states:
             self._model(input_ids=ids_BT, use_cache=False, logits_to_keep=1)
         assert states.last is not None
-        return Lesson(HiddenTarget(rows(states.last), whole(self._model.lm_head.weight)), states.blocks)
+        return Lesson(HiddenTarget(rows(states.last), whole(head_of(self._model).weight)), states.blocks)
 
 
 def rows(x_BTD: Tensor) -> Tensor:

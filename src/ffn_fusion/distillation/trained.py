@@ -8,7 +8,7 @@ from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.distillation.depths import touched_blocks
 from ffn_fusion.distillation.settings import DistillSettings
-from ffn_fusion.families.layout import block_prefix
+from ffn_fusion.families import names_of
 
 
 def trained_blocks(child: Checkpoint, blueprint: Blueprint, settings: DistillSettings) -> tuple[int, ...]:
@@ -20,7 +20,7 @@ def trained_tensors(child: Checkpoint, blueprint: Blueprint, settings: DistillSe
     """Return the names of the tensors that change; with LoRA, the matrices that adapters are merged into."""
     if settings.trained == "all":
         return tuple(child.tensors)
-    prefixes = tuple(block_prefix(k) for k in trained_blocks(child, blueprint, settings))
+    prefixes = tuple(names_of(child.spec).prefix(k) for k in trained_blocks(child, blueprint, settings))
     inside = (name for name in child.tensors if name.startswith(prefixes))
     return tuple(name for name in inside if not settings.lora or len(child.tensors[name].shape) == 2)
 

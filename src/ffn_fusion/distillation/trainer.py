@@ -23,6 +23,7 @@ from ffn_fusion.distillation.settings import PARTS, DistillSettings, Objective
 from ffn_fusion.distillation.states import seen
 from ffn_fusion.distillation.teacher import Teacher, rows
 from ffn_fusion.errors import OutputError, TrainingError
+from ffn_fusion.modeling.causal import head_of
 from ffn_fusion.processes import current
 
 
@@ -86,7 +87,7 @@ def objective_loss(
 
     with seen(model, blocks) as states:
         # Before any other hook after the head: FSDP frees the head's weight in one of them.
-        hook = model.lm_head.register_forward_hook(at_head, prepend=True)
+        hook = head_of(model).register_forward_hook(at_head, prepend=True)
         try:
             total = call(input_ids=ids_BT, use_cache=False, logits_to_keep=1).logits
         finally:
@@ -141,7 +142,7 @@ class DistillTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        dtype = torch.bfloat16 if self._settings.bf16 else self._child.lm_head.weight.dtype
+        dtype = torch.bfloat16 if self._settings.bf16 else head_of(self._child).weight.dtype
         objective, windows = self._settings.objective, inputs["windows"].tolist()
         ids_BT = inputs["input_ids"]
         found = objective_loss(self._child, model, ids_BT, windows, self._teacher, self._blocks, objective, dtype)

@@ -19,8 +19,8 @@ from ffn_fusion.checkpoint.staging import DISTILLATION, MODEL_CARD, read_manifes
 from ffn_fusion.checkpoint.write import build_key, json_file, write_checkpoint
 from ffn_fusion.distillation.checks import read_record
 from ffn_fusion.errors import CheckpointError, UsageError
-from ffn_fusion.export.plain_llama import plain_config, plan_llama
-from ffn_fusion.families import ModelSpec
+from ffn_fusion.export.plain_llama import plan_llama
+from ffn_fusion.families import ModelSpec, llama
 from ffn_fusion.portability.fix import Fixed, native_files
 from ffn_fusion.portability.history import FIXES, REWRITTEN, Form, Rewriting, history_json, read_history
 from ffn_fusion.portability.rewrite import plan_rewrite
@@ -118,7 +118,7 @@ def _files(plan: FolderPlan, name: str) -> Iterator[tuple[str, bytes]]:
     folder, spec = plan.checkpoint.folder, plan.fixed.spec
     yield from sidecar_files(folder, RECORD, DISTILLATION, FIXES)
     if plan.form == "llama":
-        yield json_file("config.json", plain_config(spec))
+        yield json_file("config.json", llama.write(spec, 1))
     else:
         yield from native_files(spec)
     blueprint = _blueprint(plan.checkpoint)

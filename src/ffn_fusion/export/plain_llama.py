@@ -1,22 +1,19 @@
-"""A model as a plain Llama: which blocks keep it from being one, and its config.json. No torch."""
+"""A model as a plain Llama: which blocks keep it from being one. No torch."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
 from math import prod
-from typing import Any
 
 from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.errors import CheckError
 from ffn_fusion.families import BlockSpec, ModelSpec
 from ffn_fusion.families.layout import model_tensors
+from ffn_fusion.families.rotary import rotary_contradicts
 from ffn_fusion.portability.rewrite import Rewrite, plan_uniform
-from ffn_fusion.portability.shipped import rotary_contradicts, tidy_rotary
-from ffn_fusion.surgery.child_config import rope_settings
 
 _NATIVE = "--to nemotron-nas keeps it as it is"
-_REPLACED = ("architectures", "model_type", "auto_map", "block_configs")
 _SHOWN = 3
 
 
@@ -47,37 +44,6 @@ def plan_llama(name: str, spec: ModelSpec, *, pad: bool) -> Rewrite:
         f"{_NATIVE}; --pad fills it up with zeros, which are computed too: {before / 1e6:,.1f} -> {after / 1e6:,.1f} "
         f"million parameters, {kept:,} -> {keeps:,} values of KV cache a token",
     )
-
-
-def plain_config(spec: ModelSpec) -> dict[str, Any]:
-    """config.json of a plain Llama of these sizes, with everything else of the model's (token ids, dtype) passed on.
-
-    Rotary settings stand in both spellings, as in a child.
-    """
-    first = spec.blocks[0]
-    assert first.attention is not None
-    assert first.ffn is not None
-    assert all(block == first for block in spec.blocks)
-    config = {key: value for key, value in spec.config.items() if key not in _REPLACED}
-    plain = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        **config,
-        **rope_settings(spec),
-        "hidden_size": spec.hidden_size,
-        "intermediate_size": first.ffn.width,
-        "num_hidden_layers": len(spec.blocks),
-        "num_attention_heads": spec.heads,
-        "num_key_value_heads": first.attention.kv_heads,
-        "head_dim": spec.head_dim,
-        "vocab_size": spec.vocab_size,
-        "hidden_act": spec.activation,
-        "rms_norm_eps": spec.norm_eps,
-        "tie_word_embeddings": spec.tied,
-        "attention_bias": spec.attention_bias,
-        "mlp_bias": spec.mlp_bias,
-    }
-    return tidy_rotary(plain)
 
 
 def _parameters(spec: ModelSpec) -> int:

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ffn_fusion.blueprint import Block, Blueprint
+from ffn_fusion.blueprint import Block, Blueprint, Part, SubBlock
+from ffn_fusion.families.registry import family_of
 from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
-
-
-def padded_width(blueprint: Blueprint, block: Block, width_multiple: int) -> int:
-    """FFN width of a child block with the zero channels that round it up."""
-    return -(-blueprint.width(block) // width_multiple) * width_multiple
 
 
 def child_spec(parent: ModelSpec, blueprint: Blueprint, width_multiple: int) -> ModelSpec:
     """The child's sizes; blocks that are left empty are gone, FFNs are padded to ``width_multiple``."""
-    blocks = tuple(_block(parent, blueprint, block, width_multiple) for block in blueprint.kept_blocks)
-    return replace(parent, family="nemotron-nas", blocks=blocks)
+    blocks = tuple(_block(parent, block, width_multiple) for block in blueprint.kept_blocks)
+    return replace(parent, family=family_of(parent).child, blocks=blocks)
 
 
-def _block(parent: ModelSpec, blueprint: Blueprint, block: Block, width_multiple: int) -> BlockSpec:
-    attention: AttentionSpec | None = None
-    if block.attention.kind == "kept":
-        attention = parent.blocks[block.attention.source].attention
-    ffn: FfnSpec | None = None
-    width = padded_width(blueprint, block, width_multiple)
-    if block.ffn.kind in ("fused", "narrowed"):
-        ffn = FfnSpec("gated", width)
-    elif block.ffn.kind == "kept":
-        ffn = parent.blocks[block.ffn.source].ffn
-        if ffn and ffn.kind == "gated":
-            ffn = FfnSpec("gated", width)
-    return BlockSpec(attention, ffn)
+def _block(parent: ModelSpec, block: Block, width_multiple: int) -> BlockSpec:
+    attention, ffn = _sub_block(parent, block, "attention"), _sub_block(parent, block, "ffn")
+    assert isinstance(attention, AttentionSpec | None)
+    assert isinstance(ffn, FfnSpec | None)
+    return BlockSpec(attention, ffn.padded(width_multiple) if ffn else None)
+
+
+def _sub_block(parent: ModelSpec, block: Block, part: Part) -> SubBlock | None:
+    kind = block.part(part)
+    had = [parent.blocks[source].part(part) for source in kind.sources]
+    return kind.sizes([sub_block for sub_block in had if sub_block is not None])

@@ -1,66 +1,41 @@
-"""Tensor names and shapes of a Llama-shaped model: one table, asked by the reader, the surgery and the writer.
-
-Shapes: D hidden, F FFN width, H heads, K KV heads, d head_dim, V vocabulary.
-"""
+"""Tensor names and shapes of a whole model: one table, asked by the reader, the surgery and the writer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
+from typing import Literal
 
-from ffn_fusion.families.spec import AttentionSpec, FfnSpec, ModelSpec
-
-EMBEDDING = "model.embed_tokens.weight"
-FINAL_NORM = "model.norm.weight"
-LM_HEAD = "lm_head.weight"
-ATTENTION_NORM = "input_layernorm.weight"
-FFN_NORM = "post_attention_layernorm.weight"
-
-Shape = tuple[int, ...]
+from ffn_fusion.blueprint import PARTS, Part, SubBlock
+from ffn_fusion.families.family import Role, Shape, SubBlockTensor
+from ffn_fusion.families.registry import family_of, names_of
+from ffn_fusion.families.spec import ModelSpec
 
 
-def block_prefix(block: int) -> str:
-    return f"model.layers.{block}."
+def block_tensors(spec: ModelSpec, block: int) -> Iterator[tuple[Part, SubBlockTensor]]:
+    """The tensors of a block, in the order of a forward pass, each with the sub-block that it belongs to."""
+    for part in PARTS:
+        if sub_block := spec.blocks[block].part(part):
+            for tensor in sub_block_tensors(spec, sub_block):
+                yield part, tensor
 
 
-def attention_tensors(spec: ModelSpec, attention: AttentionSpec) -> Iterator[tuple[str, Shape]]:
-    """Names (inside the block) and shapes of an attention sub-block with its norm."""
-    D, d = spec.hidden_size, spec.head_dim
-    yield ATTENTION_NORM, (D,)
-    if attention.kind == "linear":
-        yield "self_attn.linear_attn.weight", (D, D)
-        return
-    sizes = {
-        "q_proj": (spec.heads * d, D),
-        "k_proj": (attention.kv_heads * d, D),
-        "v_proj": (attention.kv_heads * d, D),
-        "o_proj": (D, spec.heads * d),
-    }
-    for name, shape in sizes.items():
-        yield f"self_attn.{name}.weight", shape
-        if spec.attention_bias:
-            yield f"self_attn.{name}.bias", shape[:1]
+def sub_block_tensors(spec: ModelSpec, sub_block: SubBlock) -> Iterator[SubBlockTensor]:
+    """The tensors of an attention or an FFN of this model, with the norm in front of it."""
+    return family_of(spec).tensors(spec, sub_block)
 
 
-def ffn_tensors(spec: ModelSpec, ffn: FfnSpec) -> Iterator[tuple[str, Shape]]:
-    """Names (inside the block) and shapes of an FFN sub-block with its norm."""
-    D, F = spec.hidden_size, ffn.width
-    yield FFN_NORM, (D,)
-    if ffn.kind == "linear":
-        yield "mlp.linear_mlp.weight", (D, D)
-        return
-    for name, shape in {"gate_proj": (F, D), "up_proj": (F, D), "down_proj": (D, F)}.items():
-        yield f"mlp.{name}.weight", shape
-        if spec.mlp_bias:
-            yield f"mlp.{name}.bias", shape[:1]
+def output_names(spec: ModelSpec, block: int, part: Part) -> dict[Literal["weight", "bias"], str]:
+    """What the matrix is called with which a block's attention or FFN writes to the residual stream, and its bias."""
+    roles: dict[Role, Literal["weight", "bias"]] = {"out of": "weight", "out of bias": "bias"}
+    names = names_of(spec)
+    found = (tensor for owner, tensor in block_tensors(spec, block) if owner == part and tensor.role in roles)
+    return {roles[tensor.role]: names.of(block, tensor.key) for tensor in found}
 
 
-def sub_block_parameters(spec: ModelSpec, part: AttentionSpec | FfnSpec | None) -> int:
+def sub_block_parameters(spec: ModelSpec, part: SubBlock | None) -> int:
     """Parameters of an attention or an FFN, with its norm."""
-    if part is None:
-        return 0
-    tensors = attention_tensors(spec, part) if isinstance(part, AttentionSpec) else ffn_tensors(spec, part)
-    return sum(prod(shape) for _, shape in tensors)
+    return sum(prod(tensor.shape) for tensor in sub_block_tensors(spec, part)) if part else 0
 
 
 def head_parameters(spec: ModelSpec) -> int:
@@ -68,20 +43,22 @@ def head_parameters(spec: ModelSpec) -> int:
     return spec.vocab_size * spec.hidden_size
 
 
+def outer_tensors(spec: ModelSpec) -> dict[str, Shape]:
+    """The tensors outside the blocks: embedding, final norm and, if it isn't tied, the head."""
+    names, table = names_of(spec), (spec.vocab_size, spec.hidden_size)
+    outer = {names.embedding: table, names.final_norm: (spec.hidden_size,)}
+    return outer if spec.tied else outer | {names.head: table}
+
+
 def model_tensors(spec: ModelSpec) -> dict[str, Shape]:
     """Every tensor of the model with its shape, in the order a forward pass needs them."""
-    tensors: dict[str, Shape] = {EMBEDDING: (spec.vocab_size, spec.hidden_size)}
-    for i, block in enumerate(spec.blocks):
-        if block.attention:
-            tensors |= {block_prefix(i) + name: shape for name, shape in attention_tensors(spec, block.attention)}
-        if block.ffn:
-            tensors |= {block_prefix(i) + name: shape for name, shape in ffn_tensors(spec, block.ffn)}
-    tensors[FINAL_NORM] = (spec.hidden_size,)
-    if not spec.tied:
-        tensors[LM_HEAD] = (spec.vocab_size, spec.hidden_size)
-    return tensors
+    names, outer = names_of(spec), outer_tensors(spec)
+    inside = {
+        names.of(i, tensor.key): tensor.shape for i in range(len(spec.blocks)) for _, tensor in block_tensors(spec, i)
+    }
+    return {names.embedding: outer.pop(names.embedding), **inside, **outer}
 
 
 def ignorable(spec: ModelSpec, name: str) -> bool:
     """Tensors that some checkpoints carry and no model reads: rotary tables, a tied head written out again."""
-    return name.endswith("rotary_emb.inv_freq") or (spec.tied and name == LM_HEAD)
+    return name.endswith("rotary_emb.inv_freq") or (spec.tied and name == names_of(spec).head)

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ffn_fusion.errors import CheckpointError
-from ffn_fusion.families.fields import block_count, common, whole
+from ffn_fusion.families.family import Family
+from ffn_fusion.families.fields import block_count, whole
+from ffn_fusion.families.llama_shaped import NAMES, common, tensors
+from ffn_fusion.families.rotary import rotary_settings, tidy_rotary
 from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
 
-MODEL_TYPES = ("llama",)
+_REPLACED = ("architectures", "model_type", "auto_map", "block_configs")
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -19,10 +22,44 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     kv_heads = whole(config, "num_key_value_heads", heads)
     if heads % kv_heads:
         raise CheckpointError(
-            f"config.json: {heads} heads can't share {kv_heads} key/value heads evenly", "mend the config"
+            f"config.json: {heads} heads can't share {kv_heads} key/value heads evenly", "correct the config"
         )
     block = BlockSpec(
         attention=AttentionSpec("attention", kv_heads),
         ffn=FfnSpec("gated", whole(config, "intermediate_size")),
     )
     return ModelSpec(family="llama", blocks=(block,) * block_count(config), **fields)
+
+
+def write(spec: ModelSpec, width_multiple: int) -> dict[str, Any]:
+    """config.json of a model whose blocks are all alike, with the rest of its config (token ids, dtype) passed on.
+
+    Rotary settings stand in both spellings, as in a child.
+    """
+    first = spec.blocks[0]
+    assert first.attention is not None
+    assert first.ffn is not None
+    assert all(block == first for block in spec.blocks)
+    config = {key: value for key, value in spec.config.items() if key not in _REPLACED}
+    plain = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **config,
+        **rotary_settings(spec.config),
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": first.ffn.width,
+        "num_hidden_layers": len(spec.blocks),
+        "num_attention_heads": spec.heads,
+        "num_key_value_heads": first.attention.kv_heads,
+        "head_dim": spec.head_dim,
+        "vocab_size": spec.vocab_size,
+        "hidden_act": spec.activation,
+        "rms_norm_eps": spec.norm_eps,
+        "tie_word_embeddings": spec.tied,
+        "attention_bias": spec.attention_bias,
+        "mlp_bias": spec.mlp_bias,
+    }
+    return tidy_rotary(plain)
+
+
+FAMILY = Family("llama", read, NAMES, tensors, write=write)

@@ -10,13 +10,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from ffn_fusion.errors import CheckpointError, FamilyError
-from ffn_fusion.families.fields import block_count, common, flag, whole
+from ffn_fusion.families.family import Family
+from ffn_fusion.families.fields import block_count, flag, whole
+from ffn_fusion.families.llama_shaped import NAMES, common, tensors
+from ffn_fusion.families.rotary import rotary_settings
 from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
 
-MODEL_TYPES = ("nemotron-nas",)
 WIDTH_MULTIPLE = 256
 """Engines compute an FFN's width from ffn_mult and round it up to this."""
 
+AUTO_MAP = {
+    "AutoConfig": "configuration_decilm.DeciLMConfig",
+    "AutoModelForCausalLM": "modeling_decilm.DeciLMForCausalLM",
+}
+_REPLACED = (
+    "architectures",
+    "model_type",
+    "auto_map",
+    "intermediate_size",
+    "num_key_value_heads",
+    "num_hidden_layers",
+)
 _UNSUPPORTED = {
     "attention": (
         "window_length",
@@ -49,7 +63,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     blocks = config.get("block_configs")
     if not isinstance(blocks, list) or len(blocks) != count:
         found = f"{len(blocks)} entries" if isinstance(blocks, list) else "no list"
-        raise CheckpointError(f"config.json: block_configs has {found} for {count} blocks", "mend the config")
+        raise CheckpointError(f"config.json: block_configs has {found} for {count} blocks", "correct the config")
     return ModelSpec(
         family="nemotron-nas",
         blocks=tuple(_block(i, block, fields["heads"], fields["hidden_size"]) for i, block in enumerate(blocks)),
@@ -60,7 +74,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
 def _block(i: int, block: Any, heads: int, hidden: int) -> BlockSpec:
     place = f"config.json: block_configs[{i}]"
     if not isinstance(block, Mapping) or not all(isinstance(block.get(p), Mapping) for p in ("attention", "ffn")):
-        raise CheckpointError(f"{place} doesn't say what attention and ffn are", "mend the config")
+        raise CheckpointError(f"{place} doesn't say what attention and ffn are", "correct the config")
     if block.get("parallel_blocks"):
         raise FamilyError(f"{place} has parallel_blocks, which aren't supported", "choose another parent")
     for part, keys in _UNSUPPORTED.items():
@@ -77,7 +91,7 @@ def _attention(place: str, attention: Mapping[str, Any], heads: int) -> Attentio
         return AttentionSpec("linear", 0)
     group = attention.get("n_heads_in_group")
     if isinstance(group, bool) or not isinstance(group, int) or not 0 < group <= heads or heads % group:
-        raise CheckpointError(f"{place}.attention.n_heads_in_group is {group!r} for {heads} heads", "mend the config")
+        raise CheckpointError(f"{place}.attention.n_heads_in_group is {group!r} for {heads} heads", "correct it")
     return AttentionSpec("attention", heads // group)
 
 
@@ -90,5 +104,52 @@ def _ffn(place: str, ffn: Mapping[str, Any], hidden: int) -> FfnSpec | None:
     if mult is None and ffn.get("intermediate_size") is not None:
         return FfnSpec("gated", whole(ffn, "intermediate_size", place=f"{place}.ffn"))
     if isinstance(mult, bool) or not isinstance(mult, int | float) or not 0 < mult < 1 << 16:
-        raise CheckpointError(f"{place}.ffn.ffn_mult is {mult!r}, not a positive number", "mend the config")
+        raise CheckpointError(f"{place}.ffn.ffn_mult is {mult!r}, not a positive number", "correct the config")
     return FfnSpec("gated", whole({"width": width_of(mult, hidden)}, "width", place=f"{place}.ffn"))
+
+
+def write(spec: ModelSpec, width_multiple: int = WIDTH_MULTIPLE) -> dict[str, Any]:
+    """config.json with every key that one of the engines insists on, and everything else of ``spec.config`` (rotary
+    scaling, token ids, dtype) passed on.
+
+    Widths are written as ``ffn_mult`` where ``width_multiple`` is one that engines know, else as they are.
+    """
+    config = {key: value for key, value in spec.config.items() if key not in _REPLACED}
+    config |= rotary_settings(spec.config)
+    return {
+        "architectures": ["DeciLMForCausalLM"],
+        "model_type": "nemotron-nas",
+        "auto_map": AUTO_MAP,
+        **config,
+        "num_hidden_layers": len(spec.blocks),
+        "num_key_value_heads": None,
+        "intermediate_size": None,
+        "block_configs": [_written(block, spec, width_multiple) for block in spec.blocks],
+    }
+
+
+def _written(block: BlockSpec, spec: ModelSpec, width_multiple: int) -> dict[str, Any]:
+    attention, ffn = block.attention, block.ffn
+    group = spec.heads // attention.kv_heads if attention and attention.kv_heads else None
+    says: dict[str, dict[str, Any]] = {
+        "attention": {
+            "no_op": attention is None,
+            "replace_with_linear": bool(attention and attention.kind == "linear"),
+            "n_heads_in_group": group,
+        },
+        "ffn": {
+            "no_op": ffn is None,
+            "replace_with_linear": bool(ffn and ffn.kind == "linear"),
+            "ffn_mult": None,
+        },
+    }
+    if ffn and ffn.kind == "gated":
+        if width_multiple % WIDTH_MULTIPLE == 0:
+            says["ffn"]["ffn_mult"] = mult_of(ffn.width, spec.hidden_size)
+        else:  # exact widths: vLLM takes them where ffn_mult is absent
+            del says["ffn"]["ffn_mult"]
+            says["ffn"]["intermediate_size"] = ffn.width
+    return says
+
+
+FAMILY = Family("nemotron-nas", read, NAMES, tensors, write=write)

@@ -16,7 +16,7 @@ def pattern_spec(
 ) -> ModelSpec:
     """The model whose blocks these are. D = hidden_size, no biases, head_dim D / heads."""
     return ModelSpec(
-        family="pattern",
+        family="nemotron-nas",
         hidden_size=hidden_size,
         heads=heads,
         head_dim=hidden_size // heads,

@@ -1,17 +1,18 @@
-"""Which families there are, and why some can't be: a family is facts in one small file, listed here."""
+"""Which families there are, and why some can't be: a family is a value in a file of its own, listed here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from ffn_fusion.blueprint import Operation
 from ffn_fusion.errors import CheckpointError, FamilyError
 from ffn_fusion.families import llama, nemotron_nas
+from ffn_fusion.families.family import Family, Names
 from ffn_fusion.families.spec import ModelSpec
 
-_READERS: dict[str, Callable[[Mapping[str, Any]], ModelSpec]] = {
-    model_type: family.read for family in (llama, nemotron_nas) for model_type in family.MODEL_TYPES
-}
+FAMILIES: dict[str, Family] = {family.name: family for family in (llama.FAMILY, nemotron_nas.FAMILY)}
+"""By model_type."""
 
 _NORM_BEHIND = "it normalises each FFN's output before adding it, so the sum of several FFNs isn't one wide FFN"
 _EXPERTS = "its FFN is a mixture of experts; a router per block picks other experts, so they can't be concatenated"
@@ -30,6 +31,27 @@ _UNFUSABLE = {
 }
 
 
+def family_of(spec: ModelSpec) -> Family:
+    """The family of a model."""
+    return FAMILIES[spec.family]
+
+
+def names_of(spec: ModelSpec) -> Names:
+    """What the model's tensors are called in its checkpoint."""
+    return family_of(spec).names
+
+
+def child_family(spec: ModelSpec) -> Family:
+    """The family in whose form this model's children are written."""
+    return FAMILIES[family_of(spec).child]
+
+
+def require(spec: ModelSpec, operation: Operation) -> None:
+    """Raises: FamilyError: the model's family doesn't take the operation, with the reason."""
+    if reason := family_of(spec).can(operation):
+        raise FamilyError(f"{operation}: impossible with {spec.family} models: {reason}", "choose another operation")
+
+
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
     """config.json -> :class:`ModelSpec`.
 
@@ -38,18 +60,18 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
         CheckpointError: the config is incomplete or wrong.
     """
     model_type = config.get("model_type")
-    supported = ", ".join(sorted(_READERS))
+    supported = ", ".join(sorted(FAMILIES))
     if not isinstance(model_type, str):
         raise CheckpointError(
             "config.json has no model_type", f"this isn't a Hugging Face model; known are {supported}"
         )
     if model_type in _UNFUSABLE:
         raise FamilyError(f"family {model_type!r} can't be fused: {_UNFUSABLE[model_type]}", f"supported: {supported}")
-    if model_type not in _READERS:
+    if model_type not in FAMILIES:
         raise FamilyError(f"family {model_type!r} isn't known", f"supported: {supported}")
     if isinstance(config.get("quantization_config"), Mapping):
         raise FamilyError(
             "the weights are quantised (config.json has quantization_config)",
             "start from the unquantised model and quantise the child",
         )
-    return _READERS[model_type](config)
+    return FAMILIES[model_type].read(config)

@@ -4,31 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from ffn_fusion.blueprint import Parent, ParentBlock
+from ffn_fusion.blueprint import AttentionSpec, BlockSpec, FfnSpec, Parent
 
-
-@dataclass(frozen=True)
-class AttentionSpec:
-    """Softmax attention with ``kv_heads`` K/V heads, or one linear layer [D, D] in its place (``kv_heads`` 0)."""
-
-    kind: Literal["attention", "linear"]
-    kv_heads: int
-
-
-@dataclass(frozen=True)
-class FfnSpec:
-    """Gated FFN of ``width`` F, or one linear layer [D, D] in its place (``width`` 0)."""
-
-    kind: Literal["gated", "linear"]
-    width: int
-
-
-@dataclass(frozen=True)
-class BlockSpec:
-    attention: AttentionSpec | None
-    ffn: FfnSpec | None
+__all__ = ["AttentionSpec", "BlockSpec", "FfnSpec", "ModelSpec"]
 
 
 @dataclass(frozen=True)
@@ -50,18 +30,7 @@ class ModelSpec:
 
     def parent(self, name: str, revision: str | None = None) -> Parent:
         """This model as the parent of a blueprint."""
-        return Parent(
-            name=name,
-            revision=revision,
-            blocks=tuple(
-                ParentBlock(
-                    attention=block.attention.kind if block.attention else None,
-                    ffn=block.ffn.kind if block.ffn else None,
-                    ffn_width=block.ffn.width if block.ffn else 0,
-                )
-                for block in self.blocks
-            ),
-        )
+        return Parent(name=name, revision=revision, blocks=self.blocks)
 
     def kv_bytes_per_token(self, element_size: int) -> int:
         """Bytes that one token adds to the KV cache of one sequence."""

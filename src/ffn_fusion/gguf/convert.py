@@ -24,7 +24,8 @@ from ffn_fusion.checkpoint.staging import MODEL_CARD
 from ffn_fusion.checkpoint.write import json_file, write_checkpoint
 from ffn_fusion.errors import CheckpointError
 from ffn_fusion.families import ModelSpec, read_spec
-from ffn_fusion.families.layout import EMBEDDING, model_tensors
+from ffn_fusion.families.layout import model_tensors
+from ffn_fusion.families.llama_shaped import NAMES
 from ffn_fusion.gguf.file import GgufFile, GgufTensor, gguf_package, read_gguf
 from ffn_fusion.gguf.metadata import output_dtype, read_config
 from ffn_fusion.gguf.names import gguf_name, is_rotary
@@ -51,7 +52,7 @@ def read_gguf_spec(path: Path) -> tuple[ModelSpec, str, int, str]:
     kinds: Counter[str] = Counter()
     for tensor in sources.values():
         kinds[tensor.kind_name] += tensor.nbytes
-    dtype = output_dtype(sources[EMBEDDING].kind_name)
+    dtype = output_dtype(sources[NAMES.embedding].kind_name)
     return spec, dtype, nbytes, f"GGUF, mostly {kinds.most_common(1)[0][0]}; read as {dtype}"
 
 

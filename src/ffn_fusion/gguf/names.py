@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from ffn_fusion.families.layout import EMBEDDING, FINAL_NORM, LM_HEAD
+from ffn_fusion.families.llama_shaped import NAMES
 
-_WHOLE_MODEL = {EMBEDDING: "token_embd.weight", FINAL_NORM: "output_norm.weight", LM_HEAD: "output.weight"}
+_WHOLE_MODEL = {
+    NAMES.embedding: "token_embd.weight",
+    NAMES.final_norm: "output_norm.weight",
+    NAMES.head: "output.weight",
+}
 _BLOCK = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",

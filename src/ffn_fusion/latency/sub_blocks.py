@@ -218,10 +218,10 @@ class _Head(nn.Module):
 
         super().__init__()
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        logits: Tensor = self.lm_head(self.norm(hidden_states))
+        logits: Tensor = self.head(self.norm(hidden_states))
         return logits
 
 

@@ -77,25 +77,17 @@ def measure_widths(
 def _blocks(spec: ModelSpec, width: int, weights: Tensor) -> list[nn.Module]:
     """As many attention-free blocks of that width as the weights suffice for: views of one and the same memory."""
     from ffn_fusion.modeling.configuration_decilm import DeciLMConfig
-    from ffn_fusion.modeling.modeling_decilm import DeciLMDecoderLayer
+    from ffn_fusion.modeling.llama_shaped import make_layer
 
     D = spec.hidden_size
     entry: dict[str, Any] = {"attention": {"no_op": True}, "ffn": {"intermediate_size": width}}
     config = DeciLMConfig([entry], hidden_size=D, hidden_act=spec.activation, rms_norm_eps=spec.norm_eps)
-    scale = nn.Parameter(torch.ones(D, dtype=weights.dtype, device=weights.device), requires_grad=False)
+    scale = torch.ones(D, dtype=weights.dtype, device=weights.device)
     blocks: list[nn.Module] = []
     for start in range(0, len(weights) - 3 * D * width + 1, 3 * D * width):
-        with torch.device("meta"):
-            block: Any = DeciLMDecoderLayer(config, 0, 0)
         gate, up, down = weights[start : start + 3 * D * width].view(3, D * width)
-        for linear, matrix in (
-            (block.mlp.gate_proj, gate.view(width, D)),
-            (block.mlp.up_proj, up.view(width, D)),
-            (block.mlp.down_proj, down.view(D, width)),
-        ):
-            linear.weight = nn.Parameter(matrix, requires_grad=False)
-        block.post_attention_layernorm.weight = scale
-        blocks.append(block.eval())
+        matrices = {"ffn.gate": gate.view(width, D), "ffn.up": up.view(width, D), "ffn.down": down.view(D, width)}
+        blocks.append(make_layer(spec, config, 0, {"ffn.norm": scale, **matrices}))
     return blocks
 
 

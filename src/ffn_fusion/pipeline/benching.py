@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from ffn_fusion.blueprint import Blueprint, unfused
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.engines.bench import BenchSettings, bench_in
 from ffn_fusion.engines.width_curves import CONTEXT, widths_in
@@ -60,7 +60,7 @@ def _in_transformers(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recip
     dtype: torch.dtype = getattr(torch, section.dtype)
     models = {
         PARENT: load_model(checkpoint.folder, dtype, recipe.device),
-        PRUNED: realise(Child(checkpoint, unfused(blueprint)), dtype, recipe.device),
+        PRUNED: realise(Child(checkpoint, blueprint.unfused()), dtype, recipe.device),
         name_of_child(recipe): load_model(recipe.output, dtype, recipe.device),
     }
     return bench(
@@ -80,7 +80,7 @@ def _in_engine(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recipe, pro
     shutil.rmtree(place, ignore_errors=True)  # of an interrupted call
     place.mkdir()
     try:
-        build(checkpoint, unfused(blueprint), place / PRUNED, width_multiple=recipe.build.width_multiple)
+        build(checkpoint, blueprint.unfused(), place / PRUNED, width_multiple=recipe.build.width_multiple)
         folders = {PARENT: checkpoint.folder, PRUNED: place / PRUNED, name_of_child(recipe): recipe.output}
         models = {name: str(folder) for name, folder in folders.items()}
         return bench_in(recipe.bench.engine, models, replace(bench_settings(recipe), files=place), progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ffn_fusion.analysis.loadable import loadable_choices
 from ffn_fusion.analysis.rules import control_plans
 from ffn_fusion.blockwise.stack import TensorSource
-from ffn_fusion.blueprint import Blueprint, unfused
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.blueprint.ranges import format_blocks, format_runs
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.evaluation.evaluate import PARENT
@@ -33,7 +33,7 @@ def scored_models(job: Job) -> tuple[dict[str, TensorSource], list[Control]]:
     parent, blueprint, distilled = job.parent, job.blueprint, job.has("distill")
     models: dict[str, TensorSource] = {
         PARENT: parent,
-        PRUNED: Child(parent, unfused(blueprint)),
+        PRUNED: Child(parent, blueprint.unfused()),
         FUSED: open_folder(job.built),
     }
     controls = list[Control]()

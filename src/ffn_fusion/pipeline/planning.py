@@ -10,7 +10,7 @@ from ffn_fusion.analysis.evidence import Evidence
 from ffn_fusion.analysis.loadable import plan_problems
 from ffn_fusion.analysis.plan import Plan, plan
 from ffn_fusion.analysis.settings import PlanSettings
-from ffn_fusion.blueprint import Blueprint, apply
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.blueprint.choices import Selection
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.families import ModelSpec
@@ -35,9 +35,8 @@ def make_plan(
         assert evidence is not None
         made = plan(checkpoint.spec, evidence, settings)
     else:
-        identity = Blueprint.identity(checkpoint.spec.parent(checkpoint.name, checkpoint.revision))
         drop, runs = settings.without_attention, settings.runs
-        blueprint = apply(identity, drop, runs, norm=settings.norm, max_width=settings.max_width)
+        blueprint = checkpoint.blueprint().apply(drop, runs, norm=settings.norm, max_width=settings.max_width)
         return given_plan(checkpoint, blueprint, settings.for_engines, width_multiple)
     return for_engines(made, checkpoint.spec, settings.for_engines, width_multiple)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ffn_fusion.blueprint import Blueprint, unfused
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.evaluation.evaluate import PARENT
 from ffn_fusion.families import ModelSpec
@@ -57,7 +57,7 @@ def predictions(recipe: Recipe, parent: Checkpoint, blueprint: Blueprint) -> lis
     """Of parent, pruned and child; an entry for each machine and batch."""
     specs: dict[str, ModelSpec] = {
         PARENT: parent.spec,
-        PRUNED: child_spec(parent.spec, unfused(blueprint), recipe.build.width_multiple),
+        PRUNED: child_spec(parent.spec, blueprint.unfused(), recipe.build.width_multiple),
         name_of_child(recipe): child_spec(parent.spec, blueprint, recipe.build.width_multiple),
     }
     return [

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ffn_fusion.blockwise.stack import TensorSource
-from ffn_fusion.blueprint import unfused
 from ffn_fusion.checkpoint.staging import bytes_in, check_space
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.evaluation.evaluate import PARENT, evaluate
@@ -80,7 +79,7 @@ def _gains(job: Job, repairs: Repairs, texts: Sequence[TokenWindows]) -> list[di
         return []
     models: dict[str, TensorSource] = {
         PARENT: job.parent,
-        PRUNED: Child(job.parent, unfused(job.blueprint)),
+        PRUNED: Child(job.parent, job.blueprint.unfused()),
         UNREPAIRED: Child(job.parent, job.blueprint),
         REPAIRED: Child(job.parent, job.blueprint, 1, repairs),
     }

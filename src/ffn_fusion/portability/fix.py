@@ -20,19 +20,13 @@ from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES, TensorInfo
 from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES, OutputTensor
 from ffn_fusion.checkpoint.sidecars import sidecar_files
 from ffn_fusion.checkpoint.write import build_key, json_file, output_tensors, write_checkpoint
-from ffn_fusion.families import ModelSpec
-from ffn_fusion.families.layout import (
-    ATTENTION_NORM,
-    EMBEDDING,
-    FFN_NORM,
-    Shape,
-    block_prefix,
-    model_tensors,
-)
+from ffn_fusion.families import ModelSpec, names_of
+from ffn_fusion.families.family import Shape
+from ffn_fusion.families.layout import block_tensors, model_tensors
+from ffn_fusion.families.rotary import tidy_rotary
 from ffn_fusion.portability.history import FIXES, REWRITTEN, Rewriting, history_json, read_fixes, read_history
-from ffn_fusion.portability.rewrite import Rewrite, RewrittenBlock
+from ffn_fusion.portability.rewrite import Rewrite
 from ffn_fusion.portability.rule import Engine
-from ffn_fusion.portability.shipped import tidy_rotary
 from ffn_fusion.surgery.build import BLUEPRINT, files_state
 from ffn_fusion.surgery.child_config import child_config, modeling_files
 from ffn_fusion.surgery.fuse_ffn import fuse_columns, fuse_rows
@@ -84,8 +78,13 @@ class Fixed:
     @cached_property
     def tensors(self) -> Mapping[str, FixedTensor]:
         """Every tensor, in the order of a forward pass."""
-        places = {block_prefix(i): block for i, block in enumerate(self.rewrite.blocks)}
-        return {name: self._tensor(name, shape, places) for name, shape in model_tensors(self.spec).items()}
+        names, had = names_of(self.spec), names_of(self.source.spec)
+        outer = {names.embedding: had.embedding, names.final_norm: had.final_norm, names.head: had.head}
+        inside = {tensor.name: tensor for i in range(len(self.spec.blocks)) for tensor in self._block_tensors(i)}
+        return {
+            name: inside.get(name) or FixedTensor(name, self._dtype(outer[name]), shape, outer[name])
+            for name, shape in model_tensors(self.spec).items()
+        }
 
     def read(self, name: str) -> Tensor:
         """The whole tensor."""
@@ -123,21 +122,20 @@ class Fixed:
         first, last = min(start, had[0]), min(stop, had[0])
         return fuse_rows([self.source.rows(tensor.source, first, last)], stop - start - (last - first))
 
-    def _tensor(self, name: str, shape: Shape, places: Mapping[str, RewrittenBlock]) -> FixedTensor:
-        prefix = next((prefix for prefix in places if name.startswith(prefix)), None)
-        if prefix is None:
-            return FixedTensor(name, self._dtype(name), shape, name)
-        block, inner = places[prefix], name.removeprefix(prefix)
-        is_attention = inner == ATTENTION_NORM or inner.startswith("self_attn.")
-        origin = block.attention if is_attention else block.ffn
-        if origin is None:
-            fill = 1.0 if inner in (ATTENTION_NORM, FFN_NORM) else 0.0
-            return FixedTensor(name, self._dtype(EMBEDDING), shape, None, fill=fill)
-        source = block_prefix(origin) + inner
-        repeat = 1
-        if inner.startswith(("self_attn.k_proj.", "self_attn.v_proj.")):
-            repeat = shape[0] // self.source.tensors[source].shape[0]
-        return FixedTensor(name, self._dtype(source), shape, source, repeat)
+    def _block_tensors(self, i: int) -> Iterator[FixedTensor]:
+        """A block's tensors: those of the block that it comes from, or zeros (and a norm that scales by one)."""
+        names, had = names_of(self.spec), names_of(self.source.spec)
+        for part, tensor in block_tensors(self.spec, i):
+            name, origin = names.of(i, tensor.key), self.rewrite.blocks[i].origin(part)
+            if origin is None:
+                fill = 1.0 if tensor.role == "norm scale" else 0.0
+                yield FixedTensor(name, self._dtype(had.embedding), tensor.shape, None, fill=fill)
+                continue
+            source = had.of(origin, tensor.key)
+            repeat = 1
+            if tensor.along == "KV heads":
+                repeat = tensor.shape[0] // self.source.tensors[source].shape[0]
+            yield FixedTensor(name, self._dtype(source), tensor.shape, source, repeat)
 
     def _dtype(self, source: str) -> str:
         dtype: str = self.dtype or self.source.tensors[source].dtype

@@ -7,6 +7,7 @@ from math import lcm
 
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
+from ffn_fusion.families.rotary import read_rotary
 from ffn_fusion.portability.rule import Reason, Rule
 
 
@@ -67,12 +68,6 @@ def _model(breaks: Callable[[ModelSpec], bool]) -> Callable[[ModelSpec], Iterato
             yield None
 
     return find
-
-
-def rotary_kind(spec: ModelSpec) -> str:
-    """How rotary positions are scaled: ``"default"``, ``"llama3"``, ``"dynamic"`` and so on, in either spelling."""
-    settings = spec.config.get("rope_scaling") or spec.config.get("rope_parameters") or {}
-    return str(settings.get("rope_type", settings.get("type", "default")))
 
 
 # ---- the table
@@ -222,13 +217,13 @@ FORM_RULES: tuple[Rule[ModelSpec], ...] = (
             "llama.cpp": Reason("has no dynamic rotary scaling, so long texts would be silently wrong"),
             "mlx": Reason("has no dynamic rotary scaling"),
         },
-        _model(lambda spec: rotary_kind(spec) == "dynamic"),
+        _model(lambda spec: read_rotary(spec.config).kind == "dynamic"),
     ),
     Rule(
         "rotary-long",
         "rotary positions aren't scaled by longrope",
         "",
         {"llama.cpp": Reason("gets no longrope factors from ffn-fusion export")},
-        _model(lambda spec: rotary_kind(spec) == "longrope"),
+        _model(lambda spec: read_rotary(spec.config).kind == "longrope"),
     ),
 )

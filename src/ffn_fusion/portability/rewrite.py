@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ffn_fusion.blueprint import Part
 from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.families import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
 from ffn_fusion.families.layout import sub_block_parameters
@@ -29,6 +30,10 @@ class RewrittenBlock:
     attention: int | None
     ffn: int | None
     spec: BlockSpec
+
+    def origin(self, part: Part) -> int | None:
+        """The block that a sub-block comes from."""
+        return self.attention if part == "attention" else self.ffn
 
 
 @dataclass(frozen=True)

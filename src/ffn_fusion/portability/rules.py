@@ -5,11 +5,9 @@ The rules themselves stand in ``portability.form`` (blocks, sizes) and ``portabi
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ffn_fusion.blueprint import Blueprint
-from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.families import ModelSpec
+from ffn_fusion.families.child_spec import child_spec
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.portability.form import FORM_RULES
 from ffn_fusion.portability.rule import ENGINES, Engine, Problem, Verdict, broken, parse_engines, verdict
@@ -20,7 +18,6 @@ __all__ = [
     "Problem",
     "Verdict",
     "blueprint_problems",
-    "child_spec",
     "parse_engines",
     "problems",
     "verdict",
@@ -39,12 +36,4 @@ def blueprint_problems(
 
     Blocks are the child's, numbered without the empty ones.
     """
-    return problems(child_spec(blueprint, parent, width_multiple), engine)
-
-
-def child_spec(blueprint: Blueprint, parent: ModelSpec, width_multiple: int = WIDTH_MULTIPLE) -> ModelSpec:
-    """Sizes of the child that a blueprint describes, from the parent's sizes alone."""
-    from ffn_fusion.surgery.child import Child  # with torch: only for those who ask
-
-    stand_in = Checkpoint(Path(), parent, {}, fingerprint="", name=blueprint.parent.name)
-    return Child(stand_in, blueprint, width_multiple).spec
+    return problems(child_spec(parent, blueprint, width_multiple), engine)

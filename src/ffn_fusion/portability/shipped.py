@@ -10,6 +10,7 @@ from typing import Any
 
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
+from ffn_fusion.families.rotary import is_untidy, rotary_contradicts, rotary_kind
 from ffn_fusion.portability.rule import ENGINES, Engine, Reason, Rule
 
 VLLM_CPU_HEADS = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -58,14 +59,6 @@ def _is_complete(code: Path) -> bool:
         return False
     imported = re.findall(r"^from \.(\w+) import", code.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     return all(code.with_name(f"{name}.py").is_file() for name in imported)
-
-
-def tidy_rotary(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config that says rotary scaling as every engine reads it: by rope_type, and null where nothing is scaled."""
-    scaling = config.get("rope_scaling")
-    if scaling and _untidy(scaling):
-        scaling = {**scaling, "rope_type": _kind(scaling)} if _kind(scaling) != "default" else None
-    return {**config, "rope_scaling": scaling}
 
 
 def cpu_notes(shipped: Shipped) -> tuple[str, ...]:
@@ -150,32 +143,11 @@ def _scaling(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if said:
         return said
     parameters: Mapping[str, Any] = config.get("rope_parameters") or {}
-    return parameters if _kind(parameters) != "default" else {}
-
-
-def _kind(settings: Mapping[str, Any]) -> str:
-    return str(settings.get("rope_type", settings.get("type", "default")))
-
-
-def _untidy(scaling: Mapping[str, Any]) -> bool:
-    return bool(scaling) and ("rope_type" not in scaling or _kind(scaling) == "default")
+    return parameters if rotary_kind(parameters) != "default" else {}
 
 
 def _lacks_factor(scaling: Mapping[str, Any]) -> bool:
-    return _kind(scaling) != "default" and "factor" not in scaling
-
-
-def rotary_contradicts(config: Mapping[str, Any]) -> bool:
-    """rope_theta and rope_scaling say one thing, rope_parameters another."""
-    parameters, scaling = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
-    if not parameters:
-        return False
-    theta = config.get("rope_theta")
-    if theta is not None and parameters.get("rope_theta", theta) != theta:
-        return True
-    shared = (set(parameters) & set(scaling)) - {"rope_type", "type", "rope_theta"}
-    differs = any(parameters[key] != scaling[key] for key in shared)
-    return bool(scaling) and (differs or _kind(parameters) != _kind(scaling))
+    return rotary_kind(scaling) != "default" and "factor" not in scaling
 
 
 # ---- the table
@@ -280,7 +252,7 @@ SHIPPED_RULES: tuple[Rule[Shipped], ...] = (
         "rope_scaling calls its kind rope_type, and is null where nothing is scaled",
         _REWRITTEN,
         {"mlx": Reason("refuses rope_scaling without rope_type or factor")},
-        _folder(lambda shipped: _untidy(shipped.spec.config.get("rope_scaling") or {})),
+        _folder(lambda shipped: is_untidy(shipped.spec.config.get("rope_scaling") or {})),
     ),
     Rule(
         "rope-factor",

@@ -11,6 +11,8 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +20,27 @@ import torch
 from torch import Tensor
 
 from ffn_fusion.blockwise.stack import Stack
-from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.blueprint import PARTS, Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, inside, open_folder, torch_dtype
 from ffn_fusion.checkpoint.safetensors_file import CHUNK_BYTES, ITEM_SIZES
 from ffn_fusion.checkpoint.staging import DISTILLATION, MANIFEST, MODEL_CARD, mismatches, read_manifest
 from ffn_fusion.errors import CheckpointError
-from ffn_fusion.families import ModelSpec
-from ffn_fusion.families.layout import FFN_NORM, block_prefix
+from ffn_fusion.families import ModelSpec, names_of
+from ffn_fusion.families.layout import block_tensors
 from ffn_fusion.portability import reference
 from ffn_fusion.portability.fix import Fixed
 from ffn_fusion.portability.history import read_history
 from ffn_fusion.surgery.build import BLUEPRINT, check_blueprint
 from ffn_fusion.surgery.child import Child
-from ffn_fusion.surgery.fold_norm import fold_norm
+from ffn_fusion.surgery.joins import Join, Wanted
 from ffn_fusion.surgery.repairs import RECORD
+from ffn_fusion.surgery.transforms import TRANSFORMS
 
 TOLERANCE = {"F64": 1e-5, "F32": 1e-4, "F16": 2e-3, "BF16": 5e-3}
 """By the child's dtype: largest relative difference of logits (norms) that is rounding. Both sides compute in float32;
 16-bit weights of the parent are folded and rounded as the child's were, and may differ by ``LOOSE`` as they are.
 """
 LOOSE = 0.2
-_KNOWN = ("none", "kept", "fused", "narrowed")
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ def _against_parent(
     yield _tensors(child, expected, changed, on_bytes)
     if changed:
         return  # the parallel form isn't what a repaired or trained child computes
-    kinds = {block.ffn.kind for block in blueprint.blocks} | {block.attention.kind for block in blueprint.blocks}
-    if kinds <= set(_KNOWN):
+    kinds = {type(kind) for block in blueprint.blocks for part in PARTS if (kind := block.part(part)).present}
+    if all(TRANSFORMS[kind].parallel for kind in kinds):
         yield _logits(folder, child, blueprint, against)
 
 
@@ -241,9 +243,8 @@ def parallel_logits(
 
 
 class _ParentView:
-    """The parent with just those of its weights changed that a parallel form changes: norms shared with the last FFN
-    of a run, channels that a narrowed FFN left out, and (``rounded``) norms folded into the weights behind them, and
-    what rounding to the dtypes ``stored`` leaves.
+    """The parent with just those of its weights changed that a parallel form changes (``Transform.parallel``), and
+    (``rounded``) with what rounding to the dtypes ``stored`` leaves.
     """
 
     def __init__(self, parent: Checkpoint, blueprint: Blueprint, rounded: bool, stored: tuple[str, ...]) -> None:
@@ -251,34 +252,26 @@ class _ParentView:
         self.tensors: Mapping[str, Any] = parent.tensors
         self._parent = parent
         self._stored = tuple(torch_dtype(name) for name in stored) if rounded else ()
-        self._shared: dict[str, str] = {}
-        self._channels: dict[str, tuple[int, ...]] = {}
-        self._folded: set[str] = set()
-        for block in blueprint.blocks:
-            norms = [block_prefix(source) + FFN_NORM for source in block.ffn.sources]
-            if block.ffn.kind == "fused" and block.ffn.norm == "last":
-                self._shared |= dict.fromkeys(norms, norms[-1])
-            elif block.ffn.kind == "fused" and rounded:
-                self._folded |= set(norms)
-            if block.ffn.kind == "narrowed":
-                self._channels[block_prefix(block.ffn.source) + "mlp.down_proj.weight"] = block.ffn.channels
+        self._changed = dict(_changed_tensors(parent.spec, blueprint, rounded))
 
     def read(self, name: str) -> Tensor:
-        tensor = self._changed(name)
+        tensor = self._parent.read(name)
+        if name in self._changed:
+            tensor = self._changed[name].rows(self._parent, tuple(tensor.shape), tensor.dtype, 0, len(tensor))
         for dtype in self._stored:
             tensor = tensor.to(dtype)
         return tensor
 
-    def _changed(self, name: str) -> Tensor:
-        tensor = self._parent.read(self._shared.get(name, name))
-        if name in self._folded:
-            return torch.ones_like(tensor)
-        if name.endswith(("mlp.gate_proj.weight", "mlp.up_proj.weight")):
-            norm = name[: name.index("mlp.")] + FFN_NORM
-            return fold_norm(tensor, self._parent.read(norm)) if norm in self._folded else tensor
-        if name not in self._channels:
-            return tensor
-        kept = torch.zeros_like(tensor)
-        channels = torch.tensor(self._channels[name])
-        kept[:, channels] = tensor[:, channels]
-        return kept
+
+def _changed_tensors(spec: ModelSpec, blueprint: Blueprint, rounded: bool) -> Iterator[tuple[str, Join]]:
+    """The parent's tensors in whose place something else stands, by name."""
+    names = names_of(spec)
+    for block, part in product(blueprint.blocks, PARTS):
+        kind = block.part(part)
+        for at, source in enumerate(kind.sources):
+            parallel = TRANSFORMS[type(kind)].parallel
+            assert parallel is not None
+            for owner, tensor in block_tensors(spec, source):
+                wanted = Wanted(tensor, partial(names.of_all, kind.sources))
+                if owner == part and (join := parallel(kind, wanted, at, rounded)):
+                    yield names.of(source, tensor.key), join

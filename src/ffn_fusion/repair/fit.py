@@ -9,8 +9,9 @@ its own), channels for the dual (each has all tokens, and some of the channels).
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -178,8 +179,8 @@ def _of_all_processes(states: States, windows: Windows) -> tuple[Tensor, int]:
 
 
 @torch.inference_mode()
-def take_change(place: Place, block: Block, fit: Fit, stored: torch.dtype) -> dict[str, Tensor]:
-    """Put what was found into the block, rounded as it will be stored.
+def take_change(place: Place, block: Block, fit: Fit, stored: Callable[[str], torch.dtype]) -> dict[str, Tensor]:
+    """Put what was found into the block, rounded to the dtype in which the child stores the tensor of a name.
 
     Returns:
         The child's new tensors by their names; none where the old ones stay.
@@ -187,12 +188,12 @@ def take_change(place: Place, block: Block, fit: Fit, stored: torch.dtype) -> di
     if fit.change_DF is None:
         return {}
     projection = block.projection(place.part)
-    new = {"weight": projection.weight + fit.change_DF.to(projection.weight)}
+    new: dict[Literal["weight", "bias"], Tensor] = {"weight": projection.weight + fit.change_DF.to(projection.weight)}
     if fit.bias_D is not None:
         new["bias"] = projection.bias + fit.bias_D.to(projection.bias)
-    found = {}
-    for name, value in new.items():
-        rounded = value.to(stored)
-        getattr(projection, name).data.copy_(rounded)
-        found[f"{place.module}.{name}"] = rounded.cpu()
+    found, names = {}, block.output_names(place.part)
+    for what, value in new.items():
+        rounded = value.to(stored(names["weight"]))
+        getattr(projection, what).data.copy_(rounded)
+        found[names[what]] = rounded.cpu()
     return found

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from ffn_fusion.blueprint import Block, Blueprint
-from ffn_fusion.families.layout import block_prefix
+from ffn_fusion.blueprint import Block, Blueprint, Part
 
-Part = Literal["attention", "ffn"]
-Why = Literal["fused", "narrowed", "attention dropped", "FFN dropped", "behind"]
-
-_PROJECTION = {"attention": "self_attn.o_proj", "ffn": "mlp.down_proj"}
+Why = str
+"""Why a place is repaired: what became of its FFN, ``attention dropped``, ``FFN dropped``, or ``behind``."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +22,9 @@ class Place:
     part: Part = "ffn"
 
     @property
-    def module(self) -> str:
-        """The projection's name in the child: with ``.weight`` behind it, its matrix."""
-        return block_prefix(self.block) + _PROJECTION[self.part]
+    def name(self) -> str:
+        """The place in few words: ``ffn of block 5``."""
+        return f"{self.part} of block {self.block}"
 
 
 def places(blueprint: Blueprint, horizon: int = 0, *, attention: bool = False) -> tuple[Place, ...]:
@@ -53,25 +49,19 @@ def places(blueprint: Blueprint, horizon: int = 0, *, attention: bool = False) -
 
 def _of_block(k: int, block: Block, blueprint: Blueprint, why: Why, attention: bool) -> list[Place]:
     found = []
-    if attention and block.attention.kind == "kept" and _softmax(block.attention.source, blueprint):
-        found.append(Place(k, block.attention.source, why, "attention"))
-    if block.ffn.kind != "none" and all(blueprint.parent.blocks[source].ffn == "gated" for source in block.ffn.sources):
+    if attention and (sizes := blueprint.sizes(block, "attention")) and sizes.kind == "attention":
+        found.append(Place(k, block.attention.sources[-1], why, "attention"))
+    if (ffn := blueprint.sizes(block, "ffn")) and ffn.kind == "gated":
         found.append(Place(k, block.parent_blocks[1], why))
     return found
 
 
 def _why(block: Block, blueprint: Blueprint) -> Why | None:
-    if block.ffn.kind == "fused":
-        return "fused"
-    if block.ffn.kind == "narrowed":
-        return "narrowed"
+    if block.ffn.present and block.ffn.changes:
+        return block.ffn.fate
     first, last = block.parent_blocks
     had = any(blueprint.parent.blocks[i].attention for i in range(first, last + 1))
-    if had and block.attention.kind == "none":
+    if had and not block.attention.present:
         return "attention dropped"
     had_ffn = any(blueprint.parent.blocks[i].ffn for i in range(first, last + 1))
-    return "FFN dropped" if had_ffn and block.ffn.kind == "none" else None
-
-
-def _softmax(source: int, blueprint: Blueprint) -> bool:
-    return blueprint.parent.blocks[source].attention == "attention"
+    return "FFN dropped" if had_ffn and not block.ffn.present else None

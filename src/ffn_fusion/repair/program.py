@@ -62,9 +62,9 @@ def make_program(blueprint: Blueprint, places: Sequence[Place], teacher: Sequenc
             steps += [Step("teacher", t, "ffn")]
             ahead.pop(0)
         steps += [Step("teacher", t, "block") for t in _taken(ahead, teacher, kept[k].parent_blocks[1])]
-        if kept[k].attention.kind != "none" and not attention:
+        if kept[k].attention.present and not attention:
             steps.append(Step("child", k, "attention"))
-        if kept[k].ffn.kind != "none":
+        if kept[k].ffn.present:
             steps.append(Step("child", k, "ffn", by_part.get("ffn")))
     return Program(tuple(steps), fork, first)
 

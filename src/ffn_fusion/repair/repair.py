@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from ffn_fusion.blockwise import FileStates, Journal, Pace, Room, Stack, measure_pace
-from ffn_fusion.blueprint import Blueprint, unfused
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, torch_dtype
 from ffn_fusion.checkpoint.staging import write_atomic
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.errors import DataError
+from ffn_fusion.families import require
 from ffn_fusion.processes import Progress, current, silent, together
 from ffn_fusion.repair.fit import Windows
 from ffn_fusion.repair.places import Place, places
@@ -107,6 +108,7 @@ class _Repair:
 
     def __post_init__(self) -> None:
         check_blueprint(self.parent, self.blueprint)
+        require(self.parent.spec, "repair")
         count, world = len(self.ids_NT), current().world
         if count < _LEAST_WINDOWS * world:
             raise DataError(
@@ -128,7 +130,7 @@ class _Repair:
 
     @cached_property
     def teacher(self) -> Checkpoint | Child:
-        return self.parent if self.settings.target == "parent" else Child(self.parent, unfused(self.blueprint), 1)
+        return self.parent if self.settings.target == "parent" else Child(self.parent, self.blueprint.unfused(), 1)
 
     @cached_property
     def stacks(self) -> tuple[Stack, Stack]:
@@ -209,7 +211,7 @@ class _Repair:
                 windows,
                 self.settings,
                 dual=plan.is_dual,
-                stored=lambda module: torch_dtype(self.child.tensors[f"{module}.weight"].dtype),
+                stored=lambda name: torch_dtype(self.child.tensors[name].dtype),
                 journal=journal,
                 on_step=lambda done: progress("repair", done, len(self.program.steps)),
             )
@@ -256,11 +258,11 @@ class _Ledger:
 
     def add(self, found: PlaceRepair) -> None:
         files = {name: save_repair(self._folder, name, tensor) for name, tensor in found.tensors.items()}
-        self._rows[found.place.module] = {"row": _row(found), "files": files}
+        self._rows[found.place.name] = {"row": _row(found), "files": files}
         self._write()
 
     def finish(self, record: dict[str, Any], places: Sequence[Place]) -> None:
-        rows = [self._rows[place.module] for place in places]
+        rows = [self._rows[place.name] for place in places]
         files = {name: file for row in rows for name, file in row["files"].items()}
         save_record(self._folder, {**record, "files": files, "places": [row["row"] for row in rows]})
         shutil.rmtree(self._folder / _WALK, ignore_errors=True)

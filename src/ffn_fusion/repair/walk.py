@@ -62,7 +62,7 @@ def walk(
     settings: RepairSettings,
     *,
     dual: Callable[[Place], bool] = lambda place: False,
-    stored: Callable[[str], torch.dtype] = lambda module: torch.float32,
+    stored: Callable[[str], torch.dtype] = lambda name: torch.float32,
     journal: Journal | None = None,
     on_step: Progress = lambda done: None,
 ) -> Iterator[PlaceRepair]:
@@ -71,7 +71,7 @@ def walk(
     Args:
         ids_NT: this process's windows.
         dual: which form a place is solved in (``repair.fit.solve_place``).
-        stored: the dtype that a projection is stored in.
+        stored: the dtype in which the child stores the tensor of a name.
         journal: where it's noted how far the walk has come.
         on_step: called with the number of steps done.
     """
@@ -93,7 +93,7 @@ def walk(
         if step.place:
             before = _kept(block, step.place)
             fit = solve_place(step.place, block, pair.ours, pair.theirs, windows, settings, dual=dual(step.place))
-            tensors = take_change(step.place, block, fit, stored(step.place.module))
+            tensors = take_change(step.place, block, fit, stored)
             if not settings.in_order:
                 _restore(block, step.place, before)
             yield PlaceRepair(step.place, _width(step, block), fit, tensors)

@@ -139,25 +139,24 @@ def _boxes(
     name = f"child block {number} (parent {format_blocks(range(first, last + 1))})"
     name = name if dropped is None else f"block {number}"
     parents = blueprint.parent.blocks
-    for source in block.attention.sources:
-        kind = "linear" if parents[source].attention == "linear" else "attention"
-        gone = source in (dropped or ())
-        says = f"{name}: {parents[source].attention}{', dropped' if gone else ''}"
-        yield _Box(x, _ATTENTION * scale.unit, scale.plain, "dropped" if gone else kind, says)
+    attention, ffn = block.attention, block.ffn
+    if sizes := blueprint.sizes(block, "attention"):
+        gone = bool(dropped and set(attention.sources) & dropped)
+        label = attention.label("attention", blueprint.parent.had("attention", attention.sources))
+        says = f"{name}: {label}{', dropped' if gone else ''}"
+        yield _Box(x, _ATTENTION * scale.unit, scale.plain, "dropped" if gone else sizes.kind, says)
         x += _ATTENTION * scale.unit
-    if block.ffn.kind == "none":
+    if not ffn.present:
         return
-    width, sources = blueprint.width(block), block.ffn.sources
-    says = f"{name}: FFN {width:,} wide" if width else f"{name}: linear FFN"
-    if block.ffn.kind == "narrowed":
-        says += f", narrowed from {parents[sources[0]].ffn_width:,}"
-    if block.ffn.kind != "fused":
+    width, had = blueprint.width(block), blueprint.parent.had("ffn", ffn.sources)
+    says = f"{name}: {ffn.label('ffn', had)}"
+    if len(had) == 1:
         yield _Box(x, _FFN * scale.unit, scale.ffn(width), "ffn" if width else "linear", says)
         return
-    ends = accumulate(parents[source].ffn_width for source in sources)
+    ends = accumulate(parents[source].ffn_width for source in ffn.sources)
     seams = tuple(end / width * scale.ffn(width) for end in ends)[:-1]
     wide = max(_FFN * scale.unit, 13.0)  # seen even among 126 blocks
-    yield _Box(x, wide, scale.ffn(width), "fused", f"{name}: {len(sources)} FFNs fused, {width:,} wide", seams)
+    yield _Box(x, wide, scale.ffn(width), "fused", says, seams)
 
 
 def _tallest(places: Sequence[_Place | None], scale: _Scale) -> float:

@@ -11,12 +11,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.text import Text
 
-from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.blueprint import NAMES, PARTS, Blueprint, Part, SubBlock
 from ffn_fusion.report.model_grids import sequential_steps
 
 _LABELS = ("parent attention ", "       FFN       ", "child  attention ", "       FFN       ")
@@ -61,18 +61,29 @@ def block_diagram(blueprint: Blueprint, width: int = 80) -> Text:
 
 
 def _glyphs(blueprint: Blueprint) -> _Lines:
-    attentions = {source for block in blueprint.blocks for source in block.attention.sources}
-    ffns = {source for block in blueprint.blocks for source in block.ffn.sources}
     parent = blueprint.parent.blocks
-    attention = ["~" if b.attention == "linear" else "●" if b.attention else "·" for b in parent]
-    ffn = ["~" if b.ffn == "linear" else "■" if b.ffn else "·" for b in parent]
-    narrowed = {block.ffn.source for block in blueprint.blocks if block.ffn.kind == "narrowed"}
+    attention = [_glyph(block.attention, "●") for block in parent]
+    ffn = [_glyph(block.ffn, "■") for block in parent]
     return _Lines(
         "".join(attention),
         "".join(ffn),
-        "".join(glyph if i in attentions else "·" for i, glyph in enumerate(attention)),
-        "".join("▪" if i in narrowed else glyph if i in ffns else "·" for i, glyph in enumerate(ffn)),
+        _child_glyphs(blueprint, "attention", attention),
+        _child_glyphs(blueprint, "ffn", ffn),
     )
+
+
+def _glyph(sub_block: SubBlock | None, usual: str) -> str:
+    return "·" if sub_block is None else "~" if sub_block.kind == "linear" else usual
+
+
+def _child_glyphs(blueprint: Blueprint, part: Part, parent: Sequence[str]) -> str:
+    """The parent's where a sub-block stays, its kind's own where it doesn't; a column a parent block."""
+    line = ["·"] * len(parent)
+    for block in blueprint.blocks:
+        kind = block.part(part)
+        for source in kind.sources:
+            line[source] = kind.glyph or parent[source]
+    return "".join(line)
 
 
 def _row(text: Text, label: str, glyphs: str, cell: int, bars: dict[int, str] | None = None) -> None:
@@ -92,7 +103,7 @@ def _bars(blueprint: Blueprint, start: int, end: int, cell: int) -> dict[int, st
     """Column -> bar for every fused FFN on this line; its ends are open where it goes on elsewhere."""
     bars = {}
     for block in blueprint.blocks:
-        if block.ffn.kind != "fused":
+        if len(block.ffn.sources) < 2:
             continue
         first, last = block.ffn.sources[0], block.ffn.sources[-1]
         left, right = max(first, start), min(last, end - 1)
@@ -116,19 +127,25 @@ def _ruler(start: int, end: int, cell: int) -> str:
     return "".join(line).rstrip()
 
 
+def _own_glyphs(blueprint: Blueprint) -> dict[str, str]:
+    """Glyph -> meaning, of the child's sub-blocks that aren't drawn like the parent's."""
+    kinds = ((part, block.part(part)) for block in blueprint.blocks for part in PARTS)
+    return {kind.glyph: f"{kind.fate} {NAMES[part]}" for part, kind in kinds if kind.glyph and kind.present}
+
+
 def _legend(blueprint: Blueprint) -> Text:
     before, after = sequential_steps(blueprint)
     parts: list[tuple[str, str, Callable[[Blueprint], bool]]] = [
         ("●", "attention", lambda _: True),
         ("■", "FFN", lambda _: True),
-        ("▪", "narrowed FFN", lambda b: any(block.ffn.kind == "narrowed" for block in b.blocks)),
+        *((glyph, words, lambda _: True) for glyph, words in _own_glyphs(blueprint).items()),
         ("·", "none", lambda b: bool(b.dropped_attentions)),
-        ("~", "linear", lambda b: any("linear" in (block.attention, block.ffn) for block in b.parent.blocks)),
+        ("~", "linear", lambda b: "~" in "".join(_glyphs(b).all)),
     ]
     text = Text()
     for glyph, meaning, shown in parts:
         if shown(blueprint):
-            text.append(glyph, _STYLES[glyph]).append(f" {meaning}   ")
+            text.append(glyph, _STYLES.get(glyph, "")).append(f" {meaning}   ")
     if blueprint.runs:
         text.append("┣━3━┫", _FUSED_STYLE).append(" 3 FFNs fused into one")
     blocks = f"{len(blueprint.parent.blocks)} → {len(blueprint.kept_blocks)} blocks"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ffn_fusion.blueprint import Block, Blueprint
 from ffn_fusion.blueprint.ranges import format_blocks
-from ffn_fusion.families.layout import attention_tensors, ffn_tensors, model_tensors
+from ffn_fusion.families.layout import model_tensors, sub_block_parameters
 from ffn_fusion.families.spec import BlockSpec, ModelSpec
 from ffn_fusion.report.formats import byte_count, change, count, printable
 from ffn_fusion.report.grid import Column, Grid, Tone, words
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def sequential_steps(blueprint: Blueprint) -> tuple[int, int]:
     """Sub-blocks that are computed one after the other: (parent, child)."""
     parent = sum((block.attention is not None) + (block.ffn is not None) for block in blueprint.parent.blocks)
-    child = sum((block.attention.kind != "none") + (block.ffn.kind != "none") for block in blueprint.blocks)
+    child = sum(block.attention.present + block.ffn.present for block in blueprint.blocks)
     return parent, child
 
 
@@ -59,26 +59,16 @@ def _attention(blueprint: Blueprint, block: Block) -> str:
     gone = [i for i in had if i not in block.attention.sources]
     if gone == had:
         return "dropped" if had else "none in the parent"
-    kept = f"kept ({format_blocks(block.attention.sources)})"
-    return f"{kept}, dropped ({format_blocks(gone)})" if gone else "kept"
+    made = block.attention.fate
+    if gone:
+        return f"{made} ({format_blocks(block.attention.sources)}), dropped ({format_blocks(gone)})"
+    return made
 
 
 def _ffn(blueprint: Blueprint, block: Block) -> tuple[str, str | None]:
     """What became of the FFN, and its width."""
-    widths = [blueprint.parent.blocks[source].ffn_width for source in block.ffn.sources]
-    total = f"{sum(widths):,}"
-    if block.ffn.kind == "none":
-        return "none", None
-    if block.ffn.kind == "kept":
-        return "kept", total if widths[0] else "linear"
-    if block.ffn.kind == "narrowed":
-        return "narrowed", f"{blueprint.width(block):,} of {total}"
-    shown = f"{min(widths):,} to {max(widths):,}, {total} in all"
-    if len(set(widths)) == 1:
-        shown = f"{len(widths)} × {widths[0]:,} = {total}"  # noqa: RUF001
-    first, last = block.parent_blocks
-    which = "" if len(widths) == last + 1 - first else f" ({format_blocks(block.ffn.sources)})"
-    return f"{len(widths)} fused{which}", shown
+    what, width = block.ffn.cells("ffn", blueprint.parent.had("ffn", block.ffn.sources))
+    return what, width or None
 
 
 _COSTS = {
@@ -168,8 +158,7 @@ def _spec_ffn(block: BlockSpec) -> str:
 
 
 def _block_parameters(spec: ModelSpec, block: BlockSpec) -> int:
-    attention = dict(attention_tensors(spec, block.attention)) if block.attention else {}
-    return _parameters(attention) + _parameters(dict(ffn_tensors(spec, block.ffn)) if block.ffn else {})
+    return sub_block_parameters(spec, block.attention) + sub_block_parameters(spec, block.ffn)
 
 
 def _parameters(tensors: Mapping[str, tuple[int, ...]]) -> int:

@@ -28,8 +28,11 @@ def sentence(blueprint: Blueprint) -> str:
     """What was done, in one sentence."""
     dropped, runs = blueprint.dropped_attentions, blueprint.runs
     blocks = len(blueprint.parent.blocks)
-    narrowed = [block.ffn.source for block in blueprint.blocks if block.ffn.kind == "narrowed"]
-    if not dropped and not runs and not narrowed:
+    others: dict[str, list[int]] = {}  # what became of FFNs that were changed each by itself
+    for block in blueprint.blocks:
+        if block.ffn.changes and len(block.ffn.sources) == 1:
+            others.setdefault(block.ffn.fate, []).extend(block.ffn.sources)
+    if not dropped and not runs and not others:
         return f"Nothing was changed: the child has the parent's {blocks} blocks."
     done = []
     if dropped:
@@ -39,9 +42,9 @@ def sentence(blueprint: Blueprint) -> str:
     if runs:
         wide = "one wide FFN" if len(runs) == 1 else f"{len(runs)} wide FFNs"
         done.append(f"{fused_ffns(blueprint)} FFNs were fused into {wide} ({_named('run', format_runs(runs))})")
-    if narrowed:
-        were = "FFN was" if len(narrowed) == 1 else "FFNs were"
-        done.append(f"{len(narrowed)} {were} narrowed ({_named('block', format_blocks(narrowed))})")
+    for fate, blocks_ in others.items():
+        were = "FFN was" if len(blocks_) == 1 else "FFNs were"
+        done.append(f"{len(blocks_)} {were} {fate} ({_named('block', format_blocks(blocks_))})")
     return f"{' and '.join(done)}: {blocks} blocks became {len(blueprint.kept_blocks)}."
 
 
@@ -57,7 +60,7 @@ def attentions(blueprint: Blueprint) -> int:
 
 def fused_ffns(blueprint: Blueprint) -> int:
     """Parent FFNs that are part of a fused one."""
-    return sum(len(block.ffn.sources) for block in blueprint.blocks if block.ffn.kind == "fused")
+    return sum(len(block.ffn.sources) for block in blueprint.blocks if len(block.ffn.sources) > 1)
 
 
 def key_figures(blueprint: Blueprint, quality: Quality | None, latency: Latency | None) -> list[KeyFigure]:

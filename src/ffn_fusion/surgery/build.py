@@ -18,6 +18,7 @@ from ffn_fusion.checkpoint.sidecars import sidecar_files
 from ffn_fusion.checkpoint.staging import MODEL_CARD
 from ffn_fusion.checkpoint.write import json_file, output_tensors, write_checkpoint
 from ffn_fusion.errors import BlueprintError
+from ffn_fusion.families import require
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.surgery.child import Child
 from ffn_fusion.surgery.child_config import child_config, modeling_files
@@ -78,7 +79,12 @@ def _files(child: Child, model_card: str) -> Iterator[tuple[str, bytes]]:
 
 
 def check_blueprint(parent: Checkpoint, blueprint: Blueprint) -> None:
-    """Raises: BlueprintError: the blueprint is of a model with other blocks, or leaves none."""
+    """Refuse what can't be built.
+
+    Raises:
+        BlueprintError: the blueprint is of a model with other blocks, or leaves none.
+        FamilyError: the parent's family doesn't take one of the blueprint's operations.
+    """
     if blueprint.parent.blocks != parent.spec.parent("").blocks:
         raise BlueprintError(
             f"the blueprint is of {blueprint.parent.name}, whose blocks differ from those of {parent.name}",
@@ -86,6 +92,8 @@ def check_blueprint(parent: Checkpoint, blueprint: Blueprint) -> None:
         )
     if not blueprint.kept_blocks:
         raise BlueprintError("the blueprint leaves no block at all", "keep at least one attention or FFN")
+    for operation in sorted(blueprint.operations):
+        require(parent.spec, operation)
 
 
 def child_tensors(child: Child) -> list[OutputTensor]:
@@ -93,9 +101,9 @@ def child_tensors(child: Child) -> list[OutputTensor]:
 
     def sources(name: str) -> tuple[TensorInfo, ...]:
         tensor = child.tensors[name]
-        return tuple(child.parent.tensors[source] for source in (*tensor.sources, *tensor.scales))
+        return tuple(child.parent.tensors[source] for source in tensor.join.reads)
 
-    return output_tensors(child, sources, lambda name: child.tensors[name].join == "copy")
+    return output_tensors(child, sources, lambda name: child.tensors[name].join.copied)
 
 
 def child_bytes(child: Child) -> int:

@@ -11,9 +11,14 @@ largest contribution, the mean over calibration tokens of how far a channel move
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ffn_fusion.blueprint import NarrowedFfn
+from ffn_fusion.surgery.fuse_ffn import fuse_columns, fuse_rows
+from ffn_fusion.surgery.joins import Copy, Join, Rows, Wanted
 
 
 def narrow_rows(part: Tensor, channels: Sequence[int], begin: int = 0) -> Tensor:
@@ -31,6 +36,68 @@ def channel_contribution(mean_F: Tensor, down_DF: Tensor) -> Tensor:
     wide = torch.promote_types(down_DF.dtype, torch.float32)
     lengths: Tensor = torch.linalg.vector_norm(down_DF, dim=0, dtype=wide)
     return mean_F * lengths
+
+
+# ---- which tensor takes what
+
+
+def narrowed_join(kind: NarrowedFfn, wanted: Wanted) -> Join:
+    """Whatever counts the channels keeps only some; the rest is copied."""
+    (source,) = wanted.sources
+    if wanted.tensor.along != "width":
+        return Copy(source)
+    return Chosen(source, kind.channels, wanted.tensor.axis, wanted.padding)
+
+
+def narrowed_parallel(kind: NarrowedFfn, wanted: Wanted, at: int, rounded: bool) -> Join | None:
+    """What stands for a tensor of the whole FFN; see ``transforms.Transform``. Channels that are gone add nothing."""
+    if wanted.tensor.role != "out of":
+        return None
+    return Only(wanted.sources[at], kind.channels, wanted.tensor.axis)
+
+
+@dataclass(frozen=True)
+class Chosen(Join):
+    """The rows (or columns, with ``axis`` 1) ``channels`` of one tensor, then ``padding`` zeros."""
+
+    source: str
+    channels: tuple[int, ...]
+    axis: int
+    padding: int = 0
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    def rows(self, parent: Rows, shape: tuple[int, ...], dtype: torch.dtype, start: int, stop: int) -> Tensor:
+        if self.axis == 1:
+            part = parent.rows(self.source, start, stop).to(dtype)
+            return fuse_columns([narrow_columns(part, self.channels)], self.padding)
+        channels = self.channels[start:stop]
+        if not channels:
+            return torch.zeros(stop - start, *shape[1:], dtype=dtype)
+        part = parent.rows(self.source, channels[0], channels[-1] + 1)
+        return fuse_rows([narrow_rows(part, channels, channels[0])], stop - start - len(channels)).to(dtype)
+
+
+@dataclass(frozen=True)
+class Only(Join):
+    """One tensor with zeros everywhere but in the rows (or columns, with ``axis`` 1) ``channels``."""
+
+    source: str
+    channels: tuple[int, ...]
+    axis: int
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    def rows(self, parent: Rows, shape: tuple[int, ...], dtype: torch.dtype, start: int, stop: int) -> Tensor:
+        part = parent.rows(self.source, start, stop).to(dtype)
+        kept = torch.zeros(shape[self.axis], dtype=torch.bool)
+        kept[torch.tensor(self.channels)] = True
+        mask = kept if self.axis == 1 else kept[start:stop].view(-1, *(1,) * (part.ndim - 1))
+        return torch.where(mask, part, torch.zeros((), dtype=dtype))
 
 
 def _index(channels: Sequence[int], like: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from ffn_fusion.checkpoint.reader import torch_dtype
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo, read_bytes, read_header
 from ffn_fusion.checkpoint.staging import write_atomic
 from ffn_fusion.errors import DataError, OutputError
+from ffn_fusion.surgery.fuse_ffn import fuse_columns
+from ffn_fusion.surgery.joins import Join, Rows
 
 RECORD = "repairs.json"
 
@@ -75,6 +78,24 @@ class Repairs(Mapping[str, TensorInfo]):
 
     def __len__(self) -> int:
         return len(self._infos)
+
+
+@dataclass(frozen=True, eq=False)
+class Repaired(Join):
+    """A repaired tensor in place of what the blueprint makes of ``like``, with ``padding`` zero columns."""
+
+    repairs: Repairs
+    name: str
+    padding: int
+    like: tuple[str, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.like
+
+    def rows(self, parent: Rows, shape: tuple[int, ...], dtype: torch.dtype, start: int, stop: int) -> Tensor:
+        repaired = self.repairs.rows(self.name, start, stop).to(dtype)
+        return fuse_columns([repaired], self.padding) if self.padding else repaired
 
 
 def is_repaired(child: Path) -> bool:

@@ -1,0 +1,93 @@
+"""What the rest of the project asks of a model family: a value per family, listed in ``families.registry``. No torch.
+
+A sub-block's tensors have a key, the same in every family (``ffn.down``), and a role, which says what surgery may do
+with them. Only families (and ``modeling`` and the GGUF name table) know what a tensor is called in a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ffn_fusion.blueprint import Operation, SubBlock
+from ffn_fusion.families.spec import ModelSpec
+
+Shape = tuple[int, ...]
+
+Role = Literal["norm scale", "norm bias", "into", "into bias", "out of", "out of bias", "copied"]
+"""What a tensor does in its sub-block: scale or shift of the norm in front; a matrix that reads the normalised state,
+or its bias; the matrix that writes to the residual stream, or its bias; anything else, which is only ever copied."""
+
+Along = Literal["width", "heads", "KV heads"]
+"""What the inner axis of a tensor counts: FFN channels, query heads or key/value heads (times their size)."""
+
+
+@dataclass(frozen=True)
+class SubBlockTensor:
+    """One tensor of an attention or an FFN.
+
+    ``along`` says what ``axis`` counts; None where no axis is the sub-block's own. A matrix stored as ``Linear`` has
+    its width in axis 0 on the way in and in axis 1 on the way out; ``Conv1D`` stores it the other way round.
+    """
+
+    key: str
+    shape: Shape
+    role: Role
+    along: Along | None = None
+    axis: int = 0
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a family calls its tensors in a checkpoint.
+
+    ``block`` is the prefix of a block with ``{}`` for its number; ``inner`` maps a key to the name behind the prefix.
+    """
+
+    embedding: str
+    final_norm: str
+    head: str
+    block: str
+    inner: Mapping[str, str] = field(hash=False)
+
+    def prefix(self, block: int) -> str:
+        """``model.layers.3.``"""
+        return self.block.format(block)
+
+    def of(self, block: int, key: str) -> str:
+        """The full name of a block's tensor."""
+        return self.prefix(block) + self.inner[key]
+
+    def of_all(self, blocks: Sequence[int], key: str) -> tuple[str, ...]:
+        """The full names of the same tensor of several blocks."""
+        return tuple(self.of(block, key) for block in blocks)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    Args:
+        name: its ``model_type``.
+        read: config.json -> sizes. Raises: CheckpointError, FamilyError.
+        names: what its tensors are called.
+        tensors: the tensors of a sub-block with the norm in front of it, in the order of a forward pass.
+        modules: import path of the torch modules that compute it, with the functions of ``modeling.llama_shaped``.
+        child: the family whose form its children are written in.
+        write: sizes and the multiple that widths are padded to -> config.json; None: nothing is written in this form.
+        refuses: operations that it doesn't take, each with the reason.
+    """
+
+    name: str
+    read: Callable[[Mapping[str, Any]], ModelSpec]
+    names: Names
+    tensors: Callable[[ModelSpec, SubBlock], Iterator[SubBlockTensor]]
+    modules: str = "ffn_fusion.modeling.llama_shaped"
+    child: str = "nemotron-nas"
+    write: Callable[[ModelSpec, int], dict[str, Any]] | None = None
+    refuses: Mapping[Operation, str] = field(default_factory=dict, hash=False)
+
+    def can(self, operation: Operation) -> str | None:
+        """Why an operation is impossible with this family; None: it's possible."""
+        return self.refuses.get(operation)

@@ -1,0 +1,108 @@
+"""The torch modules that compute a Llama-shaped model one block at a time: those that its children are served with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
+
+from ffn_fusion.blueprint import Part
+from ffn_fusion.families import ModelSpec, child_family
+from ffn_fusion.modeling.causal import renew_rotary
+from ffn_fusion.modeling.configuration_decilm import DeciLMConfig
+from ffn_fusion.modeling.modeling_decilm import DeciLMDecoderLayer, DeciLMForCausalLM
+
+Positions = Callable[[int], tuple[Tensor, Tensor]]
+
+
+def make_config(spec: ModelSpec) -> DeciLMConfig:
+    """The transformers config of a model of these sizes, widths as they are."""
+    write = child_family(spec).write
+    assert write is not None
+    config = DeciLMConfig(**write(spec, 1))
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def make_norm(spec: ModelSpec, scale_D: Tensor) -> nn.Module:
+    """The final norm."""
+    norm: nn.Module = LlamaRMSNorm(spec.hidden_size, eps=spec.norm_eps)
+    norm.weight = nn.Parameter(scale_D, requires_grad=False)
+    return norm
+
+
+def make_rotary(config: DeciLMConfig, device: torch.device) -> Any:
+    """(states, positions [1, T]) -> cos and sin."""
+    return LlamaRotaryEmbedding(config).to(device)
+
+
+class BlockModule:
+    """One block's attention and FFN, for inference.
+
+    Args:
+        weights: by key of the family's tensors, as ``families.layout.block_tensors`` lists them.
+        positions: number of tokens -> rotary cos and sin.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, config: DeciLMConfig, block: int, weights: Mapping[str, Tensor], positions: Positions
+    ) -> None:
+        self._layer = make_layer(spec, config, block, weights)
+        self._positions = positions
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Attn(n1(x)), causal: [N, T, D] -> [N, T, D]."""
+        out: Tensor
+        out, _ = self._layer.self_attn(
+            hidden_states=self._layer.input_layernorm(x),
+            position_embeddings=self._positions(x.shape[1]),
+            attention_mask=None,
+        )
+        return out
+
+    def ffn(self, x: Tensor) -> Tensor:
+        """FFN(n2(x)): [N, T, D] -> [N, T, D]."""
+        out: Tensor = self._layer.mlp(self._layer.post_attention_layernorm(x))
+        return out
+
+    def ffn_channels(self, x: Tensor, channels: slice) -> Tensor:
+        """Some channels of what the FFN's output matrix reads, computed alone: [N, T, D] -> [N, T, C]."""
+        mlp, normed = self._layer.mlp, self._layer.post_attention_layernorm(x)
+        gated, raised = (
+            nn.functional.linear(normed, layer.weight[channels], None if layer.bias is None else layer.bias[channels])
+            for layer in (mlp.gate_proj, mlp.up_proj)
+        )
+        found: Tensor = mlp.act_fn(gated) * raised
+        return found
+
+    def projection(self, part: Part) -> nn.Linear:
+        """The matrix that writes to the residual stream: weight [D, F], and a bias [D] where the model has one."""
+        found = self._layer.self_attn.o_proj if part == "attention" else self._layer.mlp.down_proj
+        assert isinstance(found, nn.Linear)
+        return found
+
+
+def make_layer(spec: ModelSpec, config: DeciLMConfig, block: int, weights: Mapping[str, Tensor]) -> Any:
+    """A decoder layer of transformers' kind with these weights, by key."""
+    with torch.device("meta"):
+        layer = DeciLMDecoderLayer(config, block, cache_layer=0)
+    inner = child_family(spec).names.inner
+    layer.load_state_dict({inner[key]: weight for key, weight in weights.items()}, assign=True)
+    return layer.eval().requires_grad_(False)
+
+
+def make_model(spec: ModelSpec, width_multiple: int, weights: Mapping[str, Tensor], device: str) -> Any:
+    """A whole model as ``AutoModelForCausalLM`` gives it, with weights under the names of its family's children."""
+    write = child_family(spec).write
+    assert write is not None
+    config = DeciLMConfig(**write(spec, width_multiple))
+    with torch.device("meta"):
+        model = DeciLMForCausalLM(config)
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.tie_weights()
+    renew_rotary(model, device)
+    assert not any(parameter.is_meta for parameter in model.parameters())
+    return model.eval()
