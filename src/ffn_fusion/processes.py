@@ -2,13 +2,19 @@
 
 The first process runs the program as if it were alone, and is the only one that prints and writes. The others wait for
 it to call a function marked ``@together``: that one is carried out by all. Each process measures its share of the
-windows, ``gather`` puts what they found back into the order of the windows, and from there on all hold the same
-figures, which are also those of one process. Whoever fails, all stop, and the first process raises the error.
+windows, ``gather`` puts the results back into the order of the windows, and from there on all hold the same figures,
+which are also those of one process. If any process fails, all stop, and the first process raises the error.
+
+Why the others don't run the whole program: most stages of a job are the first one's alone (build, bench, samples,
+report), and each decides what to do by files that the job itself writes and locks. If every process looked at those
+files, each look would need a barrier, or two processes would decide differently and wait for each other for good. So
+one process decides, and the functions marked ``@together``, which depend on their arguments alone, are the only places
+where processes have to keep step.
 """
 
 from __future__ import annotations
 
-import gc
+import atexit
 import os
 import signal
 import sys
@@ -17,7 +23,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Protocol, TypeVar
 
 from ffn_fusion.errors import FfnFusionError, UsageError
 
@@ -38,30 +44,30 @@ _PATIENCE = timedelta(days=7)  # the others wait while the first builds, and whi
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Progress that nobody wants to see."""
+    """Take progress, and show nothing."""
 
 
 class Link(Protocol):
-    """How processes talk. They do it in step: what one calls, all call."""
+    """How processes talk. They keep step: what one calls, all call."""
 
     def announce(self, call: Any) -> Any:
-        """The first process's ``call``, on every process."""
+        """Return the first process's ``call`` on every process."""
 
     def exchange(self, value: Any) -> list[Any]:
-        """Everyone's values, in the order of the ranks."""
+        """Return the values of all processes, in the order of their ranks."""
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Everyone's tensors summed, in place."""
+        """Sum the tensors of all processes, in place."""
 
     def alarm(self, call: int) -> None:
-        """Out of step: let the others know that this call has failed here."""
+        """Tell the others that this call has failed here; they needn't be waiting for it."""
 
     def alarmed(self, call: int) -> bool:
-        """Whether anyone has failed in this call."""
+        """Tell whether any process has failed in this call."""
 
 
 class Processes:
-    """This process and its fellows. Alone (``world`` 1), sharing and gathering change nothing."""
+    """This process (``rank``) and how many take part (``world``). Alone, sharing and gathering change nothing."""
 
     def __init__(self, rank: int = 0, world: int = 1, link: Link | None = None) -> None:
         self.rank = rank
@@ -70,13 +76,13 @@ class Processes:
         self._calls = 0
 
     def share(self, count: int) -> slice:
-        """This process's part of ``count`` windows: neighbours, as even as can be; empty where there are too few."""
+        """Return this process's part of ``count`` windows: neighbours, evenly shared, none where there are too few."""
         size, left = divmod(count, self.world)
         start = self.rank * size + min(self.rank, left)
         return slice(start, start + size + (self.rank < left))
 
     def gather(self, mine: list[T]) -> list[T]:
-        """What everyone found in their share, in the order of the windows: the same list on every process."""
+        """Join what all processes found in their shares, in the order of the windows: the same list everywhere."""
         if self._link is None:
             return mine
         found = self._link.exchange((mine, None))
@@ -86,13 +92,16 @@ class Processes:
         return [row for part, _ in found for row in part]
 
     def add_up(self, *tensors: Tensor) -> None:
-        """Sums of everyone's tensors, in place: the same bits on every process. All are there, or all hear why not."""
+        """Sum the tensors of all processes, in place: the same bits everywhere.
+
+        Either all processes are there, or all raise the error of the one that isn't.
+        """
         if self._link is not None:
-            self.gather([])  # who failed says so here, and nobody waits for its tensors
+            self.gather([])  # a process that failed says so here, and none waits for its tensors
             self._link.add_up(tensors)
 
     def carry_out(self, work: Callable[[], R]) -> R:
-        """What every process does at once; ``work`` may gather as often as it likes.
+        """Do ``work``, which may gather as often as it likes, on every process at once.
 
         Every process takes part in the same exchanges, the last one being its result or its error: so none is left
         waiting for another, wherever that one fails.
@@ -111,7 +120,7 @@ class Processes:
         return result
 
     def watched(self, progress: Progress) -> Progress:
-        """``progress`` that also looks whether another process has failed, and then stops this one."""
+        """Return a ``progress`` that also stops this process if another one has failed."""
 
         def watch(what: str, done: int, total: int) -> None:
             if self._link is not None and self._link.alarmed(self._calls):
@@ -121,12 +130,12 @@ class Processes:
         return watch
 
     def announce(self, call: Any = None) -> Any:
-        """Begin a call: the first process says which, and the others learn it. None lets them go."""
+        """Begin a call: the first process says which, and the others receive it. None lets them go."""
         self._calls += 1
         return call if self._link is None else self._link.announce(call)
 
     def help(self) -> int:
-        """What all processes but the first do: carry out its calls until it lets them go. Returns an exit code."""
+        """Carry out the first process's calls until it lets this one go, and return an exit code."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process hears it too, and lets the others know
         while True:
             try:
@@ -140,7 +149,7 @@ class Processes:
                 self.carry_out(partial(work.__wrapped__, *args, progress=self.watched(silent), **kwargs))
 
     def device(self, name: str) -> str:
-        """Where this process computes: with ``cuda``, each takes a GPU of its own.
+        """Return the device on which this process computes: with ``cuda``, each takes a GPU of its own.
 
         Raises:
             UsageError: more processes than GPUs on this machine.
@@ -155,7 +164,7 @@ class Processes:
         return f"cuda:{mine}"
 
     def _portable(self, error: BaseException) -> BaseException:
-        """An error in a form that can be sent, and that says where it comes from."""
+        """Turn an error into a form that can be sent, and that says where it comes from."""
         if isinstance(error, FfnFusionError | KeyboardInterrupt):
             return error
         return RuntimeError(f"process {self.rank} failed:\n{''.join(traceback.format_exception(error))}")
@@ -173,17 +182,17 @@ _here = Processes()
 
 
 def current() -> Processes:
-    """The processes that take part: more than one inside ``lead``."""
+    """Return the processes that take part: more than one inside ``lead``."""
     return _here
 
 
 def neighbours() -> int:
-    """Processes on this machine, which share its memory."""
+    """Count the processes on this machine, which share its memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _here.world > 1 else 1
 
 
 def together(work: Callable[P, R]) -> Callable[P, R]:
-    """Decorates a function that all processes carry out when the first one calls it.
+    """Decorate a function that all processes carry out when the first one calls it.
 
     Its arguments travel to the others, all but the keywords ``progress`` and ``on_plan``, which only the first process
     calls.
@@ -201,41 +210,57 @@ def together(work: Callable[P, R]) -> Callable[P, R]:
     return everywhere
 
 
-def lead(program: Callable[[], int]) -> int:
-    """Run ``program``, with the help of the other processes where torchrun has started several.
+def lead(program: Callable[[], int]) -> NoReturn:
+    """Run ``program``, with the help of the other processes where torchrun has started several, and exit.
 
-    Returns:
-        The program's exit code, on the first process; the others, which don't run it, return 0 when it ends.
+    The first process exits with the program's code; the others, which don't run it, with 0 when it ends.
     """
     global _here
     if any(name not in os.environ for name in _VARIABLES) or int(os.environ["WORLD_SIZE"]) < 2:
-        return program()
+        sys.exit(program())
+    leaving = _Exit()
     link = _Torchrun()
     _here = Processes(link.rank, link.world, link)
     try:
-        return _here.help() if link.rank else program()
+        leaving.code = _here.help() if link.rank else program()
     finally:
         if not link.rank:
             with suppress(RuntimeError):  # one of the others is gone
                 _here.announce(None)
         link.leave()
         _here = Processes()
+    sys.exit(leaving.code)
+
+
+class _Exit:
+    """Ends the process, after all other exit handlers, in place of the interpreter's own end.
+
+    Gloo's threads run as long as anything holds a process group, and torch's caches hold groups for good (by the meshes
+    of sharded tensors). A thread of them that wants the interpreter's lock while the interpreter ends aborts the
+    process (SIGABRT), now and then. The code is that of an error until the program has returned another.
+    """
+
+    def __init__(self) -> None:
+        self.code = FfnFusionError.exit_code
+        atexit.register(self)  # handlers run in reverse order: torch isn't imported yet, so this one comes after its
+
+    def __call__(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # nobody reads it any more, or it's closed
+                stream.flush()
+        os._exit(self.code)
 
 
 class _Torchrun:
     """The link between processes that torchrun (or anything that sets its variables) has started.
 
-    Gloo, on GPUs too: only figures travel, a few for each window, and who waits for days must not keep a GPU busy. What
-    lies on GPUs itself (gradients, shards of weights) goes by NCCL, whose connections are made when they're needed.
+    It uses gloo, on GPUs too: only a few figures for each window travel, and a process that waits for days must not
+    keep a GPU busy. Tensors on GPUs (gradients, shards of weights) go by NCCL, which connects when it's needed.
     """
 
     def __init__(self) -> None:
         import torch
         import torch.distributed as dist
-
-        # Its functions have the group as a default argument, taken when it's imported: if that comes later (and
-        # transformers does import it), the group and its threads outlive ``leave``, and abort an exiting interpreter.
-        import torch.distributed.nn.functional
         from torch.distributed.rendezvous import rendezvous
 
         self._store, self.rank, self.world = next(rendezvous("env://", timeout=_PATIENCE))
@@ -275,7 +300,7 @@ class _Torchrun:
         return bool(self._store.check([f"failed {call}"]))
 
     def leave(self) -> None:
-        """The first process closes last: what it said at the end has been heard by then."""
+        """Close the link, the first process last: the others have heard what it said at the end by then."""
         import torch.distributed as dist
 
         self._store.set(f"left {self.rank}", "1")
@@ -283,15 +308,3 @@ class _Torchrun:
             with suppress(RuntimeError):  # one of the others is gone, or stuck
                 self._store.wait([f"left {rank}" for rank in range(self.world)], timedelta(seconds=10))
         dist.destroy_process_group()
-        _let_go()
-
-
-def _let_go() -> None:
-    """Groups end with whatever holds them, and until then their threads run, into the interpreter's own end, where one
-    that wants the interpreter's lock aborts the process. Trainers hold theirs in cycles. A mesh of devices holds its
-    own, too, and torch's caches hold meshes (of sharded tensors) for ever.
-    """
-    gc.collect()
-    if "torch.distributed.device_mesh" in sys.modules:
-        for mesh in [thing for thing in gc.get_objects() if type(thing).__name__ == "DeviceMesh"]:
-            getattr(mesh, "_pg_registry", {}).clear()

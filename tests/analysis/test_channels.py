@@ -188,7 +188,7 @@ def program():
     return 0
 
 if __name__ == "__main__":
-    sys.exit(lead(program))
+    lead(program)
 """
 
 

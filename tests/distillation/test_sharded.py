@@ -29,7 +29,8 @@ from ffn_fusion.errors import UsageError
 from ffn_fusion.surgery.build import build
 
 CONFIGURATIONS = Path(__file__).parents[2] / "recipes" / "accelerate"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+PATHS = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
 
 
 def launch(count: int, *words: object) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib.metadata import version
+from typing import NoReturn
 
 import typer
 
@@ -77,12 +78,12 @@ app.command("predict")(predict.predict)
 app.command("report")(report.report)
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Entry point: exits with a documented code (``errors.EXIT_CODES``). Under torchrun, the first process does."""
     # Loading a model prints bars of its own, once a model; ours tell what matters.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    sys.exit(lead(_guarded))
+    lead(_guarded)
 
 
 def _guarded() -> int:
