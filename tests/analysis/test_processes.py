@@ -180,7 +180,7 @@ def assert_same(one: Any, several: Any) -> None:
 @pytest.mark.parametrize(("windows", "processes"), [(5, 2), (2, 3)])
 def test_analysis_of_windows_that_can_t_be_shared_evenly(windows: int, processes: int, folder: Path) -> None:
     words = ("parent", "--text", "c.txt", "--tokens", windows * 32, "--context", 32, "--reverse", "1-3", "--json")
-    words += ("--no-repaired",)  # each process fits to its own windows
+    words += ("--no-repair",)  # each process fits to its own windows
     places = [f"evidence-{windows}-{n}" for n in (1, processes)]
     found = [
         start(n, folder, FFN_FUSION, "analyze", *words, "-o", place)[0]
