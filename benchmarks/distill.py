@@ -33,7 +33,7 @@ from ffn_fusion.checkpoint.random_model import write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data import TokenWindows
 from ffn_fusion.distillation.distill import distill_child
-from ffn_fusion.distillation.settings import DEFAULT_TOP_K, DistillSettings, Objective
+from ffn_fusion.distillation.settings import DistillSettings, Objective
 from ffn_fusion.distillation.teacher import load_causal
 from ffn_fusion.distillation.teacher_cache import CacheSettings
 from ffn_fusion.sources import open_model
@@ -158,7 +158,7 @@ def _ours(variant: str, place: Path, parent: Checkpoint, ids: Any, options: argp
             Path(work) / "work",
             settings=settings,
             teacher_dtype=torch.bfloat16 if options.bf16 else torch.float32,
-            cache=CacheSettings(place / "cache", DEFAULT_TOP_K) if variant == "cached" else None,
+            cache=CacheSettings(place / "cache", DistillSettings().top_k) if variant == "cached" else None,
             progress=lambda what, done, total: times.append(time.perf_counter()) if what == "distillation" else None,
         )
     return times[1:]

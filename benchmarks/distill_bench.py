@@ -92,7 +92,7 @@ class DistillBench:
 
     def settings(self, **changed: object) -> DistillSettings:
         """The command's defaults, but for small batches, as tokens are few; in bfloat16 where that's faster."""
-        return replace(DistillSettings(batch=2, micro=2, bf16=self._bf16), **changed)  # type: ignore[arg-type]
+        return DistillSettings(batch=2, micro=2, bf16=self._bf16).replaced(**changed)
 
     def child(self, *, fused: bool = True, repaired: bool = True) -> Path:
         """A folder with the child, made when it's first asked for."""

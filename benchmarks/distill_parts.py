@@ -11,7 +11,7 @@ from distill_bench import DistillBench, Trained
 from quality_bench import Figures, Score
 from tasks import capitals, sentence_order
 
-from ffn_fusion.distillation.settings import DEFAULT_LORA_LEARNING_RATE, DistillSettings, Objective
+from ffn_fusion.distillation.settings import LORA_LEARNING_RATE, DistillSettings, Objective
 
 TOKENS = 262_144
 """What the command takes by default."""
@@ -67,7 +67,7 @@ def trained(bench: DistillBench) -> Figures:
         **{
             f"{which}, {rate:.0e}".replace("e-0", "e-"): bench.settings(trained=which, learning_rate=rate)
             for which in ("lora", "lora-touched")
-            for rate in (DEFAULT_LORA_LEARNING_RATE, 4 * DEFAULT_LORA_LEARNING_RATE)
+            for rate in (LORA_LEARNING_RATE, 4 * LORA_LEARNING_RATE)
         },
     }
     return _changed(bench, settings)

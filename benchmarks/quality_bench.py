@@ -114,7 +114,7 @@ class Bench:
         text = self.text(tokens, kinds)
         folder = Path(tempfile.mkdtemp(dir=self.place))
         began = time.monotonic()
-        how = RepairSettings(**settings)  # type: ignore[arg-type]
+        how = RepairSettings().replaced(**settings)
         repairs = repair_child(self.parent, blueprint, text, folder, settings=how)
         took = {"tokens": float(sum(t.tokens for t in text)), "seconds": time.monotonic() - began}
         return Child(self.parent, blueprint, 1, repairs), took

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +119,7 @@ def test_distillation(made: Made, parent: Checkpoint, child: Path, tmp_path: Pat
     """Losses of every step, and weights that lie near one another where they moved."""
     kl = Objective(cosine=0)
     changed = {"lora": {"trained": "lora"}, "bf16": {"bf16": True}, "checkpointing": {"checkpointing": True}}
-    settings = replace(SETTINGS, **changed.get(case, {"objective": kl} if case == "cached" else {}))  # type: ignore[arg-type]
+    settings = SETTINGS.replaced(**changed.get(case, {"objective": kl} if case == "cached" else {}))  # type: ignore[arg-type]
     done = []
     for device in DEVICES:
         cache = CacheSettings(tmp_path / f"{device}-cache", k=8) if case == "cached" else None
@@ -139,7 +138,7 @@ def test_distillation(made: Made, parent: Checkpoint, child: Path, tmp_path: Pat
 
 
 def test_distillation_that_was_stopped(made: Made, parent: Checkpoint, child: Path, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, save_every=2)
+    settings = SETTINGS.replaced(save_every=2)
 
     def stop(what: str, done: int, total: int) -> None:
         if done == 3:

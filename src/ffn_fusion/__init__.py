@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ffn_fusion.distillation.tracking import Tracking
     from ffn_fusion.distillation.write import write_distilled
     from ffn_fusion.distillation.write_cache import write_cache
-    from ffn_fusion.engines.bench import BenchSettings, bench_in
+    from ffn_fusion.engines.bench import BenchRequest, bench_in
     from ffn_fusion.errors import FfnFusionError
     from ffn_fusion.evaluation.evaluate import evaluate
     from ffn_fusion.evaluation.quality import Quality
@@ -86,7 +86,7 @@ _HOMES = {
     "distillation.tracking": ("Tracking",),
     "distillation.write": ("write_distilled",),
     "distillation.write_cache": ("write_cache",),
-    "engines.bench": ("BenchSettings", "bench_in"),
+    "engines.bench": ("BenchRequest", "bench_in"),
     "errors": ("FfnFusionError",),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.quality": ("Quality",),
@@ -126,7 +126,7 @@ __all__ = [  # noqa: RUF022  (in the order of a run)
     "distill_child", "DistillSettings", "Objective", "Tracking", "write_distilled", "write_cache", "CacheSettings",
     "check_trainable", "write_trained",
     "evaluate", "Quality",
-    "bench", "Latency", "load_model", "realise", "bench_in", "BenchSettings", "time_sub_blocks", "SubBlocks",
+    "bench", "Latency", "load_model", "realise", "bench_in", "BenchRequest", "time_sub_blocks", "SubBlocks",
     "predict", "Setting", "Prediction", "Machine", "find_machine", "pattern_spec", "sub_block_seconds",
     "predict_drafted", "Draft",
     "write_report", "ReportData",

@@ -6,11 +6,13 @@ options and the tables in docs/ are generated from them. This module imports not
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from ffn_fusion.errors import UsageError
@@ -21,6 +23,14 @@ class Settings(BaseModel):
     """Base of all settings: frozen, and unknown names are refused. Every field has a ``Field(description=...)``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def replaced(self, **changes: Any) -> Self:
+        """The same settings with some changed. Raises: pydantic.ValidationError: a value is refused."""
+        return type(self).model_validate({**dict(self), **changes})
+
+    def beside(self, folder: Path) -> Self:
+        """The same settings with absolute paths, where they are relative to ``folder``."""
+        return self.model_copy(update={name: _beside(value, folder) for name, value in self})
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,14 @@ class Option:
     hidden: bool = False
 
 
+def _beside(value: Any, folder: Path) -> Any:
+    if isinstance(value, Path):  # a link stays: it may be a virtual environment's Python
+        return Path(os.path.abspath(folder / value.expanduser()))  # noqa: PTH100
+    if isinstance(value, tuple):
+        return tuple(_beside(entry, folder) for entry in value)
+    return value.beside(folder) if isinstance(value, Settings) else value
+
+
 def read_by(parse: Callable[[Any], Any]) -> BeforeValidator:
     """A field that ``parse`` reads; its ``UsageError`` becomes the field's error, with the hint."""
 
@@ -59,7 +77,23 @@ def _size(value: Any) -> Any:
     return parse_bytes(value) if isinstance(value, str) else value
 
 
-DtypeName = Literal["auto", "float64", "float32", "bfloat16", "float16"]
-"""What to compute in; ``auto`` is what the weights are stored in."""
+DtypeName = Literal["auto", "model", "float64", "float32", "bfloat16", "float16"]
+"""What to compute in (``ffn_fusion.compute.compute_dtype``)."""
 MemorySize = Annotated[int, read_by(_size), Option(metavar="<size>")]
 """Bytes, written as a number or like ``16GiB``."""
+
+
+class DeviceSettings(Settings):
+    """Where to compute (``ffn_fusion.compute.on_device``)."""
+
+    device: str = Field("auto", description="Where to compute: cpu, cuda, cuda:1; auto: a CUDA GPU if there is one.")
+
+
+class ComputeSettings(DeviceSettings):
+    """Where and how to compute."""
+
+    seed: int = Field(0, description="Seed of the choice of windows and of the training.")
+    memory: MemorySize | None = Field(
+        None,
+        description="Memory limit per process, e.g. 16GiB; default: half of what is free. Weights are streamed to fit.",
+    )

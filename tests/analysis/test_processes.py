@@ -211,7 +211,7 @@ def test_the_whole_job(folder: Path) -> None:
         "plan": {"drop_attention": 3, "fuse": 1, "max_damage": 100},
         "repair": {"enabled": False},  # its sums round differently; tests/repair compares them
         "evaluation": {"texts": ["e.txt"], "tokens": 96, "context": 32},
-        "bench": {"batches": [1], "context": 8, "new_tokens": 2, "rounds": 1},
+        "bench": {"batches": [1], "contexts": [8], "new_tokens": 2, "rounds": 1},
         "samples": {"prompts": ["word1 word2"], "new_tokens": 4},
     }
     for n in (1, 2):

@@ -37,7 +37,7 @@ def test_dry_run_measures_nothing(ffn_fusion: Run, parent: Path, tmp_path: Path)
 def test_every_question(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
     out = tmp_path / "e"
     asked = ("--parts", "block,ffn,attention", "--scores", "attention, ffn", "--reverse", "2-4", "--memory", "8GiB")
-    code, printed, err = ffn_fusion("analyze", parent, "-o", out, *words(tmp_path), *asked, "--dtype", "auto")
+    code, printed, err = ffn_fusion("analyze", parent, "-o", out, *words(tmp_path), *asked, "--dtype", "model")
     assert code == 0
     assert "estimated time" in err  # what it will take is said before it begins
     assert "reversed" in printed

@@ -61,10 +61,14 @@ def test_sub_blocks(ffn_fusion: Run, parent: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (("--engine", "torchserve"), 2, "models can't be timed in torchserve"),
+        (
+            ("--engine", "torchserve"),
+            2,
+            "--engine: Input should be 'transformers', 'vllm' or 'llama.cpp' (found torchserve)",
+        ),
         (("--dtype", "int3"), 2, "--dtype int3 isn't known"),
         (("--context", 128), 2, "parent reads 128 tokens"),
-        (("--batch", 0), 2, "'--batch': Input should be greater than or equal to 1"),
+        (("--batch", 0), 2, "--batch: Input should be greater than 0 (found 0)"),
         (("--threads", 4096), 2, "4096 threads, and "),
         (("--tensor-parallel", 2), 2, "transformers is timed in one process"),
         (("--device", "cuda:x"), 2, "'cuda:x' is no device"),

@@ -37,32 +37,32 @@ def test_a_report_on_every_engine(ffn_fusion: Run, child: Path) -> None:
 
 
 def test_an_asked_engine_decides_the_code(ffn_fusion: Run, child: Path, tmp_path: Path) -> None:
-    assert ffn_fusion("check", child, "--engine", "transformers", "--engine", "mlx")[0] == 0
-    code, out, err = ffn_fusion("check", child, "--engine", "vllm", "--json")
+    assert ffn_fusion("check", child, "--for-engine", "transformers", "--for-engine", "mlx")[0] == 0
+    code, out, err = ffn_fusion("check", child, "--for-engine", "vllm", "--json")
     assert code == 10
     assert err.splitlines()[0] == f"error: {child}: can't be loaded as it is by vllm"
     assert "--fix" in err.splitlines()[1]
     (problem,) = json.loads(out)["engines"]["vllm"]["problems"]
     assert (problem["block"], problem["rule"], problem["fixable"]) == (0, "first-attention", True)
     fixed = tmp_path / "fixed"
-    code, out, err = ffn_fusion("check", child, "--fix", "-o", fixed, "--engine", "all")
+    code, out, err = ffn_fusion("check", child, "--fix", "-o", fixed, "--for-engine", "all")
     assert code == 0, err
     assert "block 0: an attention of zeros" in out
     assert f"fixed: {fixed}" in out
-    assert ffn_fusion("check", fixed, "--engine", "all")[0] == 0
+    assert ffn_fusion("check", fixed, "--for-engine", "all")[0] == 0
 
 
 def test_mistakes(ffn_fusion: Run, child: Path, parent: Path, tmp_path: Path) -> None:
     write_model(tmp_path / "linear", nas_config([(2, 256), ("linear", 256)]), [(2, 256), ("linear", 256)])
     fix = ("--fix", "-o", tmp_path / "x")
     for words, expected, says in (
-        ((child, "--engine", "onnx"), 2, "no engine 'onnx'"),
+        ((child, "--for-engine", "onnx"), 2, "no engine 'onnx'"),
         ((child, "--fix"), 2, "go together"),
         ((child, "-o", tmp_path / "x"), 2, "go together"),
         ((parent,), 4, "a plain llama model"),
         ((tmp_path / "nothing",), 3, "no such folder"),
-        ((child, *fix, "--engine", "mlx"), 2, "nothing to fix"),
-        ((tmp_path / "linear", *fix, "--engine", "vllm"), 10, "vllm can't be helped, block 1"),
+        ((child, *fix, "--for-engine", "mlx"), 2, "nothing to fix"),
+        ((tmp_path / "linear", *fix, "--for-engine", "vllm"), 10, "vllm can't be helped, block 1"),
         ((child, "--fix", "-o", child), 8, "lie in one another"),
     ):
         code, _, err = ffn_fusion("check", *words)

@@ -105,7 +105,7 @@ def test_lora_with_a_log(ffn_fusion: Run, parent: Path, child: Path, text: tuple
     assert json.loads((tmp_path / "a" / "distillation.json").read_text())["settings"]["learning_rate"] == 5e-4
     assert not mismatches(tmp_path / "a")
     code, _, err = ffn_fusion(*words, "-o", tmp_path / "b", "--track", "paper")
-    assert (code, "--track: Input should be 'tensorboard' or 'trackio' (found 'paper')" in err) == (2, True)
+    assert (code, "--track: Input should be 'tensorboard' or 'trackio' (found paper)" in err) == (2, True)
 
 
 def test_from_a_cache(ffn_fusion: Run, parent: Path, child: Path, text: tuple[Any, ...], tmp_path: Path) -> None:

@@ -27,14 +27,14 @@ from ffn_fusion.processes import Progress, lead, silent
 STEPS = 20
 """Each of four windows."""
 BASE = DistillSettings(batch=4, micro=2, learning_rate=1e-3, warmup=0.1, clip=0.5, save_every=20)
-SHORT = replace(BASE, save_every=2, shard=True)
+SHORT = BASE.replaced(save_every=2, shard=True)
 """Six steps, with a checkpoint behind every other."""
 CASES = {
-    "untied": replace(BASE, micro=1),
-    "tied": replace(BASE, objective=Objective(kl=0.7, cosine=0.5, lm=0.3)),
-    "touched": replace(BASE, trained="touched", checkpointing=True),
-    "cached": replace(BASE, objective=Objective(kl=1, cosine=0, lm=0.2)),
-    "bf16": replace(BASE, bf16=True, checkpointing=True),
+    "untied": BASE.replaced(micro=1),
+    "tied": BASE.replaced(objective=Objective(kl=0.7, cosine=0.5, lm=0.3)),
+    "touched": BASE.replaced(trained="touched", checkpointing=True),
+    "cached": BASE.replaced(objective=Objective(kl=1, cosine=0, lm=0.2)),
+    "bf16": BASE.replaced(bf16=True, checkpointing=True),
 }
 
 
@@ -55,7 +55,7 @@ def train(
 def compare(pairs: Path, out: Path) -> None:
     """All cases, one after another, and the short one."""
     for name, settings in CASES.items():
-        sharded = replace(settings, shard=True)
+        sharded = settings.replaced(shard=True)
         done = train(pairs / pair_of(name), out / name, sharded, cached=name == "cached")
         (out / f"{name}.json").write_text(json.dumps(done.record["history"]))
     train(pairs / "untied", out / "short", SHORT)

@@ -133,7 +133,7 @@ def test_the_trainer_is_adamw_on_the_mean_of_a_batch(exact: Pair, tmp_path: Path
 
 
 def test_order_takes_every_window_once_an_epoch(pair: Pair, tmp_path: Path) -> None:
-    run = Run(pair.child, pair.parent, pair.texts(13), tmp_path, replace(QUICK, epochs=3))
+    run = Run(pair.child, pair.parent, pair.texts(13), tmp_path, QUICK.replaced(epochs=3))
     order = run.order()
     assert len(order) == run.steps * 4 == 36
     for epoch in (order[:13], order[13:26]):
@@ -143,7 +143,7 @@ def test_order_takes_every_window_once_an_epoch(pair: Pair, tmp_path: Path) -> N
 
 def test_it_comes_closer_and_is_a_child_like_any(pair: Pair, tmp_path: Path) -> None:
     """On windows that were never seen; written in the child's dtype, padding still zero, and it verifies."""
-    settings = replace(QUICK, epochs=3, learning_rate=3e-3, checkpointing=True, save_every=100)
+    settings = QUICK.replaced(epochs=3, learning_rate=3e-3, checkpointing=True, save_every=100)
     done = distill_child(pair.child, pair.parent, pair.texts(24), tmp_path / "w", settings=settings)
     child = open_folder(pair.child)
     folder = write_distilled(child, done.weights, done.record, tmp_path / "out", model_card="# x")
@@ -165,7 +165,7 @@ def test_it_comes_closer_and_is_a_child_like_any(pair: Pair, tmp_path: Path) -> 
 
 
 def test_only_what_surgery_touched(pair: Pair, tmp_path: Path) -> None:
-    done = train(pair, tmp_path / "w", replace(QUICK, trained="touched"))
+    done = train(pair, tmp_path / "w", QUICK.replaced(trained="touched"))
     child = open_folder(pair.child)
     changed = {n for n in child.tensors if not torch.equal(child.read(n).float(), done.weights.read(n))}
     touched = {n for n in child.tensors if n.startswith(tuple(f"model.layers.{k}." for k in (1, 2, 3, 4)))}
@@ -177,13 +177,13 @@ def test_only_what_surgery_touched(pair: Pair, tmp_path: Path) -> None:
     assert all(f.ok for f in findings.values())
     assert f"{len(child.tensors) - len(touched)} copied" in findings["tensors"].words
 
-    again = distill_child(folder, pair.parent, pair.texts(), tmp_path / "w2", settings=replace(QUICK, trained="all"))
+    again = distill_child(folder, pair.parent, pair.texts(), tmp_path / "w2", settings=QUICK.replaced(trained="all"))
     assert again.record["before"]["tokens"] == 12 * 16
     assert again.record["trained"] == list(child.tensors)
 
 
 def test_bfloat16_is_near(pair: Pair, tmp_path: Path) -> None:
-    one, two = (train(pair, tmp_path / str(k), replace(QUICK, bf16=k)).record["history"] for k in (False, True))
+    one, two = (train(pair, tmp_path / str(k), QUICK.replaced(bf16=k)).record["history"] for k in (False, True))
     assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], rel=0.05)
     assert one != two
 
@@ -199,11 +199,11 @@ def test_mistakes_are_one_line(exact: Pair, pair: Pair, tmp_path: Path, monkeypa
     refused(BlueprintError, "blueprint.json", child=pair.parent.folder)
     refused(DataError, "2 windows of text are less than one batch of 4", texts=pair.texts(2))
     refused(DataError, "different lengths", texts=[*pair.texts(), *pair.texts(4, 8)])
-    refused(UsageError, "nothing to learn", settings=replace(QUICK, objective=Objective(0, 0, 0)))
+    refused(UsageError, "nothing to learn", settings=QUICK.replaced(objective=Objective(kl=0, cosine=0, lm=0)))
     refused(
         UsageError,
         "a batch of 4 windows can't be shared evenly: 3 at a time on",
-        settings=replace(QUICK, micro=3),
+        settings=QUICK.replaced(micro=3),
     )
     refused(UsageError, "cpu or cuda", device="cuda:1")
     fixed = fix(open_folder(pair.child), plan_rewrite(open_folder(pair.child).spec, ["vLLM"]), ["vLLM"], tmp_path / "f")
@@ -217,7 +217,7 @@ def test_mistakes_are_one_line(exact: Pair, pair: Pair, tmp_path: Path, monkeypa
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(pair: Pair, tmp_path: Path) -> None:
-    settings = replace(QUICK, learning_rate=1e30, clip=0.0, warmup=0.0, epochs=4, save_every=1)
+    settings = QUICK.replaced(learning_rate=1e30, clip=0.0, warmup=0.0, epochs=4, save_every=1)
     with pytest.raises(TrainingError, match=r"isn't finite at step [23]") as caught:
         train(pair, tmp_path / "w", settings)
     kept = tmp_path / "w" / "checkpoint-1"
@@ -231,7 +231,7 @@ def test_texts_of_a_child_that_is_the_parent(pair: Pair, tmp_path: Path) -> None
 
     same = build(pair.parent, Blueprint.identity(pair.blueprint.parent).apply([], []), tmp_path / "same")
     with pytest.raises(UsageError, match="touched no block"):
-        distill_child(same, pair.parent, pair.texts(), tmp_path / "w", settings=replace(QUICK, trained="touched"))
+        distill_child(same, pair.parent, pair.texts(), tmp_path / "w", settings=QUICK.replaced(trained="touched"))
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,11 +26,12 @@ WINDOWS = 24
 Progress = Callable[[str, int, int], None]
 
 
-def train(pair: Pair, work: Path, settings: DistillSettings = SETTINGS, progress: Progress | None = None) -> Distilled:
+def train(
+    pair: Pair, work: Path, settings: DistillSettings = SETTINGS, progress: Progress | None = None, seed: int = 0
+) -> Distilled:
     texts = pair.texts(WINDOWS)
-    return distill_child(
-        pair.child, pair.parent, texts, work, settings=settings, progress=progress or (lambda *words: None)
-    )
+    told = progress or (lambda *words: None)
+    return distill_child(pair.child, pair.parent, texts, work, settings=settings, seed=seed, progress=told)
 
 
 def same(one: Checkpoint, two: Checkpoint) -> bool:
@@ -77,7 +77,7 @@ def test_it_matters_where_it_stopped(whole: Distilled) -> None:
 
 
 def test_other_settings_begin_anew(pair: Pair, whole: Distilled, tmp_path: Path) -> None:
-    train(pair, tmp_path / "w", replace(SETTINGS, seed=1))
+    train(pair, tmp_path / "w", seed=1)
     found = train(pair, tmp_path / "w")
     assert same(found.weights, whole.weights)
 

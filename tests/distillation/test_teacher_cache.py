@@ -191,6 +191,6 @@ def test_mistakes(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_language_model_loss_alone_needs_no_parent(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ffn_fusion.distillation.distill.OnlineTeacher", None)
-    settings = replace(SETTINGS, objective=Objective(kl=0.0, cosine=0.0, lm=1.0))
+    settings = SETTINGS.replaced(objective=Objective(kl=0.0, cosine=0.0, lm=1.0))
     history = distill_child(pair.child, pair.parent, pair.texts(), tmp_path / "w", settings=settings).record["history"]
     assert all(row["loss"] == pytest.approx(row["lm"]) and row["divergence"] == 0 for row in history)

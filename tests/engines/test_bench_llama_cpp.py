@@ -10,7 +10,7 @@ from llama_cpp import BENCH, needs_llama_cpp, pretended_programs
 from makers import Blocks, llama_config, nas_config, write_model
 from vocabularies import SIZES, write_tokenizer
 
-from ffn_fusion.engines.bench import BenchSettings, bench_in
+from ffn_fusion.engines.bench import BenchRequest, bench_in
 from ffn_fusion.engines.gguf_files import gguf_files, gguf_spec, gguf_traffic
 from ffn_fusion.engines.llama_cpp_bench import find_programs
 from ffn_fusion.errors import CheckError, CheckpointError, MissingExtraError, UsageError
@@ -22,7 +22,7 @@ from ffn_fusion.processes import Progress
 from ffn_fusion.sources import open_model
 
 MIXED: Blocks = [(2, 64), (None, 96), (None, 768), (4, 40), (2, 64)]
-ASKED = BenchSettings(batches=(1, 4), contexts=(8,), new_tokens=3, rounds=2, threads=1)
+ASKED = BenchRequest(batches=(1, 4), contexts=(8,), new_tokens=3, rounds=2, threads=1)
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -63,8 +63,8 @@ def fake(tmp_path: Path, cache: Path) -> Path:
     return pretended_programs(tmp_path / "bin")
 
 
-def asked(program: object, **changes: object) -> BenchSettings:
-    return BenchSettings(**{**vars(ASKED), "program": program, **changes})  # type: ignore[arg-type]
+def asked(program: object, **changes: object) -> BenchRequest:
+    return BenchRequest(**{**vars(ASKED), "engine_program": program, **changes})  # type: ignore[arg-type]
 
 
 def test_programs_are_called_in_turn(fake: Path, parent: Path, child: Path) -> None:

@@ -39,7 +39,7 @@ def write_recipe(folder: Path, bench: dict[str, object], **changes: object) -> P
         "repair": {"enabled": False},
         "build": {"width_multiple": 1},
         "evaluation": {"texts": [tiny_text(folder / "e.txt", start=3).name], "tokens": 128, "context": 32},
-        "bench": {"batches": [1, 2], "context": 8, "new_tokens": 2, "rounds": 2, **bench},
+        "bench": {"batches": [1, 2], "contexts": [8], "new_tokens": 2, "rounds": 2, **bench},
         "samples": {"prompts": ["word1 word2"], "new_tokens": 4},
     } | changes
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from vllm_engine import PYTHON, needs_vllm
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.cli.main import main
 from ffn_fusion.engines import width_curves
-from ffn_fusion.engines.bench import BenchSettings
+from ffn_fusion.engines.bench import BenchRequest
 from ffn_fusion.engines.width_curves import powers, widths_in
 from ffn_fusion.errors import MissingExtraError, OutputError, UsageError
 from ffn_fusion.families import ModelSpec
@@ -25,7 +24,7 @@ from ffn_fusion.latency.timing import Latency
 from ffn_fusion.latency.traffic import Traffic
 from ffn_fusion.processes import Progress
 
-ASKED = BenchSettings(batches=(1, 4), contexts=(8,), new_tokens=2, rounds=3, threads=1, program=Path("/bin/true"))
+ASKED = BenchRequest(batches=(1, 4), contexts=(8,), new_tokens=2, rounds=3, threads=1, engine_program=Path("/bin/true"))
 Timed = dict[str, list[int]]
 
 
@@ -37,7 +36,7 @@ def spec(tmp_path: Path) -> ModelSpec:
 def pretend(seen: Timed, seconds: Callable[[int, int], float]) -> Callable[..., Latency]:
     """An engine that notes the widths of each model's FFNs, and takes so long for FFNs of k at a batch."""
 
-    def bench_in(engine: str, models: dict[str, str], asked: BenchSettings, progress: Progress) -> Latency:
+    def bench_in(engine: str, models: dict[str, str], asked: BenchRequest, progress: Progress) -> Latency:
         assert asked.files is not None
         runs, traffic = Runs(), {}
         for name, place in models.items():
@@ -85,7 +84,7 @@ def test_an_engine_that_is_slower_where_ffns_are_wide(spec: ModelSpec, monkeypat
     slow = pretend({}, lambda k, batch: 1.1 if k > 2 and batch > 1 else 1.0)
     monkeypatch.setattr(width_curves, "bench_in", slow)
     assert widths_in("llama.cpp", spec, ASKED).max_width == 2 * 48
-    one = replace(ASKED, batches=(1,))
+    one = ASKED.replaced(batches=(1,))
     assert widths_in("llama.cpp", spec, one).max_width is None
     assert widths_in("llama.cpp", spec, one, most=4).max_width == 4 * 48
 
@@ -121,7 +120,7 @@ def test_what_cannot_be_measured(spec: ModelSpec, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UsageError, match="can't be timed in tgi"):
         widths_in("tgi", spec, ASKED)
     with pytest.raises(MissingExtraError, match="no vLLM"):
-        widths_in("vllm", spec, replace(ASKED, program=Path("/bin/false")))
+        widths_in("vllm", spec, ASKED.replaced(engine_program=Path("/bin/false")))
     blocks: Blocks = [(2, None), (2, "linear")]
     free = open_folder(write_model(tmp_path / "free", nas_config(blocks), blocks).folder).spec
     with pytest.raises(UsageError, match="no gated FFN"):
@@ -138,10 +137,10 @@ def test_what_cannot_be_measured(spec: ModelSpec, monkeypatch: pytest.MonkeyPatc
 def test_a_noisy_machine_is_said_so(
     tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = widths_in("transformers", spec, BenchSettings(batches=(1,), rounds=2, threads=1), most=2)
+    found = widths_in("transformers", spec, BenchRequest(batches=(1,), rounds=2, threads=1), most=2)
     points = tuple(point.model_copy(update={"error": 0.2}) for point in found.points)
     monkeypatch.setattr(width_curves, "widths_in", lambda *a, **k: found.model_copy(update={"points": points}))
-    assert "only known to 0.40" in ffn_fusion(capsys, monkeypatch, "widths", str(tmp_path / "m"))
+    assert "only known to 0.40" in ffn_fusion(capsys, monkeypatch, "max-width", str(tmp_path / "m"))
 
 
 @needs_llama_cpp
@@ -170,9 +169,9 @@ def _measured(
     (tmp_path / "tmp").mkdir()
     config = llama_config(hidden_size=128, intermediate_size=256, num_hidden_layers=4)
     model = write_model(tmp_path / "m", config).folder
-    words = ["widths", str(model), "--engine", engine, "--engine-program", str(program), "--dtype", "bfloat16"]
+    words = ["max-width", str(model), "--engine", engine, "--engine-program", str(program), "--dtype", "bfloat16"]
     words += ["--batch", "1", "--rounds", "2", "--most", "2", "-o", str(tmp_path / "w.json")]
-    assert "widths: " in ffn_fusion(capsys, monkeypatch, *words)
+    assert "width curve: " in ffn_fusion(capsys, monkeypatch, *words)
     assert not [path.name for path in (tmp_path / "tmp").iterdir() if path.name.startswith("ffn-fusion")]
     assert not (tmp_path / "cache").exists()
     curve = json.loads((tmp_path / "w.json").read_text())

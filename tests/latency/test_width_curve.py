@@ -196,11 +196,11 @@ def test_the_verb_and_those_that_take_its_file(
     model = tiny_model(tmp_path / "m").folder
     monkeypatch.setattr(width_measure, "_seconds_of", _pretended)
     words = ("--batch", 1, "--rounds", 2, "-o", tmp_path / "w.json", "--plot", tmp_path / "w.svg")
-    code, out, _ = ffn_fusion(capsys, monkeypatch, "widths", model, *words)
+    code, out, _ = ffn_fusion(capsys, monkeypatch, "max-width", model, *words)
     assert code == 0
     assert "widest FFN that isn't slower: 192" in out
     assert (tmp_path / "w.svg").read_text().startswith("<svg")
-    code, _, err = ffn_fusion(capsys, monkeypatch, "widths", model, *words)
+    code, _, err = ffn_fusion(capsys, monkeypatch, "max-width", model, *words)
     assert (code, "exists already" in err) == (8, True)
     runs = ("--without-attention", "0-5", "--runs", "0-5", "--dry-run", "--json")
     blueprints = []
@@ -215,5 +215,5 @@ def test_the_verb_and_those_that_take_its_file(
 
 
 def test_an_unknown_dtype(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    code, _, err = ffn_fusion(capsys, monkeypatch, "widths", tmp_path, "--dtype", "int4")
+    code, _, err = ffn_fusion(capsys, monkeypatch, "max-width", tmp_path, "--dtype", "int4")
     assert (code, err.splitlines()[0]) == (2, "error: --dtype int4 isn't known")

@@ -41,7 +41,7 @@ def write_recipe(folder: Path, **changes: object) -> Path:
         "repair": {"tokens": 256, "context": 32, "horizon": 1},
         "build": {"max_shard_bytes": 1 << 20},
         "evaluation": {"texts": [tiny_text(folder / "e.txt", start=3).name], "tokens": 128, "context": 32},
-        "bench": {"batches": [1], "context": 8, "new_tokens": 2, "rounds": 2},
+        "bench": {"batches": [1], "contexts": [8], "new_tokens": 2, "rounds": 2},
         "samples": {"prompts": ["word1 word2"], "new_tokens": 4},
     } | changes
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))

@@ -66,9 +66,10 @@ def _widest(machine: str, spec: ModelSpec, first: int, last: int) -> tuple[Repai
     from ffn_fusion.repair.places import places
     from ffn_fusion.repair.plan import make_plan
     from ffn_fusion.repair.program import make_program
-    from ffn_fusion.repair.settings import DEFAULT_TOKENS, RepairSettings
+    from ffn_fusion.repair.settings import RepairSettings
 
     memory, flops, processes = _MACHINES[machine]
+    tokens = RepairSettings().tokens
     room = Room(used=_GIB // 2, free=memory, cache=memory, disk=4 << 40)
     width = spec.blocks[0].ffn.width if spec.blocks[0].ffn else 0
     for together, dtype in product((last - first, 4, 3, 2), (torch.float32, torch.bfloat16)):
@@ -79,7 +80,7 @@ def _widest(machine: str, spec: ModelSpec, first: int, last: int) -> tuple[Repai
         with suppress(UsageError):
             plan = make_plan(
                 program, spec, child_spec(spec, blueprint, 1), RepairSettings(),
-                windows=DEFAULT_TOKENS // 512 // processes, context=512, tokens=DEFAULT_TOKENS, processes=processes,
+                windows=tokens // 512 // processes, context=512, tokens=tokens, processes=processes,
                 stored=2, dtype=dtype,
                 room=room, memory=memory, pace=Pace(flops, flops, 1e9),
             )  # fmt: skip

@@ -136,7 +136,7 @@ class _Analysis:
     ) -> None:
         _check(model.spec, asked)
         here, checkpoint = current(), model.parent if isinstance(model, Child) else model
-        dtype = compute_dtype(asked.dtype, checkpoint)
+        dtype = compute_dtype(asked.dtype, checkpoint, device)
         self.model, self.texts, self.asked, self.memory = model, texts, asked, memory
         self.stack = Stack(model, dtype=dtype, device=here.device(device), resident=False)
         self.ids_NT = torch.from_numpy(np.concatenate([text.ids_NT for text in texts]))

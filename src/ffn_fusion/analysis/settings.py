@@ -35,8 +35,8 @@ class AnalysisSettings(Settings):
         0.5,
         gt=0,
         le=1,
-        description="Measure runs among this share of the attentions, the least important ones; 1 measures all runs "
-        "in a single pass over the weights.",
+        description="Measure runs among this share of the attentions, the least important ones; 1 measures all "
+        "runs in a single pass over the weights.",
     )
     leave_last: bool = Field(
         True, description="Leave the last FFN of a run out of the fusion, as in the paper; otherwise measure both ways."
@@ -48,7 +48,9 @@ class AnalysisSettings(Settings):
     repair: bool = Field(
         True, description="Also measure runs, and attentions dropped alone, as they will be after the repair."
     )
-    dtype: DtypeName = Field("float32", description="Precision to compute in; auto is the model's own.")
+    dtype: DtypeName = Field(
+        "auto", description="Precision to compute in; auto: float32 on a CPU, otherwise the model's own."
+    )
 
 
 class PlanSettings(Settings):
@@ -83,8 +85,8 @@ class PlanSettings(Settings):
     max_width: int | None = Field(None, gt=0, description="Widest fused FFN; wider runs are split.")
     width_curve: Literal["auto", "none"] | Path = Field(
         "auto",
-        description="File written by `ffn-fusion max-width`, which sets the widest fused FFN; auto: a job measures the "
-        "curve itself.",
+        description="File written by `ffn-fusion max-width`, which sets the widest fused FFN; auto: a job "
+        "measures the curve itself.",
     )
     norm: FusionNorm = Field("own", description="Norm of a fused FFN: own (exact) or last (as in the paper).")
     for_engines: Annotated[Engines, Option("--for-engine")] = Field(

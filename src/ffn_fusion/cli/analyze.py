@@ -10,45 +10,35 @@ import typer
 from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.cli.console import JsonFlag, TerminalListener, emit, progress_bars, say
 from ffn_fusion.cli.from_settings import options
-from ffn_fusion.cli.options import Context, Device, Memory, Model, Revision, Seed, Texts, Tokens
+from ffn_fusion.cli.options import Model, Revision, with_device
+from ffn_fusion.data.settings import TextSettings
+from ffn_fusion.settings import ComputeSettings
 
 
 @options
 def analyze(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the evidence.")],
-    settings: AnalysisSettings,
-    text: Texts = None,
-    tokens: Tokens = 4096,
-    context: Context = 512,
+    calibration: TextSettings,
+    analysis: AnalysisSettings,
+    compute: ComputeSettings,
     blueprint: Annotated[
         Path | None, typer.Option(help="Measure the child that this blueprint makes of MODEL instead.")
     ] = None,
     revision: Revision = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    memory: Memory = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will take, and stop.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Measure block dependency, sub-block importance and the damage of candidate runs."""
     from ffn_fusion.blueprint import Blueprint
-    from ffn_fusion.pipeline.recipe import Text, recipe_from_options
+    from ffn_fusion.pipeline.recipe import Recipe
     from ffn_fusion.pipeline.run import begin
     from ffn_fusion.pipeline.workspace import Workspace
     from ffn_fusion.report.estimate_grids import passes_grid, passes_json
     from ffn_fusion.report.evidence_grids import importance_grid, reverse_order_grid
 
-    recipe = recipe_from_options(
-        model=model,
-        revision=revision,
-        output=output,
-        seed=seed,
-        device=device,
-        memory=memory,
-        calibration=Text(texts=tuple(text or ()), tokens=tokens, context=context),
-        analysis=settings,
-    )
+    sections = {"calibration": calibration, "analysis": analysis}
+    recipe = Recipe(model=model, revision=revision, output=output, **dict(with_device(compute)), **sections)
     decided = Blueprint.load(blueprint) if blueprint else None
     with progress_bars() as bars:
         space = Workspace.hidden(output, evidence=output)
@@ -65,7 +55,7 @@ def analyze(
     if as_json:
         emit(evidence.model_dump(mode="json", exclude={"matrices", "channels"}))
         return
-    for part in settings.scores:
+    for part in analysis.scores:
         say(importance_grid(evidence, part=part), err=False)
     if evidence.reverse_order:
         say(reverse_order_grid(evidence), err=False)

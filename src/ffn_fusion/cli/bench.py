@@ -9,18 +9,14 @@ import typer
 
 from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
 from ffn_fusion.cli.evaluate import unique_names
-from ffn_fusion.cli.options import Device
+from ffn_fusion.cli.from_settings import options
+from ffn_fusion.cli.options import with_device
+from ffn_fusion.engines.settings import BenchRequest
 
 if TYPE_CHECKING:
-    from ffn_fusion.engines.bench import BenchSettings
     from ffn_fusion.latency.timing import Latency
 
-Engine = Annotated[str, typer.Option(help="What runs the models: transformers, vllm or llama.cpp.")]
-Batches = Annotated[list[int], typer.Option(help="Batch size; may be given several times.", min=1)]
-Contexts = Annotated[list[int], typer.Option(help="Tokens of the prompt; may be given several times.", min=1)]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; for llama.cpp also q8_0, q4_k_m, ...")]
 Plot = Annotated[Path | None, typer.Option(help="Draw the times into this .png or .svg file.")]
-Sharers = Annotated[int, typer.Option(help="Processes that share a model, in vLLM.", min=1)]
 SubBlocksFlag = Annotated[
     bool,
     typer.Option(
@@ -31,30 +27,14 @@ CudaGraph = Annotated[
     bool | None,
     typer.Option("--cuda-graph/--no-cuda-graph", help="Sub-blocks on a GPU: launch them as CUDA graphs (the default)."),
 ]
-Program = Annotated[
-    Path | None,
-    typer.Option(
-        "--engine-program",
-        help="vLLM's Python (default: $FFN_FUSION_VLLM_PYTHON, or this one), or llama.cpp's llama-bench "
-        "(default: $LLAMA_BENCH, or the PATH).",
-    ),
-]
 
 
+@options
 def bench(
     models: Annotated[
         list[str], typer.Argument(help="Models to time; the first is compared with.", metavar="MODEL...")
     ],
-    engine: Engine = "transformers",
-    batch: Batches = [1, 8],  # noqa: B006
-    context: Contexts = [128],  # noqa: B006
-    new_tokens: Annotated[int, typer.Option(help="Decode steps.", min=1)] = 16,
-    rounds: Annotated[int, typer.Option(help="Timed rounds.", min=1)] = 5,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    threads: Annotated[int | None, typer.Option(help="Threads of each process, on a CPU.", min=1)] = None,
-    tensor_parallel: Sharers = 1,
-    engine_program: Program = None,
+    asked: BenchRequest,
     sub_blocks: SubBlocksFlag = False,
     cuda_graph: CudaGraph = None,
     plot: Plot = None,
@@ -63,36 +43,26 @@ def bench(
     """Time models in an engine, all of them in turn in every round: time to first token, time per output token, memory,
     bytes moved, and the share of what this machine can do at best.
     """
-    from ffn_fusion.engines.bench import BenchSettings, bench_in
+    from ffn_fusion.engines.bench import bench_in
     from ffn_fusion.errors import UsageError
     from ffn_fusion.latency.summary import figures
     from ffn_fusion.report.latency_grids import latency_grid, work_grid
 
     if plot:
         _check_plot(plot)
-    asked = BenchSettings(
-        batches=tuple(batch),
-        contexts=tuple(context),
-        new_tokens=new_tokens,
-        rounds=rounds,
-        dtype=dtype,
-        device=device,
-        threads=threads,
-        tensor_parallel=tensor_parallel,
-        program=engine_program,
-    )
+    asked = with_device(asked)
     named = dict(zip(unique_names(models), models, strict=True))
     if len(named) < len(models):
         raise UsageError("a model is given twice", "give every model once")
     if sub_blocks:
-        if engine != "transformers" or plot:
+        if asked.engine != "transformers" or plot:
             raise UsageError(
                 "--sub-blocks has no plot, and no engine but transformers", "leave --engine and --plot out"
             )
         _sub_blocks(named, asked, cuda_graph, as_json)
         return
     with progress_bars() as bars:
-        latency = bench_in(engine, named, asked, bars)
+        latency = bench_in(asked.engine, named, asked, bars)
     if plot:
         _draw(latency, plot)
     if as_json:
@@ -101,7 +71,7 @@ def bench(
     say(latency_grid(latency), *filter(None, [work_grid(latency)]), err=False)
 
 
-def _sub_blocks(named: dict[str, str], asked: BenchSettings, cuda_graph: bool | None, as_json: bool) -> None:
+def _sub_blocks(named: dict[str, str], asked: BenchRequest, cuda_graph: bool | None, as_json: bool) -> None:
     from ffn_fusion.engines.bench import sub_blocks_of
     from ffn_fusion.report.latency_grids import sub_block_grid
 

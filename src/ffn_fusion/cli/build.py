@@ -10,66 +10,39 @@ import typer
 from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.cli.console import JsonFlag, TerminalListener, emit, plan_lines, progress_bars, say
 from ffn_fusion.cli.from_settings import Only, options
-from ffn_fusion.cli.options import (
-    Context,
-    Device,
-    DryRun,
-    Engines,
-    Memory,
-    Model,
-    Output,
-    Repair,
-    RepairTexts,
-    Revision,
-    Seed,
-    Tokens,
-    WidthMultiple,
-)
-from ffn_fusion.repair.settings import DEFAULT_TOKENS
+from ffn_fusion.cli.options import DryRun, Model, Output, Revision, with_device
+from ffn_fusion.repair.settings import RepairSettings
+from ffn_fusion.settings import ComputeSettings
+from ffn_fusion.surgery.settings import BuildSettings
 
 if TYPE_CHECKING:
     from ffn_fusion.blueprint import Blueprint
     from ffn_fusion.pipeline.recipe import Recipe
 
 UNREPAIRED_LINE = "the child is unrepaired: give --text, and what surgery cost is repaired in closed form"
-ShardSize = Annotated[int, typer.Option("--max-shard-bytes", help="Largest file of weights.", min=1 << 20)]
+Repair = Annotated[RepairSettings, Only("enabled", "texts", "tokens", "context")]
 
 
+@options
 def build(
     model: Model,
     blueprint: Annotated[Path, typer.Option(help="Blueprint that `plan` wrote.")],
     output: Output,
-    for_engine: Engines = None,
-    width_multiple: WidthMultiple = 256,
-    max_shard_bytes: ShardSize = 5_000_000_000,
-    text: RepairTexts = None,
-    tokens: Tokens = DEFAULT_TOKENS,
-    context: Context = 512,
-    repair: Repair = True,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    memory: Memory = None,
+    plan: Annotated[PlanSettings, Only("for_engines")],
+    settings: BuildSettings,
+    repair: Repair,
+    compute: ComputeSettings,
     revision: Revision = None,
     dry_run: DryRun = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write the child that a blueprint describes."""
     from ffn_fusion.blueprint import Blueprint
-    from ffn_fusion.pipeline.recipe import BuildSection, RepairSection, recipe_from_options
-    from ffn_fusion.portability.rule import parse_engines
+    from ffn_fusion.pipeline.recipe import Recipe
 
     decided = Blueprint.load(blueprint)
-    recipe = recipe_from_options(
-        model=model,
-        revision=revision,
-        output=output,
-        seed=seed,
-        device=device,
-        memory=memory,
-        plan=PlanSettings(for_engines=parse_engines(for_engine or ())),
-        repair=RepairSection(enabled=bool(text) and repair, texts=tuple(text or ()), tokens=tokens, context=context),
-        build=BuildSection(width_multiple=width_multiple, max_shard_bytes=max_shard_bytes),
-    )
+    sections = {"plan": plan, "build": settings, "repair": _if_text(repair)}
+    recipe = Recipe(model=model, revision=revision, output=output, **dict(with_device(compute)), **sections)
     _build(recipe, decided, dry_run, as_json)
 
 
@@ -77,40 +50,28 @@ def build(
 def fuse(
     model: Model,
     output: Output,
-    settings: Annotated[
-        PlanSettings, Only("without_attention", "runs", "max_width", "width_curve", "norm", "for_engines")
-    ],
-    width_multiple: WidthMultiple = 256,
-    max_shard_bytes: ShardSize = 5_000_000_000,
-    text: RepairTexts = None,
-    tokens: Tokens = DEFAULT_TOKENS,
-    context: Context = 512,
-    repair: Repair = True,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    memory: Memory = None,
+    plan: Annotated[PlanSettings, Only("without_attention", "runs", "max_width", "width_curve", "norm", "for_engines")],
+    settings: BuildSettings,
+    repair: Repair,
+    compute: ComputeSettings,
     revision: Revision = None,
     dry_run: DryRun = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Plan and build with explicit runs: drop these attentions, fuse these runs."""
     from ffn_fusion.errors import UsageError
-    from ffn_fusion.pipeline.recipe import BuildSection, RepairSection, recipe_from_options
+    from ffn_fusion.pipeline.recipe import Recipe
 
-    if not settings.explicit:
+    if not plan.explicit:
         raise UsageError("nothing to do: neither --without-attention nor --runs", "say what to change, like --runs 5-9")
-    recipe = recipe_from_options(
-        model=model,
-        revision=revision,
-        output=output,
-        seed=seed,
-        device=device,
-        memory=memory,
-        plan=settings,
-        repair=RepairSection(enabled=bool(text) and repair, texts=tuple(text or ()), tokens=tokens, context=context),
-        build=BuildSection(width_multiple=width_multiple, max_shard_bytes=max_shard_bytes),
-    )
+    sections = {"plan": plan, "build": settings, "repair": _if_text(repair)}
+    recipe = Recipe(model=model, revision=revision, output=output, **dict(with_device(compute)), **sections)
     _build(recipe, None, dry_run, as_json)
+
+
+def _if_text(repair: RepairSettings) -> RepairSettings:
+    """Without text, nothing is repaired."""
+    return repair if repair.texts else repair.replaced(enabled=False)
 
 
 def _build(recipe: Recipe, decided: Blueprint | None, dry_run: bool, as_json: bool) -> None:

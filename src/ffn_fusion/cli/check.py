@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EngineNames = Annotated[
     list[str] | None,
-    typer.Option("--engine", help="Engine that has to load it, or all; may be repeated. Default: a report on all."),
+    typer.Option("--for-engine", help="Engine that must be able to load it, or all; repeatable."),
 ]
 
 

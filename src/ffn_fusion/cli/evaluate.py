@@ -8,34 +8,33 @@ from typing import Annotated
 import typer
 
 from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
-from ffn_fusion.cli.options import Context, Device, ScoredTexts, Seed, Tokens
+from ffn_fusion.cli.from_settings import Without, options
+from ffn_fusion.cli.options import with_device
+from ffn_fusion.evaluation.settings import ScoredTextSettings
+from ffn_fusion.settings import ComputeSettings
 
 
+@options
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Children to score.", metavar="MODEL...")],
     parent: Annotated[str, typer.Option(help="The model they're compared with.")],
-    text: ScoredTexts = None,
-    tokens: Tokens = 4096,
-    context: Context = 512,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    texts: ScoredTextSettings,
+    compute: Annotated[ComputeSettings, Without("memory")],
     as_json: JsonFlag = False,
 ) -> None:
     """Score children against their parent on held-out text."""
     from ffn_fusion.evaluation.evaluate import PARENT
     from ffn_fusion.evaluation.evaluate import evaluate as score
     from ffn_fusion.evaluation.quality import Quality
-    from ffn_fusion.pipeline.recipe import EvaluationSection
     from ffn_fusion.pipeline.texts import held_out_windows
     from ffn_fusion.sources import open_model
 
     opened = {PARENT: open_model(parent)}
     for name, model in zip(unique_names(models, PARENT), models, strict=True):
         opened[name] = open_model(model)
-    section = EvaluationSection(texts=tuple(text or ()), tokens=tokens, context=context)
-    windows = held_out_windows(opened[PARENT].folder, section, seed)
+    windows = held_out_windows(opened[PARENT].folder, texts, compute.seed)
     with progress_bars() as bars:
-        quality = Quality(texts=score(opened, windows, device=device, progress=bars))
+        quality = Quality(texts=score(opened, windows, device=with_device(compute).device, progress=bars))
     if as_json:
         emit(quality.model_dump(mode="json"))
         return

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -72,12 +72,20 @@ def options(verb: Verb) -> Verb:
     return called  # type: ignore[return-value]
 
 
+class Named:
+    """Options of a verb that are called otherwise than their fields, since the verb takes several settings."""
+
+    def __init__(self, **names: str) -> None:
+        self.names = names
+
+
 @dataclass(frozen=True)
 class _Field:
     """A field of settings as an option; ``path`` leads to it from the outermost settings."""
 
     path: tuple[str, ...]
     about: FieldInfo
+    named: str = ""
 
     @property
     def marker(self) -> Option:
@@ -85,7 +93,7 @@ class _Field:
 
     @property
     def option(self) -> str:
-        return self.marker.name or "--" + self.path[-1].replace("_", "-")
+        return self.named or self.marker.name or "--" + self.path[-1].replace("_", "-")
 
     @property
     def key(self) -> str:
@@ -150,7 +158,9 @@ class _Given:
         if not (isinstance(kind, type) and issubclass(kind, Settings)):
             return None
         chosen: Without = next((mark for mark in marks if isinstance(mark, Without)), Without())
-        return cls(kind, tuple(field for field in _fields(kind) if chosen.takes(field.path[0])))
+        names = {name: word for mark in marks if isinstance(mark, Named) for name, word in mark.names.items()}
+        taken = (field for field in _fields(kind) if chosen.takes(field.path[0]))
+        return cls(kind, tuple(replace(field, named=names.get(field.path[-1], "")) for field in taken))
 
     def read(self, words: dict[str, Any]) -> Settings:
         """The settings that the options stand for; takes them out of ``words``."""
@@ -174,7 +184,7 @@ class _Given:
         option = places[0].option.partition("/")[0] if places else ".".join(map(str, first["loc"]))
         if first["type"] == "unreadable":
             return UsageError(f"{option}: {first['msg']}", first["ctx"]["hint"])
-        return UsageError(f"{option}: {first['msg'].lower()} (found {first['input']})", "see ffn-fusion --help")
+        return UsageError(f"{option}: {first['msg']} (found {first['input']})", "see ffn-fusion --help")
 
 
 def _fields(kind: type[Settings], path: tuple[str, ...] = ()) -> Iterator[_Field]:
@@ -216,7 +226,7 @@ def _name(kind: Any) -> str:
 
 def _limits(about: FieldInfo) -> list[str]:
     return [
-        f"{said} {getattr(mark, key):g}"
+        f"{said} {getattr(mark, key):,}"
         for mark in about.metadata
         for key, said in _BOUNDS.items()
         if getattr(mark, key, None) is not None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from ffn_fusion.cli import (
     analyze,
@@ -19,6 +21,7 @@ from ffn_fusion.cli import (
     explain,
     export,
     inspect,
+    max_width,
     parallel,
     plan,
     predict,
@@ -27,13 +30,30 @@ from ffn_fusion.cli import (
     run,
     score,
     verify,
-    widths,
 )
 from ffn_fusion.errors import INTERRUPTED, FfnFusionError, UsageError
 from ffn_fusion.processes import lead
 
+
+class _Grouped(TyperGroup):
+    """The verbs in the order in which they were added, under the heading of their group."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for name, verb in self.commands.items():
+            panel = str(getattr(verb, "rich_help_panel", ""))
+            groups.setdefault(panel, []).append((name, verb.get_short_help_str(limit=200)))
+        for group, rows in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(rows)
+
+
 app = typer.Typer(
     name="ffn-fusion",
+    cls=_Grouped,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -56,26 +76,35 @@ def _options(
     pass
 
 
-app.command("run")(run.run_recipe)
-app.command("optimize")(run.optimize)
-app.command("inspect")(inspect.inspect)
-app.command("analyze")(analyze.analyze)
-app.command("plan")(plan.plan)
-app.command("explain")(explain.explain)
-app.command("parallel")(parallel.parallel)
-app.command("widths")(widths.widths)
-app.command("build")(build.build)
-app.command("fuse")(build.fuse)
-app.command("repair")(repair.repair)
-app.command("distill")(distill.distill)
-app.command("check")(check.check)
-app.command("verify")(verify.verify)
-app.command("export")(export.export)
-app.command("eval")(evaluate.evaluate)
-app.command("score")(score.score)
-app.command("bench")(bench.bench)
-app.command("predict")(predict.predict)
-app.command("report")(report.report)
+_VERBS: dict[str, dict[str, Callable[..., None]]] = {
+    "Build a child": {
+        "run": run.run_recipe,
+        "optimize": run.optimize,
+        "fuse": build.fuse,
+        "analyze": analyze.analyze,
+        "plan": plan.plan,
+        "build": build.build,
+        "repair": repair.repair,
+        "distill": distill.distill,
+    },
+    "Understand": {
+        "inspect": inspect.inspect,
+        "explain": explain.explain,
+        "score": score.score,
+        "parallel": parallel.parallel,
+        "report": report.report,
+    },
+    "Serve": {"check": check.check, "verify": verify.verify, "export": export.export},
+    "Measure": {
+        "eval": evaluate.evaluate,
+        "bench": bench.bench,
+        "max-width": max_width.max_width,
+        "predict": predict.predict,
+    },
+}
+for _group, _verbs in _VERBS.items():
+    for _name, _verb in _verbs.items():
+        app.command(_name, rich_help_panel=_group)(_verb)
 
 
 def main() -> NoReturn:

@@ -26,7 +26,7 @@ def predict(
     devices: Annotated[int, typer.Option(help="Devices that share the model (tensor parallel).", min=1)] = 1,
     batch: Annotated[int, typer.Option(help="Sequences at a time.", min=1)] = 1,
     context: Annotated[int, typer.Option(help="Tokens of each prompt.", min=1)] = 128,
-    new_tokens: Annotated[int, typer.Option(help="Tokens written behind it.", min=1)] = 128,
+    new_tokens: Annotated[int, typer.Option(help="Tokens to generate after it.", min=1)] = 128,
     weights: Annotated[str, typer.Option(help="fp32, bf16, fp16, fp8, int8, fp4 or int4.")] = "bf16",
     kv: Annotated[str, typer.Option(help="Precision of the KV cache.")] = "bf16",
     draft: Annotated[str | None, typer.Option(help="Small model that proposes tokens.", metavar="MODEL")] = None,

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ffn_fusion.analysis.settings import PlanSettings
-from ffn_fusion.cli.bench import Program
 from ffn_fusion.cli.console import JsonFlag, TerminalListener, emit, progress_bars, say
-from ffn_fusion.cli.from_settings import Without, options
-from ffn_fusion.cli.options import Device, DryRun, EvalTexts, Model, Output, Revision, Seed, Texts
-
-BenchEngine = Annotated[
-    str, typer.Option(help="What to time the models and measure widths in: transformers, vllm or llama.cpp.")
-]
+from ffn_fusion.cli.from_settings import Named, Only, Without, options
+from ffn_fusion.cli.options import DryRun, Model, Output, Revision, with_device
+from ffn_fusion.data.settings import TextSettings
+from ffn_fusion.engines.settings import BenchSettings
+from ffn_fusion.evaluation.settings import EvaluationSettings
+from ffn_fusion.settings import ComputeSettings
 
 if TYPE_CHECKING:
     from ffn_fusion.pipeline.recipe import Recipe
@@ -30,7 +29,7 @@ def run_recipe(
     """Carry out a recipe: analyze, plan, build, evaluate, bench, report. Run it again to resume."""
     from ffn_fusion.pipeline.recipe import Recipe
 
-    _run(Recipe.load(recipe), dry_run, as_json)
+    _run(with_device(Recipe.load(recipe)), dry_run, as_json)
 
 
 @options
@@ -38,33 +37,19 @@ def optimize(
     model: Model,
     output: Output,
     plan: Annotated[PlanSettings, Without("without_attention", "runs", "repair")],
-    text: Texts = None,
-    eval_text: EvalTexts = None,
-    bench_engine: BenchEngine = "transformers",
-    engine_program: Program = None,
+    calibration: Annotated[TextSettings, Only("texts")],
+    evaluation: Annotated[EvaluationSettings, Only("texts"), Named(texts="--eval-text")],
+    bench: Annotated[BenchSettings, Only("engine", "engine_program")],
+    compute: ComputeSettings,
     revision: Revision = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
     dry_run: DryRun = False,
     as_json: JsonFlag = False,
 ) -> None:
     """The whole job with defaults; writes its recipe to OUT.run/recipe.yaml."""
     from ffn_fusion.pipeline.recipe import Recipe
 
-    recipe = Recipe.parse(
-        {
-            "model": model,
-            "output": str(output),
-            "revision": revision,
-            "seed": seed,
-            "device": device,
-            "plan": plan.model_dump(),
-            "calibration": {"texts": text or []},
-            "evaluation": {"texts": eval_text or []},
-            "bench": {"engine": bench_engine, "engine_program": engine_program},
-        },
-        "command line",
-    )
+    sections = {"plan": plan, "calibration": calibration, "evaluation": evaluation, "bench": bench}
+    recipe = Recipe(model=model, revision=revision, output=output, **dict(with_device(compute)), **sections)
     _run(recipe.resolved(Path.cwd()), dry_run, as_json)
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import Field
 
 from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
-from ffn_fusion.cli.options import Context, Revision, ScoredTexts, Seed
+from ffn_fusion.cli.from_settings import Only, options
+from ffn_fusion.cli.options import Revision
+from ffn_fusion.evaluation.settings import ScoredTextSettings
+from ffn_fusion.settings import ComputeSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,17 +38,23 @@ Program = Annotated[
 ]
 
 
+class _Texts(ScoredTextSettings):
+    """A few tokens are enough to compare logits."""
+
+    tokens: int = Field(128, ge=16, description="Number of tokens of each text.")
+    context: int = Field(32, ge=8, description="Tokens per window.")
+
+
+@options
 def verify(
     child: Annotated[Path, typer.Argument(help="Child that ffn-fusion wrote.", metavar="OUT")],
+    texts: _Texts,
+    compute: Annotated[ComputeSettings, Only("seed")],
     parent: Annotated[
         str | None, typer.Option(help="The model it was made of: compare weights and logits with it too.")
     ] = None,
     engine: EngineName = "transformers",
     engine_program: Program = None,
-    text: ScoredTexts = None,
-    tokens: Annotated[int, typer.Option(help="How many tokens of every text.", min=16)] = 128,
-    context: Context = 32,
-    seed: Seed = 0,
     revision: Revision = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -59,7 +69,7 @@ def verify(
     if engine_program and runs == "transformers":
         raise UsageError("--engine-program without --engine", "give --engine vllm or --engine llama.cpp too")
     opened = open_model(parent, revision=revision) if parent else None
-    prompts = partial(_prompts, text=text, tokens=tokens, context=context, seed=seed)
+    prompts = partial(_prompts, texts=texts, seed=compute.seed)
     found: list[Finding] = []
     for finding in _findings(child, opened, runs, engine_program, prompts):
         found.append(finding)
@@ -104,22 +114,22 @@ def _findings(
         yield verify_engine(child, engine, *prompts(open_folder(child)), program)
 
 
-def _prompts(model: Checkpoint, text: list[Any] | None, tokens: int, context: int, seed: int) -> tuple[Tensor, str]:
+def _prompts(model: Checkpoint, texts: ScoredTextSettings, seed: int) -> tuple[Tensor, str]:
     """Tokens [N, T] of text, or random ones where the model has no tokenizer; and what they are, in words."""
     import torch
 
     from ffn_fusion.errors import CheckpointError
-    from ffn_fusion.pipeline.recipe import EvaluationSection
     from ffn_fusion.pipeline.texts import held_out_windows
 
-    section = EvaluationSection(texts=tuple(text or ()), tokens=tokens, context=context)
     try:
-        windows = held_out_windows(model.folder, section, seed)
+        windows = held_out_windows(model.folder, texts, seed)
     except CheckpointError:  # no tokenizer
-        if text:
+        if texts.texts:
             raise
         generator = torch.Generator().manual_seed(seed)
-        ids = torch.randint(model.spec.vocab_size, (max(1, tokens // context), context), generator=generator)
+        ids = torch.randint(
+            model.spec.vocab_size, (max(1, texts.tokens // texts.context), texts.context), generator=generator
+        )
         return ids, f"{ids.numel()} random tokens ({model.name} has no tokenizer)"
     ids = torch.cat([torch.from_numpy(found.ids_NT) for found in windows])
     return ids, f"{ids.numel()} tokens of text"

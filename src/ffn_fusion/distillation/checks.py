@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, inside
 from ffn_fusion.checkpoint.staging import DISTILLATION, read_manifest
-from ffn_fusion.distillation.settings import Direction, DistillSettings, Trained
+from ffn_fusion.distillation.settings import DistillSettings
 from ffn_fusion.distillation.sharding import check_sharding, launched_deepspeed
 from ffn_fusion.distillation.teacher_cache import CacheSettings
 from ffn_fusion.distillation.tracking import Tracking
@@ -54,11 +54,6 @@ def check_settings(settings: DistillSettings, world: int, device: str) -> None:
         UsageError: sizes that do not divide one another, an objective without terms, or a numbered device.
     """
     objective = settings.objective
-    for value, allowed in ((objective.direction, get_args(Direction)), (settings.trained, get_args(Trained))):
-        if value not in allowed:
-            raise UsageError(f"{value!r} isn't one of {', '.join(allowed)}", "choose one of them")
-    if settings.lora_rank < 1 or settings.lora_alpha <= 0:
-        raise UsageError("LoRA's rank and alpha are above 0", "choose others (--lora-rank, --lora-alpha)")
     if not (objective.kl or objective.cosine or objective.lm):
         raise UsageError("nothing to learn: kl, cosine and lm are all 0", "give one of them a weight")
     if settings.batch % (settings.micro * world):

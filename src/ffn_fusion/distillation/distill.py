@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ def distill_child(
     texts: Sequence[TokenWindows],
     work: Path,
     *,
-    settings: DistillSettings | None = None,
+    settings: DistillSettings = DistillSettings(),
+    seed: int = 0,
     teacher_dtype: torch.dtype = torch.float32,
     cache: CacheSettings | None = None,
     device: str = "cpu",
@@ -69,7 +70,7 @@ def distill_child(
             not finite.
         OutputError: the disk is full. MissingExtraError: accelerate, peft (for LoRA) or the tracking tool is missing.
     """
-    run = Run(child, parent, texts, work, settings or DistillSettings(), teacher_dtype, cache, device, memory, tracking)
+    run = Run(child, parent, texts, work, settings, teacher_dtype, cache, device, memory, tracking, seed=seed)
     run.check()
     return _carried_out(run, progress)
 
@@ -129,10 +130,10 @@ def _train(run: Run, saved: Saved | None, cache: TeacherCache | None, progress: 
     if run.settings.shard:
         take_over()
     lora, step = run.settings.lora, saved.step if saved else 0
-    torch.manual_seed(run.settings.seed)
+    torch.manual_seed(run.seed)
     forget_deepspeed()
     teacher = _teacher(run, cache)
-    arguments = training_arguments(run.settings, run.work, run.device, run.steps, run.accumulation)
+    arguments = training_arguments(run.settings, run.seed, run.work, run.device, run.steps, run.accumulation)
     # Behind the arguments: where DeepSpeed shards, transformers knows by now, and loads the child in parts.
     model = _load(run, saved.folder if saved and not lora else run.begins)
     model.config.use_cache = False
@@ -179,7 +180,7 @@ def _record(run: Run, saved: Saved) -> dict[str, Any]:
         "context": context,
         "tokens": run.steps * run.settings.batch * context,
         "steps": run.steps,
-        "settings": asdict(run.settings),
+        "settings": run.settings.method(),
         "teacher": str(run.teacher_dtype).removeprefix("torch."),
         "cache": run.cache and {"k": run.cache.k, **_left_out(run.cache)},
         "trained": [name for name in run.checkpoint.tensors if name in learnt],

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -62,6 +62,7 @@ class Run:
     tracking: Tracking | None = None
     start: Start | None = None
     description: tuple[Checkpoint, Blueprint] | None = None
+    seed: int = 0
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -154,7 +155,7 @@ class Run:
 
     def order(self) -> list[int]:
         """Windows one after another: all of them, shuffled anew for every epoch, as far as batches are full."""
-        rng, found = random.Random(self.settings.seed), list[int]()
+        rng, found = random.Random(self.seed), list[int]()
         for _ in range(self.settings.epochs):
             found += rng.sample(range(len(self.ids_NT)), len(self.ids_NT))
         return found[: self.steps * self.settings.batch]
@@ -181,7 +182,8 @@ class Run:
             self.checkpoint.fingerprint,
             files_state(self.parent),
             self.parent.fingerprint,
-            asdict(self.settings),
+            self.settings.method(),
+            self.seed,
             str(self.teacher_dtype),
             self.cache and [self.cache.k, self.cache.temperature],
             self.device,

@@ -235,7 +235,9 @@ def _kept(work: Path) -> str:
     return f"the last good checkpoint is {saved.folder}" if saved else "no checkpoint was saved before it"
 
 
-def training_arguments(settings: DistillSettings, work: Path, device: str, steps: int, accumulation: int) -> Any:
+def training_arguments(
+    settings: DistillSettings, seed: int, work: Path, device: str, steps: int, accumulation: int
+) -> Any:
     """Return transformers' training arguments; ``accumulation`` is the number of micro-batches per step and process."""
     arguments = TrainingArguments(
         output_dir=str(work),
@@ -251,7 +253,7 @@ def training_arguments(settings: DistillSettings, work: Path, device: str, steps
         adam_beta2=0.95,
         bf16=settings.bf16,
         use_cpu=device == "cpu",
-        seed=settings.seed,
+        seed=seed,
         logging_steps=max(1, steps // 100),
         logging_nan_inf_filter=False,
         save_strategy="steps",

@@ -8,8 +8,10 @@ from typing import get_args
 
 import torch
 
-from ffn_fusion.engines.bench_settings import BenchSettings, check_asked, check_contexts, dtype_of, threads_set
+from ffn_fusion.compute import on_device
+from ffn_fusion.engines.bench_settings import check_asked, check_contexts, dtype_of, threads_set
 from ffn_fusion.engines.llama_cpp_bench import bench_llama_cpp, find_programs
+from ffn_fusion.engines.settings import BenchRequest
 from ffn_fusion.engines.vllm import find_python
 from ffn_fusion.engines.vllm_bench import bench_vllm
 from ffn_fusion.errors import UsageError
@@ -22,13 +24,13 @@ from ffn_fusion.latency.timing import BenchEngine, Latency
 from ffn_fusion.processes import Progress, silent
 from ffn_fusion.sources import open_model, summarise
 
-__all__ = ["BenchEngine", "BenchSettings", "bench_in", "sub_blocks_of"]
+__all__ = ["BenchEngine", "BenchRequest", "bench_in", "sub_blocks_of"]
 
 
 def bench_in(
     engine: str,
     models: Mapping[str, str],
-    asked: BenchSettings,
+    asked: BenchRequest,
     progress: Progress = silent,
 ) -> Latency:
     """Time models, name -> where it is, in ``engine``.
@@ -38,6 +40,7 @@ def bench_in(
         CheckError: it can't load a model. Whatever opening a model raises.
     """
     _check_name(engine)
+    asked = on_device(asked)
     check_asked(asked)
     return _ENGINES[engine](models, asked, progress)
 
@@ -56,21 +59,22 @@ def _check_name(engine: str) -> None:
         raise UsageError(f"models can't be timed in {engine}", f"can be: {', '.join(get_args(BenchEngine))}")
 
 
-def check_askable(engine: str, asked: BenchSettings) -> None:
+def check_askable(engine: str, asked: BenchRequest) -> None:
     """What can be known without the models. Raises: UsageError, MissingExtraError: see ``bench_in``."""
-    check_engine(engine, asked.program)
-    check_asked(asked)
+    check_engine(engine, asked.engine_program)
+    check_asked(on_device(asked))
     if engine != "llama.cpp":  # which knows more
         dtype_of(asked.dtype)
 
 
 def sub_blocks_of(
-    models: Mapping[str, str], asked: BenchSettings, cuda_graph: bool | None, progress: Progress
+    models: Mapping[str, str], asked: BenchRequest, cuda_graph: bool | None, progress: Progress
 ) -> tuple[SubBlocks, dict[str, ModelSpec]]:
     """Time the sub-blocks of models, name -> where it is, as transformers computes them; and what the models are.
 
     Raises: as ``bench_in``.
     """
+    asked = on_device(asked)
     check_asked(asked)
     dtype = dtype_of(asked.dtype)
     if cuda_graph and torch.device(asked.device).type != "cuda":
@@ -93,7 +97,7 @@ def sub_blocks_of(
     return found, specs
 
 
-def _in_transformers(models: Mapping[str, str], asked: BenchSettings, progress: Progress) -> Latency:
+def _in_transformers(models: Mapping[str, str], asked: BenchRequest, progress: Progress) -> Latency:
     if asked.tensor_parallel > 1:
         raise UsageError(
             "transformers is timed in one process",
@@ -115,7 +119,7 @@ def _in_transformers(models: Mapping[str, str], asked: BenchSettings, progress: 
         )
 
 
-_ENGINES: Mapping[str, Callable[[Mapping[str, str], BenchSettings, Progress], Latency]] = {
+_ENGINES: Mapping[str, Callable[[Mapping[str, str], BenchRequest, Progress], Latency]] = {
     "transformers": _in_transformers,
     "vllm": bench_vllm,
     "llama.cpp": bench_llama_cpp,

@@ -1,15 +1,14 @@
-"""What a person asks of a benchmark, and what can be said against it before anything is loaded."""
+"""What can be said against a benchmark before anything is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from ffn_fusion.checkpoint.reader import Checkpoint
+from ffn_fusion.engines.settings import BenchRequest
 from ffn_fusion.errors import CheckError, UsageError
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.latency.interleave import Workload
@@ -20,33 +19,7 @@ from ffn_fusion.portability.rule import Engine
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-@dataclass(frozen=True)
-class BenchSettings:
-    """What to time, and how.
-
-    Args:
-        rounds: timed rounds, after one that isn't counted.
-        dtype: of weights and KV cache: one of ``DTYPES``; in llama.cpp any that GGUF knows, of weights.
-        threads: of each process; None leaves it to the engine.
-        tensor_parallel: processes that share a model.
-        program: where the engine is; None looks where it's usually found.
-        files: a folder for the GGUF files that models are exported to; None keeps them in the cache.
-    """
-
-    batches: Sequence[int] = (1, 8)
-    contexts: Sequence[int] = (128,)
-    new_tokens: int = 16
-    rounds: int = 5
-    dtype: str = "float32"
-    device: str = "cpu"
-    threads: int | None = None
-    tensor_parallel: int = 1
-    seed: int = 0
-    program: Path | None = None
-    files: Path | None = None
-
-
-def check_asked(asked: BenchSettings) -> None:
+def check_asked(asked: BenchRequest) -> None:
     """Raises: UsageError: what no engine can do."""
     if asked.threads and asked.device == "cpu" and asked.threads * asked.tensor_parallel > cores():
         raise UsageError(

@@ -16,9 +16,10 @@ from tempfile import TemporaryFile
 
 import torch
 
-from ffn_fusion.engines.bench_settings import DTYPES, BenchSettings, check_contexts, dtype_of
+from ffn_fusion.engines.bench_settings import DTYPES, check_contexts, dtype_of
 from ffn_fusion.engines.gguf_files import gguf_files, gguf_traffic
 from ffn_fusion.engines.llama_cpp import find_program, last_word
+from ffn_fusion.engines.settings import BenchRequest
 from ffn_fusion.errors import CheckError, MissingExtraError, UsageError
 from ffn_fusion.latency.interleave import Run, Workload
 from ffn_fusion.latency.measure import time_in_turn, workloads_of
@@ -62,11 +63,11 @@ def find_programs(given: Path | None) -> Programs:
     return Programs(find_program(PROGRAM, given, VARIABLE, "timed"))
 
 
-def bench_llama_cpp(models: Mapping[str, str], asked: BenchSettings, progress: Progress) -> Latency:
+def bench_llama_cpp(models: Mapping[str, str], asked: BenchRequest, progress: Progress) -> Latency:
     """Times of models, name -> where it is; see ``bench.bench_in``."""
     if asked.tensor_parallel > 1:
         raise UsageError("llama.cpp is timed in one process", "take --engine vllm for --tensor-parallel")
-    programs = find_programs(asked.program)
+    programs = find_programs(asked.engine_program)
     if max(asked.batches) > 1:
         assert programs.batched
     files = gguf_files(models, asked.dtype, progress, asked.files)

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from ffn_fusion.blockwise.memory import free_memory
-from ffn_fusion.engines.bench_settings import BenchSettings, check_contexts, check_loads, dtype_of
+from ffn_fusion.engines.bench_settings import check_contexts, check_loads, dtype_of
+from ffn_fusion.engines.settings import BenchRequest
 from ffn_fusion.engines.vllm import environment, find_python, refusal
 from ffn_fusion.errors import UsageError
 from ffn_fusion.latency.interleave import Run, Workload
@@ -52,10 +53,10 @@ class Engine:
     variables: dict[str, str]
 
 
-def bench_vllm(models: Mapping[str, str], asked: BenchSettings, progress: Progress) -> Latency:
+def bench_vllm(models: Mapping[str, str], asked: BenchRequest, progress: Progress) -> Latency:
     """Times of models, name -> where it is; see ``bench.bench_in``."""
     dtype_of(asked.dtype)
-    python = find_python(asked.program)
+    python = find_python(asked.engine_program)
     checkpoints = {name: open_model(place) for name, place in models.items()}
     for name, checkpoint in checkpoints.items():
         check_loads(name, checkpoint, "vllm")
@@ -106,7 +107,7 @@ def bench_vllm(models: Mapping[str, str], asked: BenchSettings, progress: Progre
             runner.close()
 
 
-def _fit(models: Iterable[Traffic], kv_bytes: float, asked: BenchSettings) -> bool:
+def _fit(models: Iterable[Traffic], kv_bytes: float, asked: BenchRequest) -> bool:
     """Whether vLLM can hold all models at once: in this machine's memory, or on each GPU its share of them."""
     on_cpu = asked.device == "cpu"
     processes, divisor = (asked.tensor_parallel, 1) if on_cpu else (1, asked.tensor_parallel)

@@ -16,7 +16,7 @@ import torch
 from ffn_fusion.blockwise.memory import free_memory
 from ffn_fusion.checkpoint.random_model import SMALLEST_VOCABULARY, write_byte_tokenizer, write_random_model
 from ffn_fusion.checkpoint.staging import check_space
-from ffn_fusion.engines.bench import BenchSettings, bench_in, check_askable
+from ffn_fusion.engines.bench import BenchRequest, bench_in, check_askable
 from ffn_fusion.engines.bench_settings import threads_set
 from ffn_fusion.families import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
 from ffn_fusion.latency.timing import Latency
@@ -34,7 +34,7 @@ _MARGIN = 64 << 20
 
 
 def widths_in(
-    engine: str, spec: ModelSpec, asked: BenchSettings, *, most: int | None = None, progress: Progress = silent
+    engine: str, spec: ModelSpec, asked: BenchRequest, *, most: int | None = None, progress: Progress = silent
 ) -> WidthCurve:
     """Time decode steps through the FFNs of a model in an engine: as they are, and some of them as one.
 
@@ -69,7 +69,7 @@ def widths_in(
         for k, folder in models.items():
             _write(spec, ffns, int(k), folder)
         places = {k: str(folder) for k, folder in models.items()}
-        latency = bench_in(engine, places, replace(asked, files=Path(place, "gguf")), progress)
+        latency = bench_in(engine, places, asked.replaced(files=Path(place, "gguf")), progress)
     points = _points(latency, F, ffns)
     return WidthCurve(
         engine=latency.engine,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 
 import torch
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
-from ffn_fusion.engines.bench import BenchSettings, bench_in
+from ffn_fusion.engines.bench import BenchRequest, bench_in
 from ffn_fusion.engines.width_curves import CONTEXT, widths_in
 from ffn_fusion.evaluation.evaluate import PARENT
 from ffn_fusion.families import ModelSpec
@@ -27,19 +26,9 @@ from ffn_fusion.surgery.child import Child
 _WIDTH_ROUNDS = 9
 
 
-def bench_settings(recipe: Recipe) -> BenchSettings:
+def bench_settings(recipe: Recipe) -> BenchRequest:
     """What the recipe asks of the benchmark."""
-    section = recipe.bench
-    return BenchSettings(
-        batches=section.batches,
-        contexts=(section.context,),
-        new_tokens=section.new_tokens,
-        rounds=section.rounds,
-        dtype=section.dtype,
-        device=recipe.device,
-        seed=recipe.seed,
-        program=section.engine_program,
-    )
+    return BenchRequest(**dict(recipe.bench), device=recipe.device, seed=recipe.seed)
 
 
 def time_models(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recipe, progress: Progress) -> Latency:
@@ -50,7 +39,7 @@ def time_models(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recipe, pr
 
 def measure_widths_for(recipe: Recipe, spec: ModelSpec, progress: Progress) -> WidthCurve:
     """At the batches and in the dtype that the run times its models in, and in the same engine."""
-    asked = replace(bench_settings(recipe), contexts=(CONTEXT,), rounds=_WIDTH_ROUNDS)
+    asked = bench_settings(recipe).replaced(contexts=(CONTEXT,), rounds=_WIDTH_ROUNDS)
     return widths_in(recipe.bench.engine, spec, asked, progress=progress)
 
 
@@ -66,7 +55,7 @@ def _in_transformers(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recip
     return bench(
         models,
         batches=section.batches,
-        context=section.context,
+        context=section.contexts,
         new_tokens=section.new_tokens,
         rounds=section.rounds,
         seed=recipe.seed,
@@ -83,6 +72,6 @@ def _in_engine(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recipe, pro
         build(checkpoint, blueprint.unfused(), place / PRUNED, width_multiple=recipe.build.width_multiple)
         folders = {PARENT: checkpoint.folder, PRUNED: place / PRUNED, name_of_child(recipe): recipe.output}
         models = {name: str(folder) for name, folder in folders.items()}
-        return bench_in(recipe.bench.engine, models, replace(bench_settings(recipe), files=place), progress)
+        return bench_in(recipe.bench.engine, models, bench_settings(recipe).replaced(files=place), progress)
     finally:
         shutil.rmtree(place, ignore_errors=True)

@@ -17,10 +17,12 @@ from ffn_fusion.checkpoint.staging import bytes_in, check_space, read_manifest
 from ffn_fusion.data import BUILT_IN_CALIBRATION, TokenWindows
 from ffn_fusion.data.hub_text import PREFIX
 from ffn_fusion.data.mixture import TextEntry
+from ffn_fusion.data.settings import TextSettings
 from ffn_fusion.data.window_file import read_origin
 from ffn_fusion.distillation.checks import check_extras
 from ffn_fusion.distillation.plan import DistillPlan
 from ffn_fusion.distillation.run import Run
+from ffn_fusion.distillation.settings import DistillSettings
 from ffn_fusion.distillation.sharding import launched_sharded
 from ffn_fusion.distillation.staged import Gains, Staged, TrainingStage, check_context, of_stage
 from ffn_fusion.distillation.teacher_cache import CacheSettings
@@ -29,10 +31,9 @@ from ffn_fusion.distillation.write import AsStored, Weights, distilled_id, write
 from ffn_fusion.errors import CheckpointError, OutputError, UsageError
 from ffn_fusion.evaluation.evaluate import PARENT, evaluate
 from ffn_fusion.families.layout import sub_block_parameters
-from ffn_fusion.pipeline.distillation_section import TrainingSection
 from ffn_fusion.pipeline.estimate import Pace, flops_seconds
 from ffn_fusion.pipeline.job import Job
-from ffn_fusion.pipeline.recipe import Recipe, Text
+from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.texts import all_windows, calibration_windows, held_out_windows, training_windows, without
 from ffn_fusion.processes import Progress, silent
 from ffn_fusion.report.model_card import model_card
@@ -89,7 +90,7 @@ def check_distillation(job: Job) -> None:
     """
     builds = job.has("build")
     if not builds:
-        _first(job)((), job.space.distillation, job.recipe.distillation.trainings[0].settings(0)).check_models()
+        _first(job)((), job.space.distillation, job.recipe.distillation.trainings[0]).check_models()
     stages = _stages(job, cut_windows(job, None, silent)[0])
     for text in distinct_texts(job.recipe):
         _check_tokens(job, text)
@@ -142,7 +143,7 @@ def cut_windows(
     trainings, used, kept_back = recipe.distillation.trainings, list[list[TokenWindows]](), list[TokenWindows]()
     for number, section in enumerate(trainings, 1):
         with of_stage(number, len(trainings)):
-            text = Text(texts=training_texts(recipe, section), tokens=section.tokens, context=section.context)
+            text = section.model_copy(update={"texts": training_texts(recipe, section)})
             place = files / f"stage-{number}" if files else None
             if job.has("evaluate"):
                 found = all_windows(folder, text, recipe.seed, place, progress)
@@ -161,15 +162,14 @@ def cut_windows(
 def _stages(job: Job, windows: Sequence[Sequence[TokenWindows]]) -> list[TrainingStage]:
     trainings, found = job.recipe.distillation.trainings, list[TrainingStage]()
     for number, (section, texts) in enumerate(zip(trainings, windows, strict=True), 1):
-        settings = section.settings(job.recipe.seed)
-        if launched_sharded() and not settings.shard:
+        if launched_sharded() and not section.shard:
             hint = "write shard: true under distillation"
             with of_stage(number, len(trainings)):
                 raise UsageError("accelerate's configuration asks for FSDP, and the recipe doesn't", hint)
         cache = None
         if section.teacher_cache:
-            cache = CacheSettings(section.teacher_cache, section.top_k, settings.objective.temperature)
-        found.append(TrainingStage(texts, settings, job.dtype(section.teacher_dtype), cache))
+            cache = CacheSettings(section.teacher_cache, section.top_k, section.objective.temperature)
+        found.append(TrainingStage(texts, section, job.dtype(section.teacher_dtype), cache))
     return found
 
 
@@ -182,7 +182,9 @@ def _first(job: Job) -> partial[Run]:
     description = None
     if job.has("build") and not job.built.exists():
         description = _described(job.child), job.blueprint
-    return partial(Run, job.built, job.parent, tracking=tracking(job.recipe), description=description)
+    return partial(
+        Run, job.built, job.parent, tracking=tracking(job.recipe), description=description, seed=job.recipe.seed
+    )
 
 
 def _described(child: Child) -> Checkpoint:
@@ -201,7 +203,7 @@ def tracking(recipe: Recipe) -> Tracking | None:
     return Tracking(track, output.with_name(f"{output.name}.logs")) if track else None
 
 
-def training_texts(recipe: Recipe, section: TrainingSection) -> tuple[TextEntry, ...]:
+def training_texts(recipe: Recipe, section: DistillSettings) -> tuple[TextEntry, ...]:
     """Return a training's own texts, or the repair's, or the calibration's."""
     return section.texts or recipe.repair.texts or recipe.calibration.texts or BUILT_IN_CALIBRATION
 
@@ -214,7 +216,7 @@ def distinct_texts(recipe: Recipe) -> list[TextEntry]:
 
 def _check_tokens(job: Job, text: TextEntry) -> None:
     """Raises: CheckpointError: the tokenizer isn't the model's, as far as a little of the text tells."""
-    few = Text(texts=(text,), tokens=_TRIED, context=min(s.context for s in job.recipe.distillation.trainings))
+    few = TextSettings(texts=(text,), tokens=_TRIED, context=min(s.context for s in job.recipe.distillation.trainings))
     (windows,) = calibration_windows(job.parent.folder, few, job.recipe.seed)
     largest, known = int(windows.ids_NT.max()), job.parent.spec.vocab_size
     if largest >= known:

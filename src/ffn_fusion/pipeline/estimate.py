@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def remaining_seconds(
     found["evaluate"] = scored * one_model
     if recipe.bench.enabled:
         bench = recipe.bench
-        tokens = sum(batch * bench.context + bench.new_tokens * max(16, batch) for batch in bench.batches)
+        workloads = product(bench.batches, bench.contexts)
+        tokens = sum(batch * context + bench.new_tokens * max(16, batch) for batch, context in workloads)
         found["bench"] = 3 * (bench.rounds + 1) * tokens * blocks / pace.tokens_per_second
     return found
 

@@ -32,7 +32,6 @@ from ffn_fusion.repair.plan import RepairPlan
 from ffn_fusion.settings import DtypeName
 from ffn_fusion.surgery.build import check_blueprint, child_bytes, files_state
 from ffn_fusion.surgery.child import Child
-from ffn_fusion.units import parse_bytes
 
 
 class Listener(Protocol):
@@ -143,7 +142,7 @@ class Job:
         self.space = space
         self.listener = listener
         self.decided = decided
-        self.memory = parse_bytes(recipe.memory) if recipe.memory else None
+        self.memory = recipe.memory
         self.estimates: dict[str, Any] = {}
         """What stages to come will take, by their names; filled before anything is built."""
 
@@ -164,8 +163,8 @@ class Job:
         return on_bytes
 
     def dtype(self, name: DtypeName) -> torch.dtype:
-        """Return what to compute in; ``auto`` is what the parent's weights are stored in."""
-        return compute_dtype(name, self.parent)
+        """Return what a setting's name of a dtype stands for here."""
+        return compute_dtype(name, self.parent, self.recipe.device)
 
     def has(self, name: str) -> bool:
         """Whether a stage is part of the job."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from ffn_fusion.blueprint import Blueprint
@@ -44,7 +45,8 @@ def settings_of(recipe: Recipe, stored: str) -> list[Setting]:
     weights = recipe.predict.weights or _STORED.get(stored, "bf16")
     kv = recipe.predict.kv or ("fp32" if weights == "fp32" else "bf16")
     bench = recipe.bench
-    return [Setting(1, batch, bench.context, bench.new_tokens, weights, kv) for batch in bench.batches]
+    workloads = product(bench.contexts, bench.batches)
+    return [Setting(1, batch, context, bench.new_tokens, weights, kv) for context, batch in workloads]
 
 
 def check_places(recipe: Recipe, parent: Checkpoint) -> None:

@@ -11,7 +11,6 @@ from ffn_fusion.data import TokenWindows
 from ffn_fusion.evaluation.evaluate import PARENT, evaluate
 from ffn_fusion.pipeline.job import Job
 from ffn_fusion.pipeline.models import PRUNED, REPAIRED, UNREPAIRED
-from ffn_fusion.pipeline.recipe import Text
 from ffn_fusion.pipeline.texts import Windows, calibration_windows, split_windows
 from ffn_fusion.repair.plan import RepairPlan
 from ffn_fusion.repair.repair import plan_repair, repair_child
@@ -55,19 +54,17 @@ def repair_windows(job: Job) -> Windows:
     Raises:
         DataError: a text that can't be used.
     """
-    section, seed = job.recipe.repair, job.recipe.seed
-    texts = section.texts or job.recipe.calibration.texts
-    text = Text(texts=texts, tokens=section.tokens, context=section.context)
+    repair, seed = job.recipe.repair, job.recipe.seed
+    text = repair.model_copy(update={"texts": repair.texts or job.recipe.calibration.texts})
     if job.has("evaluate"):
         return calibration_windows(job.parent.folder, text, seed), []
     return split_windows(job.parent.folder, text, seed)
 
 
 def _how(job: Job) -> dict[str, Any]:
-    section = job.recipe.repair
     return {
-        "settings": section.settings(),
-        "dtype": job.dtype(section.dtype),
+        "settings": job.recipe.repair,
+        "dtype": job.dtype(job.recipe.repair.dtype),
         "device": job.recipe.device,
         "memory": job.memory,
     }

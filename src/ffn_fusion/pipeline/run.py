@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
+from ffn_fusion.compute import on_device
 from ffn_fusion.errors import DataError
 from ffn_fusion.pipeline.job import Job, Listener, Silent
 from ffn_fusion.pipeline.preflight import preflight
@@ -56,7 +57,7 @@ def begin(
     Raises:
         FfnFusionError: whatever can be known to fail before any stage begins.
     """
-    listener = listener or Silent()
+    listener, recipe = listener or Silent(), on_device(recipe)
     preflight(recipe, stages)
     chosen = [stage for stage in STAGES if stage.name in stages]
     parent = open_parent(recipe, listener)

@@ -18,6 +18,7 @@ from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.checkpoint.sidecars import read_licence
 from ffn_fusion.checkpoint.staging import DISTILLATION, read_manifest, write_atomic
 from ffn_fusion.data import load_tokenizer
+from ffn_fusion.data.settings import TextSettings
 from ffn_fusion.errors import OutputError
 from ffn_fusion.evaluation.evaluate import evaluate
 from ffn_fusion.evaluation.quality import Quality
@@ -31,7 +32,6 @@ from ffn_fusion.pipeline.models import scored_models
 from ffn_fusion.pipeline.planning import check_early, given_plan
 from ffn_fusion.pipeline.predicting import check_places
 from ffn_fusion.pipeline.publish import publish
-from ffn_fusion.pipeline.recipe import Text
 from ffn_fusion.pipeline.repairing import estimate_repair, repair, repair_windows
 from ffn_fusion.pipeline.result import Sample
 from ffn_fusion.pipeline.texts import calibration_windows, held_out_windows, state
@@ -205,7 +205,7 @@ def _repair_inputs(job: Job) -> object:
 
 def _distillation_inputs(job: Job) -> object:
     recipe = job.recipe
-    texts = Text(texts=tuple(distinct_texts(recipe)))
+    texts = TextSettings(texts=tuple(distinct_texts(recipe)))
     return recipe.distillation, recipe.calibration, recipe.repair.texts, state(texts)
 
 

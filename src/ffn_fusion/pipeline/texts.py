@@ -20,10 +20,10 @@ from ffn_fusion.data import (
     write_windows,
 )
 from ffn_fusion.data.mixture import TextEntry, shares, where
+from ffn_fusion.data.settings import TextSettings
 from ffn_fusion.data.source import source_of
 from ffn_fusion.data.windows import count_windows
 from ffn_fusion.errors import DataError
-from ffn_fusion.pipeline.recipe import RepairSection, Text
 from ffn_fusion.processes import Progress
 
 _KEPT_BACK = 4
@@ -37,12 +37,12 @@ Cut = Callable[[int, Path | HubText, int], TokenWindows]
 """Cuts windows of a text, given its number, where it is, and how many tokens of it."""
 
 
-def state(section: Text | RepairSection) -> str:
+def state(section: TextSettings) -> str:
     """Return names, sizes and ages of a section's text files, so that a changed text is measured again."""
     return "\n".join(filter(None, (source_of(where(entry)).state() for entry in section.texts)))
 
 
-def calibration_windows(folder: Path, section: Text, seed: int) -> list[TokenWindows]:
+def calibration_windows(folder: Path, section: TextSettings, seed: int) -> list[TokenWindows]:
     """Cut the calibration windows, of every text by its weight."""
     texts: Sequence[TextEntry] = section.texts or BUILT_IN_CALIBRATION
     tokenizer = load_tokenizer(folder)
@@ -52,7 +52,7 @@ def calibration_windows(folder: Path, section: Text, seed: int) -> list[TokenWin
     ]
 
 
-def held_out_windows(folder: Path, section: Text, seed: int) -> list[TokenWindows]:
+def held_out_windows(folder: Path, section: TextSettings, seed: int) -> list[TokenWindows]:
     """Cut the evaluation windows, of every text the same number of tokens.
 
     Raises:
@@ -65,7 +65,7 @@ def held_out_windows(folder: Path, section: Text, seed: int) -> list[TokenWindow
     return [make_windows(tokenizer, text, section.context, section.tokens, seed=seed) for text in texts]
 
 
-def split_windows(folder: Path, wanted: Text, seed: int) -> Windows:
+def split_windows(folder: Path, wanted: TextSettings, seed: int) -> Windows:
     """Cut about as many tokens as wanted to learn from, and a few windows of every text that are kept back.
 
     They are kept in memory: the states that a repair keeps of a token are a thousand times larger.
@@ -78,7 +78,7 @@ def split_windows(folder: Path, wanted: Text, seed: int) -> Windows:
     return _kept_apart(wanted, cut)
 
 
-def training_windows(folder: Path, wanted: Text, seed: int, files: Path | None, progress: Progress) -> Windows:
+def training_windows(folder: Path, wanted: TextSettings, seed: int, files: Path | None, progress: Progress) -> Windows:
     """Cut windows as ``split_windows`` does, but into files, which may be far larger than memory.
 
     Args:
@@ -87,7 +87,9 @@ def training_windows(folder: Path, wanted: Text, seed: int, files: Path | None, 
     return _kept_apart(wanted, _to_files(folder, wanted, seed, files, progress))
 
 
-def all_windows(folder: Path, wanted: Text, seed: int, files: Path | None, progress: Progress) -> list[TokenWindows]:
+def all_windows(
+    folder: Path, wanted: TextSettings, seed: int, files: Path | None, progress: Progress
+) -> list[TokenWindows]:
     """Cut windows as ``training_windows`` does, if none have to be kept back."""
     cut = _to_files(folder, wanted, seed, files, progress)
     return [
@@ -95,7 +97,7 @@ def all_windows(folder: Path, wanted: Text, seed: int, files: Path | None, progr
     ]
 
 
-def _to_files(folder: Path, wanted: Text, seed: int, files: Path | None, progress: Progress) -> Cut:
+def _to_files(folder: Path, wanted: TextSettings, seed: int, files: Path | None, progress: Progress) -> Cut:
     tokenizer = load_tokenizer(folder)
 
     def cut(number: int, text: Path | HubText, tokens: int) -> TokenWindows:
@@ -107,13 +109,13 @@ def _to_files(folder: Path, wanted: Text, seed: int, files: Path | None, progres
     return cut
 
 
-def _asked(wanted: Text) -> list[tuple[TextEntry, int]]:
+def _asked(wanted: TextSettings) -> list[tuple[TextEntry, int]]:
     """Return each text, and how many windows of it."""
     texts: Sequence[TextEntry] = wanted.texts or BUILT_IN_CALIBRATION
     return list(zip(texts, shares(texts, wanted.tokens, wanted.context), strict=True))
 
 
-def _kept_apart(wanted: Text, cut: Cut) -> Windows:
+def _kept_apart(wanted: TextSettings, cut: Cut) -> Windows:
     used, kept_back = [], []
     for number, (entry, asked) in enumerate(_asked(wanted)):
         text = cut(number, where(entry), wanted.context * (asked + _KEPT_BACK))

@@ -20,7 +20,7 @@ from ffn_fusion.blockwise.stack import Block, Contributions
 from ffn_fusion.blockwise.work import ffn_flops
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.repair.anchors import MOST, Anchors, Folds, pack, slots, unpack
-from ffn_fusion.repair.settings import DEFAULT_WEIGHTING
+from ffn_fusion.repair.settings import RepairSettings
 from ffn_fusion.solve.cross_fit import Fold, cross_fit, solve_bytes, solve_flops
 from ffn_fusion.solve.token_weights import median_norm, token_weights
 
@@ -133,7 +133,7 @@ class Workbench:
         for within, across, state, wanted in zip(*kernels, total, goal, strict=True):
             missing = wanted.to(self.precision) - state.to(self.precision)
             finite = missing.isfinite().all(1)
-            weights = token_weights(wanted, DEFAULT_WEIGHTING, median=median).to(self.precision) * finite
+            weights = token_weights(wanted, RepairSettings().weighting, median=median).to(self.precision) * finite
             within, across, missing = (torch.where(finite[:, None], x, 0.0) for x in (within, across, missing))
             folds.append(Fold(within, across, missing, weights))
         return cross_fit((folds[0], folds[1]), width).dual

@@ -46,7 +46,7 @@ def repair_child(
     texts: Sequence[TokenWindows],
     folder: Path,
     *,
-    settings: RepairSettings | None = None,
+    settings: RepairSettings = RepairSettings(),
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     memory: int | None = None,
@@ -71,7 +71,7 @@ def repair_child(
         BlueprintError: the blueprint is of another model. DataError: too little text. UsageError: too little memory.
         OutputError: the disk is too small, or full.
     """
-    work = _Repair(parent, blueprint, texts, folder, settings or RepairSettings(), dtype, device, memory)
+    work = _Repair(parent, blueprint, texts, folder, settings, dtype, device, memory)
     plan = work.plan(timed=on_plan is not None) if work.places else None
     if plan and on_plan:
         on_plan(plan)
@@ -84,15 +84,13 @@ def plan_repair(
     texts: Sequence[TokenWindows],
     folder: Path,
     *,
-    settings: RepairSettings | None = None,
+    settings: RepairSettings = RepairSettings(),
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     memory: int | None = None,
 ) -> RepairPlan:
     """What ``repair_child`` will take, of a child with something to repair."""
-    return _Repair(parent, blueprint, texts, folder, settings or RepairSettings(), dtype, device, memory).plan(
-        timed=True
-    )
+    return _Repair(parent, blueprint, texts, folder, settings, dtype, device, memory).plan(timed=True)
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,7 @@ class _Repair:
                     ledger.add(found)
         if ledger:
             tokens = {"texts": [text.label for text in self.texts], "tokens": int(self.ids_NT.numel())}
-            ledger.finish({"version": 1, "calibration": tokens, "settings": asdict(self.settings)}, self.places)
+            ledger.finish({"version": 1, "calibration": tokens, "settings": self.settings.method()}, self.places)
         here.gather([None])  # the others read what the first has written
         return Repairs(self.folder)
 
@@ -227,7 +225,7 @@ class _Repair:
         words = [
             build_id(self.child),
             files_state(self.parent),
-            asdict(self.settings),
+            self.settings.method(),
             str(self.dtype),
             str(self.device),
             [plan.rows, [found.dual for found in plan.places]] if plan else None,

@@ -1,4 +1,4 @@
-"""``ffn-fusion widths``: how wide a fused FFN may be on this machine."""
+"""``ffn-fusion max-width``: how wide a fused FFN may be on this machine."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from typing import Annotated
 
 import typer
 
-from ffn_fusion.cli.bench import Dtype, Engine, Program
 from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
-from ffn_fusion.cli.options import Device, Model, Revision
+from ffn_fusion.cli.from_settings import Only, options
+from ffn_fusion.cli.options import Model, Revision, with_device
+from ffn_fusion.engines.settings import BenchRequest
+
+_ASKED = ("engine", "engine_program", "batches", "dtype", "device", "threads")
 
 
-def widths(
+@options
+def max_width(
     model: Model,
+    asked: Annotated[BenchRequest, Only(*_ASKED)],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File for the curve (JSON), for --widths of other verbs.")
+        Path | None, typer.Option("--output", "-o", help="File for the curve (JSON), for --width-curve of other verbs.")
     ] = None,
-    batch: Annotated[list[int], typer.Option(help="Batch size; may be given several times.", min=1)] = [1, 8],  # noqa: B006
     rounds: Annotated[int, typer.Option(help="Timed rounds; more are added where ratios are uncertain.", min=2)] = 7,
     most: Annotated[
         int | None,
@@ -26,20 +30,13 @@ def widths(
             min=1,
         ),
     ] = None,
-    engine: Engine = "transformers",
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of a CPU; default: as many as torch takes.", min=1)
-    ] = None,
-    engine_program: Program = None,
     plot: Annotated[Path | None, typer.Option(help="File for a plot (SVG).")] = None,
     revision: Revision = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Time FFNs of one, two, three, ... times the model's width on the same weights: what plans may fuse here."""
     from ffn_fusion.checkpoint.staging import check_target, write_atomic
-    from ffn_fusion.engines.bench import BenchSettings, check_askable
+    from ffn_fusion.engines.bench import check_askable
     from ffn_fusion.engines.width_curves import CONTEXT, widths_in
     from ffn_fusion.report.latency_grids import width_grid
     from ffn_fusion.sources import open_model
@@ -49,19 +46,12 @@ def widths(
             check_target(path, None)
     if plot is not None:
         from ffn_fusion.report.width_figure import width_chart
-    asked = BenchSettings(
-        batches=tuple(batch),
-        contexts=(CONTEXT,),
-        rounds=rounds,
-        dtype=dtype,
-        device=device,
-        threads=threads,
-        program=engine_program,
-    )
-    check_askable(engine, asked)
+    asked = asked.replaced(contexts=(CONTEXT,), rounds=rounds)
+    check_askable(asked.engine, asked)
+    asked = with_device(asked)
     spec = open_model(model, revision=revision).spec
     with progress_bars() as bars:
-        curve = widths_in(engine, spec, asked, most=most, progress=bars)
+        curve = widths_in(asked.engine, spec, asked, most=most, progress=bars)
     if output is not None:
         write_atomic(output, (curve.model_dump_json(indent=1) + "\n").encode())
     if plot is not None:
@@ -71,4 +61,4 @@ def widths(
         return
     say(width_grid(curve), err=False)
     if output is not None:
-        say(f"widths: {output}", err=False)
+        say(f"width curve: {output}", err=False)

@@ -1,0 +1,20 @@
+"""The settings of a build."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
+from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
+from ffn_fusion.settings import MemorySize, Settings
+
+
+class BuildSettings(Settings):
+    """How a child is written."""
+
+    width_multiple: int = Field(
+        WIDTH_MULTIPLE,
+        gt=0,
+        description="Pad FFN widths to a multiple of this; 1 keeps them, and then not every engine loads the child.",
+    )
+    max_shard_bytes: MemorySize = Field(MAX_SHARD_BYTES, ge=1 << 20, description="Largest file of weights, e.g. 5GB.")
