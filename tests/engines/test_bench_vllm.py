@@ -126,7 +126,7 @@ def test_mistakes(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ffn_fusion.engines.vllm.find_spec", lambda name: None)
         patch.delenv("FFN_FUSION_VLLM_PYTHON", raising=False)
-        fails(MissingExtraError, "no vLLM is installed for", models, program=None)
+        fails(MissingExtraError, "no vLLM is installed for", models, engine_program=None)
     monkeypatch.setattr("ffn_fusion.engines.vllm_bench.find_python", lambda given: given)
     fails(UsageError, "--dtype q8_0 isn't known", models, dtype="q8_0")
     fails(UsageError, "a reads 128 tokens", models, contexts=(126,))

@@ -16,6 +16,7 @@ import torch
 from ffn_fusion.blockwise.memory import free_memory
 from ffn_fusion.checkpoint.random_model import SMALLEST_VOCABULARY, write_byte_tokenizer, write_random_model
 from ffn_fusion.checkpoint.staging import check_space
+from ffn_fusion.compute import on_device
 from ffn_fusion.engines.bench import BenchRequest, bench_in, check_askable
 from ffn_fusion.engines.bench_settings import threads_set
 from ffn_fusion.families import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
@@ -46,6 +47,7 @@ def widths_in(
 
     Raises: as ``bench_in``, and UsageError: no gated FFN. OutputError: the disk is too full for the random models.
     """
+    asked = on_device(asked)
     check_askable(engine, asked)
     if engine == "transformers":
         with threads_set(asked.threads):
