@@ -31,7 +31,7 @@ def distill(
     dry_run: DryRun = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train a child on text until it says what its parent says; the result is a child like any other."""
+    """Train a child on text to match its parent's predictions; the result is a child like any other."""
     from ffn_fusion.distillation.checks import read_record
     from ffn_fusion.distillation.sharding import launched_sharded
     from ffn_fusion.pipeline.distilling import tracking

@@ -34,7 +34,7 @@ def max_width(
     revision: Revision = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Time FFNs of one, two, three, ... times the model's width on the same weights: what plans may fuse here."""
+    """Measure how wide a fused FFN may be on this machine: time the same FFN weights at growing widths."""
     from ffn_fusion.checkpoint.staging import check_target, write_atomic
     from ffn_fusion.engines.bench import check_askable
     from ffn_fusion.engines.width_curves import CONTEXT, widths_in
