@@ -21,7 +21,7 @@ from ffn_fusion.analysis.evidence import Evidence
 from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.checkpoint.random_model import write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 
 DEMO = Path(__file__).parents[1] / ".demo"
 MODEL = DEMO / "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -31,7 +31,7 @@ from random_llama import TINY, llama_config
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.random_model import write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.distill import distill_child
 from ffn_fusion.distillation.settings import DistillSettings, Objective
 from ffn_fusion.distillation.teacher import load_causal

@@ -16,7 +16,9 @@ from quality_bench import CONTEXT, HELD_OUT, Bench, Figures, Run, Score
 
 from ffn_fusion.blockwise.stack import TensorSource
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.data import TokenWindows, load_tokenizer, make_windows
+from ffn_fusion.checkpoint.sidecars import load_tokenizer
+from ffn_fusion.data.window_rows import TokenWindows
+from ffn_fusion.data.windows import make_windows
 from ffn_fusion.distillation.distill import distill_child
 from ffn_fusion.distillation.settings import DistillSettings
 from ffn_fusion.distillation.teacher_cache import CacheSettings

@@ -15,7 +15,7 @@ from random_llama import TINY, llama_config
 from ffn_fusion.blueprint import Block, Blueprint, NoSubBlock
 from ffn_fusion.checkpoint.random_model import write_byte_tokenizer, write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.engines.llama_cpp import LlamaServer, served
 from ffn_fusion.errors import CheckError
 from ffn_fusion.export.gguf import plan_gguf

@@ -20,7 +20,9 @@ from ffn_fusion.blockwise import Final, Stack, compare, sweep
 from ffn_fusion.blockwise.stack import TensorSource
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.data import TokenWindows, load_tokenizer, make_windows
+from ffn_fusion.checkpoint.sidecars import load_tokenizer
+from ffn_fusion.data.window_rows import TokenWindows
+from ffn_fusion.data.windows import make_windows
 from ffn_fusion.repair.repair import repair_child
 from ffn_fusion.repair.settings import RepairSettings
 from ffn_fusion.sources import open_model

@@ -26,7 +26,8 @@ from ffn_fusion.blockwise import Stack
 from ffn_fusion.blockwise.stack import TensorSource
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.data import load_tokenizer, make_windows
+from ffn_fusion.checkpoint.sidecars import load_tokenizer
+from ffn_fusion.data.windows import make_windows
 from ffn_fusion.families import names_of
 from ffn_fusion.sources import open_model
 from ffn_fusion.surgery.child import Child

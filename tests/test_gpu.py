@@ -16,7 +16,7 @@ from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.blockwise import Stack, final_states
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.distill import Distilled, distill_child
 from ffn_fusion.distillation.settings import DistillSettings, Objective
 from ffn_fusion.distillation.teacher_cache import CacheSettings

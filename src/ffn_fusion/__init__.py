@@ -32,7 +32,11 @@ if TYPE_CHECKING:
     from ffn_fusion.analysis.settings import AnalysisSettings, PlanSettings
     from ffn_fusion.blueprint import Blueprint
     from ffn_fusion.checkpoint.reader import Checkpoint
-    from ffn_fusion.data import HubText, TokenWindows, load_tokenizer, make_windows, write_windows
+    from ffn_fusion.checkpoint.sidecars import load_tokenizer
+    from ffn_fusion.data.hub_text import HubText
+    from ffn_fusion.data.window_file import write_windows
+    from ffn_fusion.data.window_rows import TokenWindows
+    from ffn_fusion.data.windows import make_windows
     from ffn_fusion.distillation.distill import distill_child
     from ffn_fusion.distillation.settings import DistillSettings, Objective
     from ffn_fusion.distillation.teacher_cache import CacheSettings
@@ -79,7 +83,11 @@ _HOMES = {
     "blueprint": ("Blueprint",),
     "checkpoint.reader": ("Checkpoint",),
     "sources": ("open_model", "summarise"),
-    "data": ("HubText", "TokenWindows", "load_tokenizer", "make_windows", "write_windows"),
+    "checkpoint.sidecars": ("load_tokenizer",),
+    "data.hub_text": ("HubText",),
+    "data.window_file": ("write_windows",),
+    "data.window_rows": ("TokenWindows",),
+    "data.windows": ("make_windows",),
     "distillation.distill": ("distill_child",),
     "distillation.settings": ("DistillSettings", "Objective"),
     "distillation.teacher_cache": ("CacheSettings",),

@@ -27,7 +27,7 @@ from ffn_fusion.analysis.programme import made_of
 from ffn_fusion.analysis.widths import narrower
 from ffn_fusion.blueprint import Blueprint, NarrowedFfn, Parent
 from ffn_fusion.checkpoint.reader import open_folder
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import BlueprintError, DataError, UsageError
 from ffn_fusion.surgery.child import Child
 
@@ -177,7 +177,7 @@ import json, sys
 from pathlib import Path
 from ffn_fusion.analysis.channels import channel_contributions
 from ffn_fusion.checkpoint.reader import open_folder
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.processes import lead
 import numpy as np
 

@@ -25,7 +25,7 @@ from ffn_fusion.analysis.passes import PassEstimate
 from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import DataError, UsageError
 from ffn_fusion.surgery.build import build
 from ffn_fusion.surgery.child import Child
@@ -457,7 +457,7 @@ import numpy as np
 from pathlib import Path
 from ffn_fusion.analysis.measure import analyze
 from ffn_fusion.checkpoint.reader import open_folder
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 done = 0
 def progress(*_):
     global done

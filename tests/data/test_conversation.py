@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from tiny import write_tokenizer
 
-from ffn_fusion.data import BUILT_IN_CALIBRATION, BUILT_IN_HELD_OUT, load_tokenizer, make_windows, read_documents
+from ffn_fusion.checkpoint.sidecars import load_tokenizer
 from ffn_fusion.data.conversation import Conversation, Message
+from ffn_fusion.data.text import BUILT_IN_CALIBRATION, BUILT_IN_HELD_OUT, read_documents
+from ffn_fusion.data.windows import make_windows
 from ffn_fusion.errors import DataError
 
 TEMPLATE = "{% for m in messages %}{{ '<|start|>' + m['role'] + '\n' + m['content'] + '</s>\n' }}{% endfor %}"

@@ -6,13 +6,9 @@ import numpy as np
 import pytest
 from tiny import tiny_text, write_tokenizer
 
-from ffn_fusion.data import (
-    BUILT_IN_CALIBRATION,
-    BUILT_IN_HELD_OUT,
-    load_tokenizer,
-    make_windows,
-    read_documents,
-)
+from ffn_fusion.checkpoint.sidecars import load_tokenizer
+from ffn_fusion.data.text import BUILT_IN_CALIBRATION, BUILT_IN_HELD_OUT, read_documents
+from ffn_fusion.data.windows import make_windows
 from ffn_fusion.errors import CheckpointError, DataError
 
 

@@ -18,9 +18,12 @@ from huggingface_hub import HfFileSystem
 from pyarrow import parquet
 from tiny import write_tokenizer
 
-from ffn_fusion.data import HubText, load_tokenizer, make_windows, source, write_windows
+from ffn_fusion.checkpoint.sidecars import load_tokenizer
+from ffn_fusion.data import source
+from ffn_fusion.data.hub_text import HubText
 from ffn_fusion.data.source import check_source
-from ffn_fusion.data.window_file import read_origin
+from ffn_fusion.data.window_file import read_origin, write_windows
+from ffn_fusion.data.windows import make_windows
 from ffn_fusion.errors import DataError, MissingExtraError
 
 SET = "someone/texts"

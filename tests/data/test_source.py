@@ -11,9 +11,10 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from ffn_fusion.data import read_documents, source
+from ffn_fusion.data import source
 from ffn_fusion.data.conversation import Conversation
 from ffn_fusion.data.source import LocalText, buffers, check_source
+from ffn_fusion.data.text import read_documents
 from ffn_fusion.errors import DataError, MissingExtraError
 
 SAID = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]

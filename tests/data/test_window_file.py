@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 from tiny import write_tokenizer
 
-from ffn_fusion.data import TokenWindows, WindowRows, load_tokenizer, make_windows, source, window_file, write_windows
-from ffn_fusion.data.window_file import read_origin
-from ffn_fusion.data.windows import count_windows
+from ffn_fusion.checkpoint.sidecars import load_tokenizer
+from ffn_fusion.data import source, window_file
+from ffn_fusion.data.window_file import read_origin, write_windows
+from ffn_fusion.data.window_rows import TokenWindows, WindowRows
+from ffn_fusion.data.windows import count_windows, make_windows
 from ffn_fusion.errors import DataError, OutputError
 
 
@@ -208,7 +210,9 @@ def test_one_writer_at_a_time(tokenizer: Any, text: Path, tmp_path: Path) -> Non
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from ffn_fusion.data import load_tokenizer, source, write_windows
+from ffn_fusion.checkpoint.sidecars import load_tokenizer
+from ffn_fusion.data import source
+from ffn_fusion.data.window_file import write_windows
 source.BUFFER = 400
 slow = lambda *words: time.sleep(0.05)
 write_windows(load_tokenizer(Path(sys.argv[1])), Path(sys.argv[2]), 16, 10**6, Path(sys.argv[3]), progress=slow)

@@ -10,7 +10,7 @@ from tiny import write_tokenizer
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.surgery.build import build
 
 

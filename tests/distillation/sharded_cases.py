@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ffn_fusion.checkpoint.reader import open_folder
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation import distill, sharded_trainer
 from ffn_fusion.distillation.distill import Distilled, distill_child
 from ffn_fusion.distillation.run import Run

@@ -143,7 +143,7 @@ torch.set_num_threads(1)
 from makers import random_ids
 import json
 from ffn_fusion.checkpoint.reader import open_folder
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.distill import distill_child
 from ffn_fusion.distillation.settings import DistillSettings
 parent, child, work = map(Path, sys.argv[2:])

@@ -97,7 +97,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from makers import random_ids
 from ffn_fusion.checkpoint.reader import open_folder
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.distill import distill_child
 from ffn_fusion.distillation.settings import DistillSettings
 from ffn_fusion.distillation.tracking import Tracking

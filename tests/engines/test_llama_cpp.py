@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 from vocabularies import BYTE_LEVEL, SIZES, TEXTS, added, byte_level, sentencepiece, write_tokenizer
 
 from ffn_fusion.blueprint import Blueprint
-from ffn_fusion.data import load_tokenizer, make_windows
+from ffn_fusion.checkpoint.sidecars import load_tokenizer
+from ffn_fusion.data.windows import make_windows
 from ffn_fusion.engines.compare import TOLERANCE, Comparison, compare, differences, verify_engine
 from ffn_fusion.errors import CheckError
 from ffn_fusion.export import gguf as exporter

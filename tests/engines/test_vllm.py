@@ -27,7 +27,8 @@ from vllm_engine import PYTHON, ask, environment, needs_vllm, settings
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import open_folder
-from ffn_fusion.data import load_tokenizer, make_windows
+from ffn_fusion.checkpoint.sidecars import load_tokenizer
+from ffn_fusion.data.windows import make_windows
 from ffn_fusion.engines.compare import TOLERANCE, Comparison, compare, verify_engine
 from ffn_fusion.engines.vllm import Asked, Said
 from ffn_fusion.export.forms import export_model

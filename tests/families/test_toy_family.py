@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import ffn_fusion as ff
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import FamilyError
 from ffn_fusion.families import Family, ModelSpec, llama, names_of
 from ffn_fusion.families.family import Names

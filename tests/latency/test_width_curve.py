@@ -198,7 +198,7 @@ def test_the_verb_and_those_that_take_its_file(
     words = ("--batch", 1, "--rounds", 2, "-o", tmp_path / "w.json", "--plot", tmp_path / "w.svg")
     code, out, _ = ffn_fusion(capsys, monkeypatch, "max-width", model, *words)
     assert code == 0
-    assert "widest FFN that isn't slower: 192" in out
+    assert "The widest FFN that isn't slower is 192 wide." in " ".join(out.split())
     assert (tmp_path / "w.svg").read_text().startswith("<svg")
     code, _, err = ffn_fusion(capsys, monkeypatch, "max-width", model, *words)
     assert (code, "exists already" in err) == (8, True)

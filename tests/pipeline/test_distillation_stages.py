@@ -254,7 +254,7 @@ def test_two_stages_are_two_distillations(tmp_path: Path, dtype: str) -> None:
     texts, _ = cut_windows(begin(recipe), tmp_path / "windows", silent)
     for number, (section, windows) in enumerate(zip(recipe.distillation.trainings, texts, strict=True)):
         folder = tmp_path / str(number)
-        done = distill_child(child, parent, windows, tmp_path / f"w{number}", settings=section.settings(recipe.seed))
+        done = distill_child(child, parent, windows, tmp_path / f"w{number}", settings=section, seed=recipe.seed)
         child = write_distilled(open_folder(child), done.weights, done.record, folder)
     one, two = open_folder(child), open_folder(recipe.output)
     exact = [torch.equal(one.read(name), two.read(name)) for name in one.tensors]
@@ -371,7 +371,7 @@ def test_a_stage_takes_what_it_does_not_say_from_the_section(tmp_path: Path) -> 
     assert (two.objective.kl, two.objective.lm) == (2, 1)
     assert one.texts == two.texts == (tmp_path / "c.txt",)
     assert two.teacher_cache == tmp_path / "k"
-    assert (one.settings(0).objective.cosine, two.settings(0).objective.cosine) == (1, 0)
+    assert (one.objective.cosine, two.objective.cosine) == (1, 0)
     assert Recipe.parse(yaml.safe_load(recipe.to_yaml()), "x") == recipe
     assert Recipe.load(write_recipe(tmp_path, distillation={"stages": []})).distillation.trainings[0].batch == 4
 

@@ -16,7 +16,9 @@ from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.blockwise import FusedRun, Stack, sweep
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.data import TokenWindows, load_tokenizer, make_windows
+from ffn_fusion.checkpoint.sidecars import load_tokenizer
+from ffn_fusion.data.window_rows import TokenWindows
+from ffn_fusion.data.windows import make_windows
 from ffn_fusion.evaluation.evaluate import evaluate
 from ffn_fusion.sources import open_model
 from ffn_fusion.surgery.build import build

@@ -23,7 +23,7 @@ from ffn_fusion.blockwise import FileStates, Room, Stack, final_states
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import mismatches
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import DataError, OutputError, UsageError
 from ffn_fusion.evaluation.evaluate import evaluate
 from ffn_fusion.repair.fit import Windows, take_change

@@ -6,6 +6,7 @@ import re
 
 from tools.docs.tables import table
 
+
 def help_texts() -> str:
     """What ``--help`` says, verb by verb."""
     from typer.main import get_command

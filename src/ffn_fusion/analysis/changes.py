@@ -19,7 +19,7 @@ from ffn_fusion.analysis.passes import Pass, carry_out, estimate_pass
 from ffn_fusion.blockwise import PARENT, Edit, ReplaceBlocks, Stack
 from ffn_fusion.blueprint import Block, Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.processes import Progress, current, silent, together
 from ffn_fusion.surgery.build import files_state

@@ -18,7 +18,7 @@ from ffn_fusion.blockwise import MemoryStates, Stack
 from ffn_fusion.blockwise.stack import Block, ReadAhead
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import BlueprintError, DataError, UsageError
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.processes import Progress, current, silent, together

@@ -54,7 +54,7 @@ from ffn_fusion.blockwise import (
 from ffn_fusion.blueprint import Parent
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.compute import compute_dtype
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import UsageError
 from ffn_fusion.families import ModelSpec, require
 from ffn_fusion.processes import Progress, current, silent, together

@@ -24,9 +24,8 @@ import numpy as np
 from ffn_fusion.checkpoint.direct_file import DirectFile
 from ffn_fusion.checkpoint.reader import INDEX, SINGLE
 from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES, TensorInfo, make_header, read_into
-from ffn_fusion.checkpoint.staging import Staging
+from ffn_fusion.checkpoint.staging import MAX_SHARD_BYTES, Staging
 
-MAX_SHARD_BYTES = 5_000_000_000
 _BITS: Mapping[str, tuple[type[np.signedinteger[Any]], type[np.unsignedinteger[Any]], int]] = {
     "F64": (np.int64, np.uint64, 0x7FF << 52),
     "F32": (np.int32, np.uint32, 0xFF << 23),

@@ -19,6 +19,7 @@ from typing import Any
 from ffn_fusion.checkpoint.safetensors_file import fsync_folder
 from ffn_fusion.errors import CheckpointError, OutputError
 
+MAX_SHARD_BYTES = 5_000_000_000
 MANIFEST = "manifest.json"
 MODEL_CARD = "README.md"
 DISTILLATION = "distillation.json"

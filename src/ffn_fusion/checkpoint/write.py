@@ -18,7 +18,6 @@ from ffn_fusion.checkpoint import staging
 from ffn_fusion.checkpoint.reader import torch_dtype
 from ffn_fusion.checkpoint.safetensors_file import CHUNK_BYTES, TensorInfo, chunks
 from ffn_fusion.checkpoint.shards import (
-    MAX_SHARD_BYTES,
     NotFiniteError,
     OutputTensor,
     finite,
@@ -70,7 +69,7 @@ def write_checkpoint(
     *,
     parent: Path | None = None,
     state: str = "",
-    max_shard_bytes: int = MAX_SHARD_BYTES,
+    max_shard_bytes: int = staging.MAX_SHARD_BYTES,
     on_bytes: Callable[[int], None] = lambda count: None,
     on_nonfinite: Callable[[OutputTensor], Exception] | None = None,
 ) -> Path:

@@ -26,7 +26,7 @@ def repair(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will take, and stop.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Repair a child on text, in closed form: solve the changed blocks again so that its states approach the parent's."""
+    """Repair a child on text: solve its changed blocks again in closed form, to bring its states near the parent's."""
     from ffn_fusion.blueprint import Blueprint
     from ffn_fusion.checkpoint.staging import DISTILLATION
     from ffn_fusion.errors import DataError, UsageError

@@ -12,7 +12,7 @@ import torch
 
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import read_manifest
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.checkpoints import Saved, newest, prepare
 from ffn_fusion.distillation.checks import check_extras, read_record
 from ffn_fusion.distillation.lora import Merged, with_adapters

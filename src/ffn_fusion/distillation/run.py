@@ -16,7 +16,7 @@ import torch
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import bytes_in, check_space
-from ffn_fusion.data import TokenWindows, WindowRows
+from ffn_fusion.data.window_rows import TokenWindows, WindowRows
 from ffn_fusion.distillation.checkpoints import folder_of
 from ffn_fusion.distillation.checks import check_cache, check_pair, check_settings
 from ffn_fusion.distillation.depths import Depth, matched_depths

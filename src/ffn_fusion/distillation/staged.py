@@ -17,7 +17,7 @@ import torch
 
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.staging import bytes_in, check_space
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.checkpoints import finish, finished, keep_record, keep_weights, newest
 from ffn_fusion.distillation.distill import train, weights_of
 from ffn_fusion.distillation.plan import DistillPlan, plan_distillation

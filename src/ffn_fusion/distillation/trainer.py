@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from ffn_fusion.data import WindowRows
+from ffn_fusion.data.window_rows import WindowRows
 from ffn_fusion.distillation.checkpoints import folder_of, mark_whole, newest
 from ffn_fusion.distillation.in_step import in_step
 from ffn_fusion.distillation.lora import bare

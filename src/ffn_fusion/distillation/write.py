@@ -14,8 +14,8 @@ from torch import Tensor
 from ffn_fusion.checkpoint import staging
 from ffn_fusion.checkpoint.reader import Checkpoint, torch_dtype
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo
-from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
 from ffn_fusion.checkpoint.sidecars import sidecar_files
+from ffn_fusion.checkpoint.staging import MAX_SHARD_BYTES
 from ffn_fusion.checkpoint.write import json_file, output_tensors, write_checkpoint
 from ffn_fusion.errors import TrainingError
 from ffn_fusion.surgery.build import BLUEPRINT

@@ -25,7 +25,7 @@ from ffn_fusion.blockwise import FileStates, Final, Journal, Room, Schedule, Sta
 from ffn_fusion.blockwise.head import LOGIT_BYTES
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.staging import check_space, write_atomic
-from ffn_fusion.data import TokenWindows, WindowRows
+from ffn_fusion.data.window_rows import TokenWindows, WindowRows
 from ffn_fusion.distillation.divergence import Truncated, left_out, truncate
 from ffn_fusion.distillation.teacher_cache import (
     ABOUT,

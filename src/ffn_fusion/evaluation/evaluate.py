@@ -23,7 +23,7 @@ from ffn_fusion.blockwise import (
     standard_error,
     sweep,
 )
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import CheckpointError, DataError
 from ffn_fusion.evaluation.quality import Score, TextScores
 from ffn_fusion.processes import Progress, current, silent, together

@@ -13,9 +13,8 @@ from typing import Any
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, inside
-from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
 from ffn_fusion.checkpoint.sidecars import read_licence, sidecar_files
-from ffn_fusion.checkpoint.staging import DISTILLATION, MODEL_CARD, read_manifest
+from ffn_fusion.checkpoint.staging import DISTILLATION, MAX_SHARD_BYTES, MODEL_CARD, read_manifest
 from ffn_fusion.checkpoint.write import build_key, json_file, write_checkpoint
 from ffn_fusion.distillation.checks import read_record
 from ffn_fusion.errors import CheckpointError, UsageError

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ffn_fusion.checkpoint.reader import Checkpoint
-from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
+from ffn_fusion.checkpoint.staging import MAX_SHARD_BYTES
 from ffn_fusion.errors import UsageError
 from ffn_fusion.export.folder import FolderPlan, plan_folder, write_folder
 from ffn_fusion.export.gguf import plan_gguf

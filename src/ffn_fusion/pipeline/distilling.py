@@ -14,11 +14,12 @@ from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo
 from ffn_fusion.checkpoint.sidecars import read_licence
 from ffn_fusion.checkpoint.staging import bytes_in, check_space, read_manifest
-from ffn_fusion.data import BUILT_IN_CALIBRATION, TokenWindows
 from ffn_fusion.data.hub_text import PREFIX
 from ffn_fusion.data.mixture import TextEntry
 from ffn_fusion.data.settings import TextSettings
+from ffn_fusion.data.text import BUILT_IN_CALIBRATION
 from ffn_fusion.data.window_file import read_origin
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.checks import check_extras
 from ffn_fusion.distillation.plan import DistillPlan
 from ffn_fusion.distillation.run import Run

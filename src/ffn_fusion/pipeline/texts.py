@@ -10,19 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ffn_fusion.data import (
-    BUILT_IN_CALIBRATION,
-    BUILT_IN_HELD_OUT,
-    HubText,
-    TokenWindows,
-    load_tokenizer,
-    make_windows,
-    write_windows,
-)
+from ffn_fusion.checkpoint.sidecars import load_tokenizer
+from ffn_fusion.data.hub_text import HubText
 from ffn_fusion.data.mixture import TextEntry, shares, where
 from ffn_fusion.data.settings import TextSettings
 from ffn_fusion.data.source import source_of
-from ffn_fusion.data.windows import count_windows
+from ffn_fusion.data.text import BUILT_IN_CALIBRATION, BUILT_IN_HELD_OUT
+from ffn_fusion.data.window_file import write_windows
+from ffn_fusion.data.window_rows import TokenWindows
+from ffn_fusion.data.windows import count_windows, make_windows
 from ffn_fusion.errors import DataError
 from ffn_fusion.processes import Progress
 

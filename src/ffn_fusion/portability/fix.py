@@ -17,8 +17,9 @@ from torch import Tensor
 from ffn_fusion.checkpoint import staging
 from ffn_fusion.checkpoint.reader import Checkpoint, torch_dtype
 from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES, TensorInfo
-from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES, OutputTensor
+from ffn_fusion.checkpoint.shards import OutputTensor
 from ffn_fusion.checkpoint.sidecars import sidecar_files
+from ffn_fusion.checkpoint.staging import MAX_SHARD_BYTES
 from ffn_fusion.checkpoint.write import build_key, json_file, output_tensors, write_checkpoint
 from ffn_fusion.families import ModelSpec, names_of
 from ffn_fusion.families.family import Shape

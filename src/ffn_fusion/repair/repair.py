@@ -20,7 +20,7 @@ from ffn_fusion.blockwise import FileStates, Journal, Pace, Room, Stack, measure
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, torch_dtype
 from ffn_fusion.checkpoint.staging import write_atomic
-from ffn_fusion.data import TokenWindows
+from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import DataError
 from ffn_fusion.families import require
 from ffn_fusion.processes import Progress, current, silent, together

@@ -13,9 +13,9 @@ from pathlib import Path
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo
-from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES, OutputTensor
+from ffn_fusion.checkpoint.shards import OutputTensor
 from ffn_fusion.checkpoint.sidecars import sidecar_files
-from ffn_fusion.checkpoint.staging import MODEL_CARD
+from ffn_fusion.checkpoint.staging import MAX_SHARD_BYTES, MODEL_CARD
 from ffn_fusion.checkpoint.write import json_file, output_tensors, write_checkpoint
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families import require

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ffn_fusion.checkpoint.shards import MAX_SHARD_BYTES
+from ffn_fusion.checkpoint.staging import MAX_SHARD_BYTES
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.settings import MemorySize, Settings
 
