@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from made_evidence import damage, make_evidence
 
 from ffn_fusion.analysis.evidence import Evidence, MeasuredRun, MeasuredWidth, Removal
 from ffn_fusion.blueprint.choices import Choice, ChoiceTable, Selection, Size
+from ffn_fusion.blueprint.sub_blocks import FfnSpec
 
 
 def every_plan(table: ChoiceTable, at: int = 0) -> Iterator[tuple[Choice, ...]]:
@@ -94,7 +96,7 @@ def evidence_of_every_kind(draw: st.DrawFn) -> Evidence:
         for width in (768, 512)
         if draw(st.booleans())
     ]
-    wide = [block.model_copy(update={"ffn_width": 1024}) for block in evidence.parent.blocks]
+    wide = [replace(block, ffn=FfnSpec("gated", 1024) if block.ffn else None) for block in evidence.parent.blocks]
     return evidence.model_copy(
         update={
             "parent": evidence.parent.model_copy(update={"blocks": tuple(wide)}),

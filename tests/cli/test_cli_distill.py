@@ -33,7 +33,7 @@ def test_on_the_command_line(ffn_fusion: Run, parent: Path, child: Path, text: t
     code, out, err = ffn_fusion(*words, "-o", tmp_path / "better")
     assert code == 0, err
     assert "KL" in out
-    assert "trained on 1,024 tokens in 8 steps" in out
+    assert "Trained on 1,024 tokens in 8 steps" in " ".join(out.split())
     assert "peak memory" in err
     card = (tmp_path / "better" / "README.md").read_text()
     assert "**Distilled from its parent** on 1,024 tokens of text: all weights were trained" in card

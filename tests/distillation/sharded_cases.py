@@ -8,7 +8,6 @@ import resource
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -114,7 +113,7 @@ class LooksForLong(Run):
 
 def diverge(pairs: Path, out: Path) -> None:
     """A gradient that isn't finite at step 3: the rate is zero at the first, and far too large at the second."""
-    train(pairs / "untied", out, replace(SHORT, learning_rate=1e30, clip=0.0, warmup=0.5))
+    train(pairs / "untied", out, SHORT.replaced(learning_rate=1e30, clip=0.0, warmup=0.5))
 
 
 def deepspeed(pairs: Path, out: Path) -> None:
@@ -122,7 +121,7 @@ def deepspeed(pairs: Path, out: Path) -> None:
     for name in ("untied", "tied"):
         done = train(pairs / name, out / name, CASES[name])
         (out / f"{name}.json").write_text(json.dumps(done.record["history"]))
-    short = replace(SHORT, shard=False)
+    short = SHORT.replaced(shard=False)
     train(pairs / "untied", out / "whole", short)
     with suppress(KeyboardInterrupt):
         train(pairs / "untied", out / "stopped", short, _stopped)

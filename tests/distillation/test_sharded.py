@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -237,7 +236,7 @@ def test_fsdp_as_accelerate_launch_asks_for_it(monkeypatch: pytest.MonkeyPatch) 
 
 def test_adapters_are_not_sharded(pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="adapters"):
-        train(pairs / "tied", tmp_path / "w", replace(CASES["tied"], shard=True, trained="lora"))
+        train(pairs / "tied", tmp_path / "w", CASES["tied"].replaced(shard=True, trained="lora"))
     assert not (tmp_path / "w").exists()
 
 
@@ -249,6 +248,6 @@ def test_deepspeed_shards_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_process_has_nobody_to_share_with(pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nobody to share") as caught:
-        train(pairs / "tied", tmp_path / "w", replace(CASES["tied"], shard=True))
+        train(pairs / "tied", tmp_path / "w", CASES["tied"].replaced(shard=True))
     assert "torchrun" in caught.value.hint
     assert not (tmp_path / "w").exists()
