@@ -129,7 +129,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     monkeypatch.setattr(trainer.Trainer, "_save_optimizer_and_scheduler", full)
     with pytest.raises(OutputError, match="checkpoint-4: can't be written") as caught:
         train(pair, tmp_path / "w")
-    assert "goes on from step 2" in caught.value.hint
+    assert "continues from step 2" in caught.value.hint
     monkeypatch.undo()
     assert same(train(pair, tmp_path / "w").weights, whole.weights)
 
