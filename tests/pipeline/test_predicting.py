@@ -28,7 +28,7 @@ def parent(tmp_path: Path) -> Checkpoint:
 
 
 def recipe(**predicted: Any) -> Recipe:
-    bench = {"batches": [1, 4], "context": 32, "new_tokens": 8}
+    bench = {"batches": [1, 4], "contexts": [32], "new_tokens": 8}
     return Recipe.parse({"model": "m", "output": "o", "bench": bench, "predict": predicted}, "here")
 
 

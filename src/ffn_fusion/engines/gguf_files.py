@@ -95,7 +95,7 @@ def _spec(gguf: GgufFile, architecture: str) -> ModelSpec:
     )
     hidden, most = int(read("embedding_length")), max(heads)
     return ModelSpec(
-        family=architecture,
+        family="nemotron-nas",  # whose blocks may differ; sizes are all that is counted
         hidden_size=hidden,
         heads=most,
         head_dim=int(read("attention.key_length", hidden // most)),
