@@ -137,7 +137,7 @@ def _by_end(table: ChoiceTable) -> list[list[int]]:
 def made_of(blueprint: Blueprint, table: ChoiceTable) -> Selection | None:
     """The choices of least summed damage that make exactly this child; None where no choices do.
 
-    That gives any blueprint, whoever chose it, the damage that the exact programme would count for it.
+    That gives any blueprint, however it was chosen, the damage that the exact programme would count for it.
     """
     here = [_essence(block) for block in blueprint.blocks]
     kept = [_essence(block) for block in Blueprint.identity(blueprint.parent).blocks]

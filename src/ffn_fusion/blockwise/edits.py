@@ -69,7 +69,7 @@ class Edit(Protocol):
 
     @property
     def windows_wanted(self) -> int:
-        """So many windows that go through together are enough for it; if more than one, fewer than two are too few."""
+        """Number of windows that should go through together; if it is more than one, at least two must."""
 
     def carries(self, i: int) -> int:
         """How many tensors [n, T, D] it carries from block i < last to the next, at most."""

@@ -56,7 +56,7 @@ class Schedule:
     least: int = 1
 
     def slices(self, windows: int) -> list[slice]:
-        """Return the chunks of so many windows, in order."""
+        """Return the chunks that ``windows`` windows are divided into, in order."""
         return _slices(windows, self.chunk, self.least)
 
     @property
@@ -207,7 +207,7 @@ def _chunk(window: int, windows: int, stored: int, work: Work, dtype: torch.dtyp
 
 
 def _chunks(work: Work, windows: int, most: int) -> list[int]:
-    """Return the sizes of chunks of at most so many windows, largest first and as even as possible; only those large
+    """Return the possible sizes of chunks, largest first and as even as possible; only those large
     enough for the edits if there are any, otherwise the largest.
     """
     least = _least(work, windows)

@@ -155,7 +155,7 @@ def evaluations(blocks: int, edits: Iterable[Edit]) -> int:
 
 
 def _whole(journal: Journal, blocks: int) -> bool:
-    """Return whether the observations at the first so many blocks are complete."""
+    """Return whether the observations at the first blocks are complete."""
     return all(journal.load(f"block-{i:04d}") is not None for i in range(blocks))
 
 

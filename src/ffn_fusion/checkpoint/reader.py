@@ -159,7 +159,9 @@ def inside(folder: Path, name: str) -> Path:
     """
     path = folder / name
     if Path(name).name != name or name in ("", ".", ".."):
-        raise CheckpointError(f"{folder}: the index names {name!r}, a path and not a file of this folder", "mend it")
+        raise CheckpointError(
+            f"{folder}: the index names {name!r}, a path and not a file of this folder", "fix the index"
+        )
     try:
         root, real = folder.resolve(), path.resolve()
         found = path.is_file()

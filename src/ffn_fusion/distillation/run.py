@@ -102,7 +102,7 @@ class Run:
 
     @property
     def disk_bytes(self) -> int:
-        """Of three checkpoints at a time: weights (of adapters alone), and two moments of what learns, in float32; and
+        """Bytes of three checkpoints: weights (or adapters), and two moments of the trained weights, in float32; and
         of the start.
         """
         whole = self.checkpoint.parameters
@@ -162,7 +162,7 @@ class Run:
 
     @property
     def shards_teacher(self) -> bool:
-        """Whoever shards the child, the parent that runs beside it is sharded by us."""
+        """Whether the parent that runs beside the child is sharded here, whatever shards the child."""
         return current().world > 1 and (self.settings.shard or launched_deepspeed())
 
     @property

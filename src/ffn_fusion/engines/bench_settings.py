@@ -79,7 +79,7 @@ def check_loads(name: str, checkpoint: Checkpoint, engine: Engine) -> None:
 
 @contextmanager
 def threads_set(threads: int | None) -> Iterator[None]:
-    """PyTorch with so many threads, and as before behind it."""
+    """Set the number of PyTorch threads in this context, and restore it afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:

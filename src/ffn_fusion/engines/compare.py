@@ -83,7 +83,7 @@ def verify_engine(folder: Path, engine: Engine, ids_NT: Tensor, tokens: str, pro
     found = compare(said, reference.logits(model, ids_NT), reference.greedy(model, ids_NT, NEW))
     words = (
         f"in float32 against transformers on {tokens}: logits differ by {found.error:.1e} of the largest "
-        f"({TOLERANCE:g} is let pass), {found.agreement:.1%} the same top token, {_texts(found)}"
+        f"({TOLERANCE:g} is the tolerance), {found.agreement:.1%} the same top token, {_texts(found)}"
     )
     figures = {
         "logit_error": found.error,

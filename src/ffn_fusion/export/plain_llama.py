@@ -32,7 +32,7 @@ def plan_llama(name: str, spec: ModelSpec, *, pad: bool) -> Rewrite:
     if rotary_contradicts(spec.config):
         raise CheckError(
             f"{name}: config.json says one thing in rope_theta and rope_scaling, another in rope_parameters",
-            "mend the config",
+            "fix the config",
         )
     rewrite = plan_uniform(spec)
     before, after = _parameters(spec), _parameters(rewrite.spec)

@@ -77,7 +77,7 @@ def remaining_seconds(
 
 
 def flops_seconds(flops: float, checkpoint: Checkpoint, pace: Pace) -> float:
-    """Seconds that one process takes for so many FLOPs."""
+    """Seconds that one process takes for a number of FLOPs."""
     return flops / (pace.tokens_per_second * _token_flops(checkpoint))
 
 

@@ -25,7 +25,7 @@ def places(recipe: Recipe) -> list[tuple[Machine, int]]:
     """The machines named, and how many devices of each share a model.
 
     Raises:
-        UsageError: one isn't known, or hasn't so many devices.
+        UsageError: a machine is unknown, or has fewer devices.
     """
     found = []
     for name in recipe.predict.machines:

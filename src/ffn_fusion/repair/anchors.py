@@ -106,7 +106,7 @@ def _turns(start: int) -> tuple[slice, slice]:
 
 
 def slots(numbers: int, precision: torch.dtype, tokens: int, hidden: int, dtype: torch.dtype) -> int:
-    """How many tensors [n, T, D] of a dtype hold so many numbers of a precision for each window."""
+    """Number of tensors [n, T, D] of a dtype that hold ``numbers`` numbers of a precision for each window."""
     return ceil(numbers * precision.itemsize / (tokens * hidden * dtype.itemsize))
 
 

@@ -124,7 +124,7 @@ def follow_path(
 
 
 def why_not(width: int, fit: Tokens, held_out: Tokens) -> Reason | None:
-    """Say why there is nothing to solve with so many channels and these tokens; None: there is."""
+    """Return why nothing can be solved with these channels and tokens, or None."""
     if width == 0:
         return "no channels"
     missing: Sequence[tuple[Tokens, Reason]] = ((fit, "no tokens"), (held_out, "no held-out tokens"))
