@@ -82,7 +82,7 @@ def random_blueprint(parent: Checkpoint, chance: random.Random) -> Blueprint:
     kept = set(chance.sample(range(1, blocks), chance.randint(blocks // 3, blocks - 1))) | {0}
     blueprint = identity.drop_attention([i for i in range(blocks) if i not in kept])
     first = 0
-    for last in range(1, blocks + 1):  # stretches that begin with a kept attention
+    for last in range(1, blocks + 1):  # runs that begin with a kept attention
         if last < blocks and last not in kept:
             continue
         while first < last - 1 and chance.random() < 0.8:

@@ -69,16 +69,8 @@ def explain(
         UsageError: the block is outside the model.
         BlueprintError: the evidence is of another model.
     """
+    _check(blueprint, evidence, block)
     blocks = len(blueprint.parent.blocks)
-    if not 0 <= block < blocks:
-        raise UsageError(
-            f"layer {block} is outside the model, which has {blocks} blocks", f"blocks count from 0 to {blocks - 1}"
-        )
-    if evidence.parent.blocks != blueprint.parent.blocks:
-        raise BlueprintError(
-            f"the evidence is of {evidence.parent.name}, another model than {blueprint.parent.name}",
-            "name the evidence that the child was planned from",
-        )
     limits = budget or PlanSettings()
     measured = choices_of(
         evidence, np.inf, limits.max_width, repaired=limits.repair, ffns=bool(limits.drop_ffn), narrow=limits.narrow
@@ -93,6 +85,7 @@ def explain(
     size = size_of(blueprint)
     least = _least(allowed, size)
     alone = partial(_alone, evidence, limits.repair)
+    near = range(max(block - around, 0), min(block + around + 1, blocks))
     decisions = tuple(_decision(blueprint, part, block, taken, alone(part, block)) for part in get_args(SubBlock))
     return Explanation(
         parent=blueprint.parent.name,
@@ -104,10 +97,7 @@ def explain(
         damage=own.score if own else None,
         least=least,
         decisions=decisions,
-        neighbours=tuple(
-            _neighbour(blueprint, evidence, i, alone)
-            for i in range(max(block - around, 0), min(block + around + 1, blocks))
-        ),
+        neighbours=tuple(_neighbour(blueprint, evidence, i, alone) for i in near),
         choices=_choices(measured, block, taken, may),
         dependencies=_dependencies(evidence, block),
         counterfactuals=tuple(
@@ -116,6 +106,20 @@ def explain(
             if decision.part in _INSTEAD.get(decision.fate, {})
         ),
     )
+
+
+def _check(blueprint: Blueprint, evidence: Evidence, block: int) -> None:
+    """Raises: see :func:`explain`."""
+    blocks = len(blueprint.parent.blocks)
+    if not 0 <= block < blocks:
+        raise UsageError(
+            f"layer {block} is outside the model, which has {blocks} blocks", f"blocks count from 0 to {blocks - 1}"
+        )
+    if evidence.parent.blocks != blueprint.parent.blocks:
+        raise BlueprintError(
+            f"the evidence is of {evidence.parent.name}, another model than {blueprint.parent.name}",
+            "name the evidence that the child was planned from",
+        )
 
 
 def _least(table: ChoiceTable, size: Size) -> float | None:

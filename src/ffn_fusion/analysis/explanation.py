@@ -51,7 +51,7 @@ class Neighbour(_Frozen):
 
 
 class Choice(_Frozen):
-    """A measured change that touches the block: an attention dropped alone, or a stretch.
+    """A measured change that touches the block: an attention dropped alone, or a run.
 
     ``allowed``: not above the plan's ``max_damage``. ``per_step``: damage for each sequential step saved.
     """

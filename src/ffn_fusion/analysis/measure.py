@@ -199,17 +199,7 @@ class _Analysis:
         pace = self._pace(pass_) if on_plan else None
         found = self._carry_out(pass_, pace, on_plan, progress)
         damages = _damages(found.divergences)
-        removals = tuple(
-            Removal(
-                part=part,
-                block=i,
-                damage=damages[removed(part, i)],
-                repaired=damages.get(repaired_name(removed(part, i))),
-            )
-            for part in PARTS
-            for i in range(len(spec.blocks))
-            if removed(part, i) in damages
-        )
+        removals = _removals(damages, len(spec.blocks))
         matrices, geometry = observed(found.chunks, len(spec.blocks))
         parent_loss = float(found.divergences[PARENT].loss_N.mean())
         runs: list[FusedRun] = []
@@ -322,6 +312,21 @@ def _identity(model: Checkpoint | Child) -> tuple[Parent, str, int, str]:
         fingerprint,
         child_bytes(model) if isinstance(model, Child) else checkpoint.nbytes,
         f"{fingerprint}\n{files_state(checkpoint)}",
+    )
+
+
+def _removals(damages: Mapping[str, Damage], blocks: int) -> tuple[Removal, ...]:
+    """The sub-blocks that were removed alone and scored, one row each."""
+    return tuple(
+        Removal(
+            part=part,
+            block=i,
+            damage=damages[removed(part, i)],
+            repaired=damages.get(repaired_name(removed(part, i))),
+        )
+        for part in PARTS
+        for i in range(blocks)
+        if removed(part, i) in damages
     )
 
 

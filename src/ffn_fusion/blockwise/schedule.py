@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 
@@ -130,26 +131,15 @@ def make_schedule(
         OutputError: the disk is too small for the states of even one window.
     """
     store = Store.of(work, stored, dtype)
-    base = room.used
-    budget = memory if memory is not None else int(base + _DEFAULT_SHARE * room.free)
-    head = _LOGITS_AT_ONCE * LOGIT_BYTES if work.heads else 0
-    kept = store.ends if work.spec.tied else 0
-
-    def peak(resident: bool, rows: int) -> int:
-        """Either the blocks stand in memory with their activations, or the head with its logits."""
-        activations = rows * (_row_bytes(work, dtype) + work.row_held) + work.held
-        if resident:
-            return int(base + _SLACK * (store.computed + max(activations, head)))
-        blocks = kept + 2 * store.block + activations
-        return int(base + _SLACK * max(blocks, store.ends + store.block, store.ends + head))
-
+    budget = memory if memory is not None else int(room.used + _DEFAULT_SHARE * room.free)
+    peak = partial(_peak, work, store, dtype, room.used)
     smallest = work.context
     if peak(False, smallest) > budget:
         raise UsageError(
             f"{gib(budget)} of memory are too little: this model needs {gib(peak(False, smallest))} "
             f"with windows of {work.context} tokens, to hold two of its blocks and their activations",
             "give more (--memory), shorter windows (--context), or a smaller dtype (--dtype bfloat16)"
-            + (f"; repaired candidates take {gib(work.held)} of it (--no-repaired)" if work.held else ""),
+            + (f"; repaired candidates take {gib(work.held)} of it (--no-repair)" if work.held else ""),
         )
     resident = peak(True, max(smallest, min(ROWS, smallest * windows))) <= budget
     rows = smallest
@@ -181,6 +171,21 @@ def make_schedule(
         alternative=_alternative(resident, chunks, window, windows, store.stored, traffic, room.cache),
         least=least,
     )
+
+
+def _peak(work: Work, store: Store, dtype: torch.dtype, used: int, resident: bool, rows: int) -> int:
+    """Peak memory in bytes: either the blocks are in memory with their activations, or the head with its logits.
+
+    Args:
+        used: bytes that the process has already.
+        rows: tokens that go through a block together.
+    """
+    head = _LOGITS_AT_ONCE * LOGIT_BYTES if work.heads else 0
+    activations = rows * (_row_bytes(work, dtype) + work.row_held) + work.held
+    if resident:
+        return int(used + _SLACK * (store.computed + max(activations, head)))
+    blocks = (store.ends if work.spec.tied else 0) + 2 * store.block + activations
+    return int(used + _SLACK * max(blocks, store.ends + store.block, store.ends + head))
 
 
 def _chunk(window: int, windows: int, stored: int, work: Work, dtype: torch.dtype, resident: bool, room: Room) -> int:

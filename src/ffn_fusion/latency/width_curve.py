@@ -77,18 +77,18 @@ class WidthCurve(_Frozen):
         if own != (self.hidden, self.width):
             raise UsageError(
                 f"widths were measured for FFNs of {self.hidden} x {self.width}, the model's are {own[0]} x {own[1]}",
-                "measure this model: ffn-fusion widths MODEL",
+                "measure this model: ffn-fusion max-width MODEL",
             )
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Raises: DataError: no such file, or not what ``ffn-fusion widths`` writes."""
+        """Raises: DataError: no such file, or not what ``ffn-fusion max-width`` writes."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except OSError as error:
-            raise DataError(f"{path}: {error.strerror}", "give the file that `ffn-fusion widths` wrote") from error
+            raise DataError(f"{path}: {error.strerror}", "give the file that `ffn-fusion max-width` wrote") from error
         except ValidationError as error:
-            raise DataError(f"{path}: not a width curve", "give the file that `ffn-fusion widths` wrote") from error
+            raise DataError(f"{path}: not a width curve", "give the file that `ffn-fusion max-width` wrote") from error
 
 
 def widest(points: tuple[WidthPoint, ...], complete: bool) -> int | None:

@@ -1,4 +1,4 @@
-"""A candidate run as it will be once it's repaired: a stretch of blocks in the sweep, output projections solved anew.
+"""A candidate run as it will be after its repair: a run of blocks in the sweep, its output projections solved again.
 
 With U the run's input, H_j the activations of FFN j on it, S = U + sum_j FFN_j and Y the parent's state behind the last
 of them, the repaired state is S + k(t, a) b: see ``solve.cross_fit``. K = sum_j H_j H_j^T is gathered block by block
@@ -145,7 +145,7 @@ class RepairedRun:
 
     Args:
         bench: of this sweep.
-        lender: the name of a stretch with the same first block, whose run is at least as long: its sums are used.
+        lender: the name of an edit with the same first block and a run at least as long, whose sums are used.
     """
 
     first: int

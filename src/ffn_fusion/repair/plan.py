@@ -111,12 +111,7 @@ def make_plan(
             f"for two blocks of each model and the widest place ({max(widths):,} channels)",
             _way_out([n for n in range(context, tokens, context) if peak(rows, need(n)) <= budget]),
         )
-    disk = 4 * windows * context * hidden * dtype.itemsize
-    if disk > room.disk:
-        raise OutputError(
-            f"the states of {windows * context:,} tokens take {gib(disk)}, and {gib(room.disk)} are free on the disk",
-            "free some space, or repair on less text (--tokens)",
-        )
+    disk = _disk(windows * context, hidden, dtype, room)
     flops = _flops(program, found, teacher, child, windows, context, tokens)
     return RepairPlan(
         places=tuple(found),
@@ -129,6 +124,21 @@ def make_plan(
         flops=flops,
         seconds=flops / pace.block_flops if pace else None,
     )
+
+
+def _disk(tokens: int, hidden: int, dtype: torch.dtype, room: Room) -> int:
+    """Bytes of both models' states, before and after a block.
+
+    Raises:
+        OutputError: the disk has less.
+    """
+    disk = 4 * tokens * hidden * dtype.itemsize
+    if disk > room.disk:
+        raise OutputError(
+            f"the states of {tokens:,} tokens take {gib(disk)}, and {gib(room.disk)} are free on the disk",
+            "free some space, or repair on less text (--tokens)",
+        )
+    return disk
 
 
 def width(child: ModelSpec, place: Place) -> int:
