@@ -62,8 +62,8 @@ if TYPE_CHECKING:
     from ffn_fusion.pipeline.result import Result
     from ffn_fusion.pipeline.run import run
     from ffn_fusion.pipeline.write_trained import check_trainable, write_trained
-    from ffn_fusion.repair.plan import RepairPlan
-    from ffn_fusion.repair.repair import plan_repair, repair_child
+    from ffn_fusion.repair.estimate import RepairEstimate
+    from ffn_fusion.repair.repair import estimate_repair, repair_child
     from ffn_fusion.repair.settings import RepairSettings
     from ffn_fusion.report.html import ReportData, write_report
     from ffn_fusion.sources import open_model, summarise
@@ -113,8 +113,8 @@ _HOMES = {
     "pipeline.result": ("Result",),
     "pipeline.run": ("run",),
     "pipeline.write_trained": ("check_trainable", "write_trained"),
-    "repair.plan": ("RepairPlan",),
-    "repair.repair": ("plan_repair", "repair_child"),
+    "repair.estimate": ("RepairEstimate",),
+    "repair.repair": ("estimate_repair", "repair_child"),
     "repair.settings": ("RepairSettings",),
     "report.html": ("ReportData", "write_report"),
     "surgery.build": ("build",),
@@ -129,7 +129,7 @@ __all__ = [  # noqa: RUF022  (in the order of a run)
     "plan", "PlanSettings", "Plan", "explain", "Explanation", "parallel_blocks",
     "Blueprint",
     "channel_contributions", "narrow_ffns",
-    "repair_child", "plan_repair", "RepairSettings", "RepairPlan",
+    "repair_child", "estimate_repair", "RepairSettings", "RepairEstimate",
     "build", "Child", "export_model", "plan_export",
     "distill_child", "DistillSettings", "Objective", "Tracking", "write_distilled", "write_cache", "CacheSettings",
     "check_trainable", "write_trained",

@@ -16,10 +16,10 @@ from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation import distill, sharded_trainer
 from ffn_fusion.distillation.distill import Distilled, distill_child
-from ffn_fusion.distillation.run import Run
 from ffn_fusion.distillation.settings import DistillSettings, Objective
 from ffn_fusion.distillation.sharded_trainer import ShardedTrainer
 from ffn_fusion.distillation.teacher_cache import CacheSettings
+from ffn_fusion.distillation.training import Training
 from ffn_fusion.errors import OutputError
 from ffn_fusion.processes import Progress, lead, silent
 
@@ -101,7 +101,7 @@ class SecondHasNoRoom(ShardedTrainer):
         super()._save_optimizer_and_scheduler(output_dir)
 
 
-class LooksForLong(Run):
+class LooksForLong(Training):
     """At the work folder, in which nobody may change anything meanwhile."""
 
     def check_models(self) -> None:
@@ -132,6 +132,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if os.environ["RANK"] == "1":
         sharded_trainer.ShardedTrainer = SecondHasNoRoom  # type: ignore[misc]
-        distill.Run = LooksForLong  # type: ignore[misc]
+        distill.Training = LooksForLong  # type: ignore[misc]
     what = {"compare": compare, "resume": resume, "stop": stop, "diverge": diverge, "deepspeed": deepspeed}[sys.argv[1]]
     lead(lambda: what(Path(sys.argv[2]), Path(sys.argv[3])) or 0)  # type: ignore[func-returns-value]

@@ -19,13 +19,14 @@ from tiny import tiny_model, tiny_text
 from ffn_fusion.blueprint import Block, Blueprint, KeptSubBlock, NoSubBlock
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.checkpoint.staging import mismatches
-from ffn_fusion.distillation import distill, run
+from ffn_fusion.distillation import distill
+from ffn_fusion.distillation import training as training_module
 from ffn_fusion.distillation.depths import Depth, matched_depths, touched_blocks
 from ffn_fusion.distillation.distill import Distilled, distill_child
-from ffn_fusion.distillation.run import Run
 from ffn_fusion.distillation.settings import DistillSettings, Objective
 from ffn_fusion.distillation.teacher import OnlineTeacher, load_causal
 from ffn_fusion.distillation.trainer import objective_loss
+from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.write import write_distilled
 from ffn_fusion.errors import BlueprintError, CheckpointError, DataError, MissingExtraError, TrainingError, UsageError
 from ffn_fusion.evaluation.evaluate import evaluate
@@ -110,14 +111,14 @@ def test_the_trainer_is_adamw_on_the_mean_of_a_batch(exact: Pair, tmp_path: Path
     """By hand: three steps, each on a batch in one piece, warm-up of one step and then the cosine."""
     done = train(exact, tmp_path / "w", teacher_dtype=torch.float64)
     ids = torch.from_numpy(exact.texts()[0].ids_NT)
-    run = Run(exact.child, exact.parent, exact.texts(), tmp_path / "x", QUICK)
+    training = Training(exact.child, exact.parent, exact.texts(), tmp_path / "x", QUICK)
     depths, objective = matched_depths(exact.blueprint), Objective()
     teacher = OnlineTeacher(exact.parent.folder, [d.parent for d in depths], torch.float64, "cpu")
     model = load_causal(exact.child, torch.float64).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
     losses = []
     for step, rate in enumerate((0.0, 1.0, (1 + cos(pi / 2)) / 2)):
-        windows = run.order()[4 * step : 4 * step + 4]
+        windows = training.order()[4 * step : 4 * step + 4]
         optimiser.param_groups[0]["lr"] = 1e-3 * rate
         loss = objective_loss(
             model, model, ids[windows], windows, teacher, [d.child for d in depths], objective, torch.float64
@@ -133,9 +134,9 @@ def test_the_trainer_is_adamw_on_the_mean_of_a_batch(exact: Pair, tmp_path: Path
 
 
 def test_order_takes_every_window_once_an_epoch(pair: Pair, tmp_path: Path) -> None:
-    run = Run(pair.child, pair.parent, pair.texts(13), tmp_path, QUICK.replaced(epochs=3))
-    order = run.order()
-    assert len(order) == run.steps * 4 == 36
+    training = Training(pair.child, pair.parent, pair.texts(13), tmp_path, QUICK.replaced(epochs=3))
+    order = training.order()
+    assert len(order) == training.steps * 4 == 36
     for epoch in (order[:13], order[13:26]):
         assert sorted(epoch) == list(range(13))
     assert order[:13] != order[13:26]
@@ -208,7 +209,7 @@ def test_mistakes_are_one_line(exact: Pair, pair: Pair, tmp_path: Path, monkeypa
     refused(UsageError, "cpu or cuda", device="cuda:1")
     fixed = fix(open_folder(pair.child), plan_rewrite(open_folder(pair.child).spec, ["vLLM"]), ["vLLM"], tmp_path / "f")
     refused(BlueprintError, "rewritten for engines", child=fixed)
-    monkeypatch.setattr(run, "check_space", lambda *_: None)
+    monkeypatch.setattr(training_module, "check_space", lambda *_: None)
     small = replace(pair.parent, spec=replace(pair.parent.spec, vocab_size=60))
     refused(CheckpointError, "vocabulary of 61, the parent's has 60", parent=small)
     monkeypatch.setitem(__import__("sys").modules, "accelerate", None)

@@ -23,12 +23,12 @@ from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.distillation.checkpoints import newest
 from ffn_fusion.distillation.depths import matched_depths
 from ffn_fusion.distillation.distill import Distilled, distill_child
+from ffn_fusion.distillation.estimate import estimate_training
 from ffn_fusion.distillation.lora import Merged, bare, with_adapters
-from ffn_fusion.distillation.plan import plan_distillation
-from ffn_fusion.distillation.run import Run
 from ffn_fusion.distillation.settings import DistillSettings, Objective
 from ffn_fusion.distillation.teacher import OnlineTeacher, load_causal
 from ffn_fusion.distillation.trainer import objective_loss
+from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.write import Weights, write_distilled
 from ffn_fusion.errors import MissingExtraError
 from ffn_fusion.evaluation.evaluate import evaluate
@@ -101,13 +101,13 @@ def test_merged_as_peft_merges(exact: Pair, pair: Pair, whole: Distilled, tmp_pa
 
 def test_checkpoints_hold_adapters_alone(pair: Pair, whole: Distilled, tmp_path: Path) -> None:
     """And the optimiser's two moments of them; the plan says how much."""
-    run = Run(pair.child, pair.parent, pair.texts(WINDOWS), tmp_path / "w", SETTINGS)
+    training = Training(pair.child, pair.parent, pair.texts(WINDOWS), tmp_path / "w", SETTINGS)
     child = open_folder(pair.child)
     expected = sum(4 * sum(child.tensors[name].shape) for name in matrices(child, (0, 1, 2, 3, 4, 5)))
-    plan = plan_distillation(run, timed=False)
-    assert (run.parameters, plan.parameters, plan.of) == (expected, expected, child.parameters)
+    plan = estimate_training(training, timed=False)
+    assert (training.parameters, plan.parameters, plan.of) == (expected, expected, child.parameters)
     assert plan.disk_bytes == 3 * 4 * 3 * expected
-    everything = plan_distillation(replace(run, settings=SETTINGS.replaced(trained="all")), timed=False)
+    everything = estimate_training(replace(training, settings=SETTINGS.replaced(trained="all")), timed=False)
     assert plan.peak_memory == everything.peak_memory - 3 * 4 * (child.parameters - expected)
     assert plan.flops < everything.flops
     folder = whole.weights.folder

@@ -16,9 +16,9 @@ import torch
 from distillation_pair import Pair
 
 from ffn_fusion.distillation.distill import Distilled, distill_child
-from ffn_fusion.distillation.run import Run
 from ffn_fusion.distillation.settings import PARTS, DistillSettings
 from ffn_fusion.distillation.tracking import Tracking
+from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.write import Weights
 from ffn_fusion.errors import MissingExtraError, UsageError
 
@@ -85,10 +85,12 @@ def test_the_weights_know_nothing_of_it_and_it_goes_on(pair: Pair, tmp_path: Pat
 
 
 def test_another_training_has_its_own_log(pair: Pair, tmp_path: Path) -> None:
-    runs = [Run(pair.child, pair.parent, pair.texts(), tmp_path, settings) for settings in (SETTINGS, SETTINGS)]
-    tracked = replace(runs[1], tracking=Tracking("trackio", tmp_path))
-    assert runs[0].key() == tracked.key()
-    assert runs[0].key()[:8] != replace(runs[0], seed=1).key()[:8]
+    trainings = [
+        Training(pair.child, pair.parent, pair.texts(), tmp_path, settings) for settings in (SETTINGS, SETTINGS)
+    ]
+    tracked = replace(trainings[1], tracking=Tracking("trackio", tmp_path))
+    assert trainings[0].key() == tracked.key()
+    assert trainings[0].key()[:8] != replace(trainings[0], seed=1).key()[:8]
 
 
 SCRIPT = """
@@ -133,8 +135,8 @@ def test_trackio(pair: Pair, tmp_path: Path) -> None:
         rows = base.execute("select run_name, metrics from metrics order by step").fetchall()
     found = [(run, json.loads(metrics)) for run, metrics in rows]
     kept = [(run, metrics["train/global_step"]) for run, metrics in found if "train/loss" in metrics]
-    run = Run(pair.child, pair.parent, pair.texts(24), work, SETTINGS)
-    assert kept == [(run.key()[:8], step) for step in (1, 2, 3, 3, 4, 5, 6)]  # step 3 was behind the checkpoint
+    training = Training(pair.child, pair.parent, pair.texts(24), work, SETTINGS)
+    assert kept == [(training.key()[:8], step) for step in (1, 2, 3, 3, 4, 5, 6)]  # step 3 was behind the checkpoint
     assert {f"train/{name}" for name in SHOWN} <= set(found[0][1])
 
 

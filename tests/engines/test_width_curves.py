@@ -18,7 +18,7 @@ from ffn_fusion.engines.bench import BenchRequest
 from ffn_fusion.engines.width_curves import powers, widths_in
 from ffn_fusion.errors import MissingExtraError, OutputError, UsageError
 from ffn_fusion.families import ModelSpec
-from ffn_fusion.latency.interleave import Run, Runs, Workload
+from ffn_fusion.latency.interleave import Measurement, Measurements, Workload
 from ffn_fusion.latency.summary import timings_of
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.latency.traffic import Traffic
@@ -38,7 +38,7 @@ def pretend(seen: Timed, seconds: Callable[[int, int], float]) -> Callable[..., 
 
     def bench_in(engine: str, models: dict[str, str], asked: BenchRequest, progress: Progress) -> Latency:
         assert asked.files is not None
-        runs, traffic = Runs(), {}
+        runs, traffic = Measurements(), {}
         for name, place in models.items():
             made = open_folder(Path(place))
             seen[name] = [block.ffn.width for block in made.spec.blocks if block.ffn]
@@ -48,7 +48,7 @@ def pretend(seen: Timed, seconds: Callable[[int, int], float]) -> Callable[..., 
             for batch in asked.batches:
                 workload = Workload(batch, asked.contexts[0], asked.new_tokens)
                 step = seconds(int(name), batch)
-                runs.rounds[name, workload] = [Run(1.0, step * asked.new_tokens)] * asked.rounds
+                runs.rounds[name, workload] = [Measurement(1.0, step * asked.new_tokens)] * asked.rounds
                 runs.memory[name, workload] = None
         timings = timings_of(runs, traffic, None)
         return Latency(engine=engine, machine="m", threads=1, dtype="bf16", models=tuple(models), timings=timings)

@@ -6,7 +6,7 @@ import pytest
 from makers import llama_config
 
 from ffn_fusion.families import read_spec
-from ffn_fusion.latency.interleave import Run, Workload, interleave
+from ffn_fusion.latency.interleave import Measurement, Workload, interleave
 from ffn_fusion.latency.summary import figures, timings_of
 from ffn_fusion.latency.timing import Latency, Roofline
 from ffn_fusion.latency.traffic import Traffic
@@ -31,11 +31,11 @@ class Model:
         self.machine.log.append(f"warm {self.name}")
         return 1000
 
-    def run(self, workload: Workload) -> Run:
+    def run(self, workload: Workload) -> Measurement:
         self.machine.log.append(self.name)
         if len(self.machine.log) % 2:
             self.machine.load *= 3
-        return Run(self.cost * self.machine.load, 2 * self.cost * self.machine.load)
+        return Measurement(self.cost * self.machine.load, 2 * self.cost * self.machine.load)
 
 
 def test_every_round_runs_all_another_first() -> None:

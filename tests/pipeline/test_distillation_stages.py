@@ -22,12 +22,12 @@ from tiny import tiny_model, tiny_text
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import mismatches
 from ffn_fusion.distillation.distill import distill_child
-from ffn_fusion.distillation.plan import DistillPlan
+from ffn_fusion.distillation.estimate import DistillEstimate
 from ffn_fusion.distillation.staged import joined
 from ffn_fusion.distillation.write import write_distilled
 from ffn_fusion.errors import DataError, MissingExtraError, OutputError, RecipeError, UsageError
 from ffn_fusion.pipeline import preflight
-from ffn_fusion.pipeline.distilling import cut_windows, estimate_distillation
+from ffn_fusion.pipeline.distilling import cut_windows, distillation_estimates
 from ffn_fusion.pipeline.job import Silent
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.run import begin, republish, run
@@ -76,7 +76,7 @@ class Told(Silent):
         self.stages: list[str] = []
         self.numbers: list[tuple[int, int]] = []
         self.left: list[str] = []
-        self.plans: list[DistillPlan] = []
+        self.plans: list[DistillEstimate] = []
         self.steps: list[tuple[str, int]] = []
         self._stop = stop
 
@@ -87,7 +87,7 @@ class Told(Silent):
     def skipped(self, name: str) -> None:
         self.left.append(name)
 
-    def distilling(self, plans: Sequence[DistillPlan], child_bytes: int) -> None:
+    def distilling(self, plans: Sequence[DistillEstimate], child_bytes: int) -> None:
         self.plans = list(plans)
         assert child_bytes > 0
 
@@ -298,7 +298,7 @@ def test_dry_run_says_what_each_stage_takes(tmp_path: Path) -> None:
     assert not (tmp_path / "child.run" / "undistilled").exists()
     run(recipe)
     job = begin(recipe, ("distill",), space=Workspace.hidden(tmp_path / "other", child=result.workspace.undistilled))
-    for planned, real in zip(told.plans, estimate_distillation(job), strict=True):  # the child as it was built
+    for planned, real in zip(told.plans, distillation_estimates(job), strict=True):  # the child as it was built
         assert {**vars(planned), "seconds": None} == {**vars(real), "seconds": None}
 
 

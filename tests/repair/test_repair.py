@@ -26,11 +26,11 @@ from ffn_fusion.checkpoint.staging import mismatches
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import DataError, OutputError, UsageError
 from ffn_fusion.evaluation.evaluate import evaluate
+from ffn_fusion.repair.estimate import RepairEstimate
 from ffn_fusion.repair.fit import Windows, take_change
 from ffn_fusion.repair.places import places
-from ffn_fusion.repair.plan import RepairPlan
 from ffn_fusion.repair.program import make_program
-from ffn_fusion.repair.repair import plan_repair, repair_child, split_windows
+from ffn_fusion.repair.repair import estimate_repair, repair_child, split_windows
 from ffn_fusion.repair.settings import RepairSettings, Solver, Target
 from ffn_fusion.repair.walk import Pair, PlaceRepair, walk
 from ffn_fusion.solve.choice import Fit
@@ -380,9 +380,11 @@ def test_the_dual_sums_over_any_groups_of_channels(
 def test_the_smaller_form_is_taken_and_too_small_a_budget_refused(
     made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def plan(memory: int, windows: int = 40, solver: Solver = "auto") -> RepairPlan:
+    def plan(memory: int, windows: int = 40, solver: Solver = "auto") -> RepairEstimate:
         settings = RepairSettings(solver=solver)
-        return plan_repair(parent, blueprint, texts(made, windows), tmp_path / "r", settings=settings, memory=memory)
+        return estimate_repair(
+            parent, blueprint, texts(made, windows), tmp_path / "r", settings=settings, memory=memory
+        )
 
     room = Room(used=0, free=1 << 30, cache=1 << 30, disk=1 << 30)
     monkeypatch.setattr(Room, "here", lambda device, folder: room)
@@ -391,8 +393,8 @@ def test_the_smaller_form_is_taken_and_too_small_a_budget_refused(
     assert [found.dual for found in few] == [found.width > 80 for found in few]
     assert {found.dual for found in few} == {False, True}
     assert all(found.dual for found in plan(1 << 30, solver="dual").places)
-    monkeypatch.setattr("ffn_fusion.repair.plan.dual_bytes", lambda tokens, F, hidden, dtype: 50 * tokens * tokens)
-    monkeypatch.setattr("ffn_fusion.repair.plan.primal_bytes", lambda F, hidden, dtype: 1000 * F * F)
+    monkeypatch.setattr("ffn_fusion.repair.estimate.dual_bytes", lambda tokens, F, hidden, dtype: 50 * tokens * tokens)
+    monkeypatch.setattr("ffn_fusion.repair.estimate.primal_bytes", lambda F, hidden, dtype: 1000 * F * F)
     with pytest.raises(UsageError, match="too little for this repair: it needs") as refused:
         plan(1 << 23)
     fitting = int(re.findall(r"at most ([\d,]+)", str(refused.value.hint))[0].replace(",", ""))

@@ -30,15 +30,6 @@ def test_values_become_text_by_column() -> None:
     assert [row.tone for row in GRID.rows] == ["", "marked", ""]
 
 
-def test_records_hold_the_values_themselves() -> None:
-    assert GRID.records()[1] == {
-        "text": "a | text",
-        "model": "fused",
-        "KL (nats/token)": Measured(0.25, 0.01),
-        "steps": 4,
-    }
-
-
 def test_split_by_group() -> None:
     first, second = GRID.split()
     assert (first.title, [row.tone for row in first.rows]) == ("a | text", ["", "marked"])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from ffn_fusion.families import ModelSpec
-    from ffn_fusion.repair.plan import RepairPlan
+    from ffn_fusion.repair.estimate import RepairEstimate
 
 _GIB, _TERA = 1 << 30, 1e12
 
@@ -45,26 +45,27 @@ def _cells(machine: str, spec: ModelSpec, first: int, last: int) -> tuple[str, .
     found = _widest(machine, spec, first, last)
     if found is None:
         return (machine, "too little memory", "", "", "", "", "")
-    plan, dtype = found
-    dual = sum(place.dual for place in plan.places)
+    estimate, dtype = found
+    dual = sum(place.dual for place in estimate.places)
     return (
         f"{machine}, {str(dtype).removeprefix('torch.')}",
-        f"{max(place.width for place in plan.places):,}",
-        f"{dual} of {len(plan.places)}",
-        gib(plan.peak_memory), gb(plan.disk_bytes), f"{plan.flops / 1e15:,.1f}", duration(plan.seconds or 0),
+        f"{max(place.width for place in estimate.places):,}",
+        f"{dual} of {len(estimate.places)}",
+        gib(estimate.peak_memory), gb(estimate.disk_bytes),
+        f"{estimate.flops / 1e15:,.1f}", duration(estimate.seconds or 0),
     )  # fmt: skip
 
 
-def _widest(machine: str, spec: ModelSpec, first: int, last: int) -> tuple[RepairPlan, torch.dtype] | None:
-    """The plan with as many FFNs fused as there's memory for; None without memory for two."""
+def _widest(machine: str, spec: ModelSpec, first: int, last: int) -> tuple[RepairEstimate, torch.dtype] | None:
+    """The estimate with as many FFNs fused as there's memory for; None without memory for two."""
     import torch
 
     from ffn_fusion.blockwise import Pace, Room
     from ffn_fusion.blueprint import Blueprint
     from ffn_fusion.errors import UsageError
     from ffn_fusion.families.child_spec import child_spec
+    from ffn_fusion.repair.estimate import make_estimate
     from ffn_fusion.repair.places import places
-    from ffn_fusion.repair.plan import make_plan
     from ffn_fusion.repair.program import make_program
     from ffn_fusion.repair.settings import RepairSettings
 
@@ -78,11 +79,11 @@ def _widest(machine: str, spec: ModelSpec, first: int, last: int) -> tuple[Repai
         )
         program = make_program(blueprint, places(blueprint, 6, attention=True), range(len(spec.blocks)))
         with suppress(UsageError):
-            plan = make_plan(
+            estimate = make_estimate(
                 program, spec, child_spec(spec, blueprint, 1), RepairSettings(),
                 windows=tokens // 512 // processes, context=512, tokens=tokens, processes=processes,
                 stored=2, dtype=dtype,
                 room=room, memory=memory, pace=Pace(flops, flops, 1e9),
             )  # fmt: skip
-            return plan, dtype
+            return estimate, dtype
     return None

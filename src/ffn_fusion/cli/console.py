@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from ffn_fusion.analysis.passes import PassEstimate
     from ffn_fusion.analysis.plan import Plan
     from ffn_fusion.checkpoint.reader import Checkpoint
-    from ffn_fusion.distillation.plan import DistillPlan
-    from ffn_fusion.repair.plan import RepairPlan
+    from ffn_fusion.distillation.estimate import DistillEstimate
+    from ffn_fusion.repair.estimate import RepairEstimate
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
@@ -118,12 +118,12 @@ class TerminalListener:
 
         say(passes_grid([plan]))
 
-    def repairing(self, plan: RepairPlan) -> None:
+    def repairing(self, plan: RepairEstimate) -> None:
         from ffn_fusion.report.estimate_grids import repair_estimate_grid
 
         say(repair_estimate_grid(plan))
 
-    def distilling(self, plans: Sequence[DistillPlan], child_bytes: int) -> None:
+    def distilling(self, plans: Sequence[DistillEstimate], child_bytes: int) -> None:
         from ffn_fusion.report.estimate_grids import distill_estimate_grid
 
         say(distill_estimate_grid(plans, child_bytes))

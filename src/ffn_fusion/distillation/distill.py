@@ -16,12 +16,12 @@ from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.checkpoints import Saved, newest, prepare
 from ffn_fusion.distillation.checks import check_extras, read_record
 from ffn_fusion.distillation.lora import Merged, with_adapters
-from ffn_fusion.distillation.run import Run
 from ffn_fusion.distillation.settings import PARTS, DistillSettings
 from ffn_fusion.distillation.sharding import forget_deepspeed, load_sharded, take_over
 from ffn_fusion.distillation.teacher import NoTeacher, OnlineTeacher, Teacher, load_causal
 from ffn_fusion.distillation.teacher_cache import CachedTeacher, CacheSettings, TeacherCache
 from ffn_fusion.distillation.tracking import Tracking
+from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.write import Weights
 from ffn_fusion.distillation.write_cache import Writing
 from ffn_fusion.processes import Progress, current, silent, together
@@ -70,120 +70,126 @@ def distill_child(
             not finite.
         OutputError: the disk is full. MissingExtraError: accelerate, peft (for LoRA) or the tracking tool is missing.
     """
-    run = Run(child, parent, texts, work, settings, teacher_dtype, cache, device, memory, tracking, seed=seed)
-    run.check()
-    return _carried_out(run, progress)
+    training = Training(child, parent, texts, work, settings, teacher_dtype, cache, device, memory, tracking, seed=seed)
+    training.check()
+    return _carried_out(training, progress)
 
 
 @together
-def train(run: Run, *, progress: Progress = silent) -> Distilled:
+def train(training: Training, *, progress: Progress = silent) -> Distilled:
     """Carry out a training; see :func:`distill_child` for the errors."""
-    run.check()
-    return _carried_out(run, progress)
+    training.check()
+    return _carried_out(training, progress)
 
 
-def _carried_out(run: Run, progress: Progress) -> Distilled:
+def _carried_out(training: Training, progress: Progress) -> Distilled:
     here = current()
-    check_extras(run.settings, run.tracking)
+    check_extras(training.settings, training.tracking)
     here.gather([None])  # all have looked at the folder, and nobody has anything against it
     if not here.rank:
-        prepare(run.work, run.key())
+        prepare(training.work, training.key())
     here.gather([None])  # the folder is there, and what isn't ours is gone
-    saved = newest(run.work)
-    if saved is None or saved.step < run.steps:
-        _train(run, saved, _written(run, progress), progress)
+    saved = newest(training.work)
+    if saved is None or saved.step < training.steps:
+        _train(training, saved, _written(training, progress), progress)
     here.gather([None])
-    saved = newest(run.work)
+    saved = newest(training.work)
     assert saved is not None
-    return Distilled(weights_of(run, saved), _record(run, saved))
+    return Distilled(weights_of(training, saved), _record(training, saved))
 
 
-def weights_of(run: Run, saved: Saved) -> Weights:
+def weights_of(training: Training, saved: Saved) -> Weights:
     """Return the weights of a checkpoint in float32."""
-    if run.settings.lora:
-        return Merged(open_folder(run.begins), saved.folder, run.settings, run.master)
+    if training.settings.lora:
+        return Merged(open_folder(training.begins), saved.folder, training.settings, training.master)
     return open_folder(saved.folder)
 
 
-def _written(run: Run, progress: Progress) -> TeacherCache | None:
+def _written(training: Training, progress: Progress) -> TeacherCache | None:
     """Return the complete cache, writing it if necessary."""
-    if run.cache is None:
+    if training.cache is None:
         return None
-    writing = Writing(run.parent, run.ids_NT, run.cache, run.teacher_dtype, run.device, run.memory)
+    writing = Writing(
+        training.parent, training.ids_NT, training.cache, training.teacher_dtype, training.device, training.memory
+    )
     return writing.written(progress)
 
 
-def _teacher(run: Run, cache: TeacherCache | None) -> Teacher:
+def _teacher(training: Training, cache: TeacherCache | None) -> Teacher:
     if cache is not None:
-        return CachedTeacher(cache, run.place)
-    if not run.teacher_beside:
+        return CachedTeacher(cache, training.place)
+    if not training.teacher_beside:
         return NoTeacher()
-    blocks = [depth.parent for depth in run.depths]
-    return OnlineTeacher(run.parent.folder, blocks, run.teacher_dtype, run.place, shard=run.shards_teacher)
+    blocks = [depth.parent for depth in training.depths]
+    return OnlineTeacher(
+        training.parent.folder, blocks, training.teacher_dtype, training.place, shard=training.shards_teacher
+    )
 
 
-def _train(run: Run, saved: Saved | None, cache: TeacherCache | None, progress: Progress) -> None:
+def _train(training: Training, saved: Saved | None, cache: TeacherCache | None, progress: Progress) -> None:
     from ffn_fusion.distillation.sharded_trainer import ShardedTrainer
     from ffn_fusion.distillation.trainer import DistillTrainer, Windows, training_arguments
     from ffn_fusion.distillation.watching import watchers
 
-    if run.settings.shard:
+    if training.settings.shard:
         take_over()
-    lora, step = run.settings.lora, saved.step if saved else 0
-    torch.manual_seed(run.seed)
+    lora, step = training.settings.lora, saved.step if saved else 0
+    torch.manual_seed(training.seed)
     forget_deepspeed()
-    teacher = _teacher(run, cache)
-    arguments = training_arguments(run.settings, run.seed, run.work, run.device, run.steps, run.accumulation)
+    teacher = _teacher(training, cache)
+    arguments = training_arguments(
+        training.settings, training.seed, training.work, training.device, training.steps, training.accumulation
+    )
     # Behind the arguments: where DeepSpeed shards, transformers knows by now, and loads the child in parts.
-    model = _load(run, saved.folder if saved and not lora else run.begins)
+    model = _load(training, saved.folder if saved and not lora else training.begins)
     model.config.use_cache = False
-    if run.settings.checkpointing:
+    if training.settings.checkpointing:
         checkpoint_activations(model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in run.trained)
+        parameter.requires_grad_(name in training.trained)
     if lora:
-        model = with_adapters(model, run.trained, run.settings)
-    tokens = run.settings.batch * run.ids_NT.shape[1]
-    trainer = (ShardedTrainer if run.settings.shard else DistillTrainer)(
+        model = with_adapters(model, training.trained, training.settings)
+    tokens = training.settings.batch * training.ids_NT.shape[1]
+    trainer = (ShardedTrainer if training.settings.shard else DistillTrainer)(
         model,
-        Windows(run.ids_NT, run.order()),
+        Windows(training.ids_NT, training.order()),
         teacher,
-        [depth.child for depth in run.depths],
-        run.settings,
+        [depth.child for depth in training.depths],
+        training.settings,
         arguments,
         on_step=lambda done, total: progress("distillation", done, total),
-        callbacks=[] if current().rank else watchers(run.tracking, run.key(), step, tokens),
+        callbacks=[] if current().rank else watchers(training.tracking, training.key(), step, tokens),
     )
-    progress("distillation", step, run.steps)
+    progress("distillation", step, training.steps)
     trainer.train(resume_from_checkpoint=str(saved.folder) if saved else None)
     forget_deepspeed()
 
 
-def _load(run: Run, folder: Path) -> Any:
+def _load(training: Training, folder: Path) -> Any:
     """Load the child, or its state in a checkpoint."""
-    if not run.settings.shard:
-        return load_causal(folder, run.master)
-    return load_sharded(folder, run.master, run.place, bf16=run.settings.bf16)
+    if not training.settings.shard:
+        return load_causal(folder, training.master)
+    return load_sharded(folder, training.master, training.place, bf16=training.settings.bf16)
 
 
-def _record(run: Run, saved: Saved) -> dict[str, Any]:
+def _record(training: Training, saved: Saved) -> dict[str, Any]:
     """Return the record of the training, as stored in the child."""
     history = json.loads((saved.folder / "trainer_state.json").read_bytes())["log_history"]
-    context = run.ids_NT.shape[1]
-    before = read_record(run.child)
-    learnt = {*run.trained, *(before or {}).get("trained", ())}
+    context = training.ids_NT.shape[1]
+    before = read_record(training.child)
+    learnt = {*training.trained, *(before or {}).get("trained", ())}
     return {
         "version": 1,
-        "parent": {"name": run.parent.name, "fingerprint": run.parent.fingerprint},
-        "child": (read_manifest(run.child) or {}).get("build"),
-        "texts": list(dict.fromkeys(text.label for text in run.texts)),
+        "parent": {"name": training.parent.name, "fingerprint": training.parent.fingerprint},
+        "child": (read_manifest(training.child) or {}).get("build"),
+        "texts": list(dict.fromkeys(text.label for text in training.texts)),
         "context": context,
-        "tokens": run.steps * run.settings.batch * context,
-        "steps": run.steps,
-        "settings": run.settings.method(),
-        "teacher": str(run.teacher_dtype).removeprefix("torch."),
-        "cache": run.cache and {"k": run.cache.k, **_left_out(run.cache)},
-        "trained": [name for name in run.checkpoint.tensors if name in learnt],
+        "tokens": training.steps * training.settings.batch * context,
+        "steps": training.steps,
+        "settings": training.settings.method(),
+        "teacher": str(training.teacher_dtype).removeprefix("torch."),
+        "cache": training.cache and {"k": training.cache.k, **_left_out(training.cache)},
+        "trained": [name for name in training.checkpoint.tensors if name in learnt],
         "history": [{k: row[k] for k in ("step", "loss", *PARTS)} for row in history if "loss" in row],
         "before": before and {k: v for k, v in before.items() if k not in ("trained", "history")},
     }

@@ -20,16 +20,16 @@ from ffn_fusion.checkpoint.staging import bytes_in, check_space
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.checkpoints import finish, finished, keep_record, keep_weights, newest
 from ffn_fusion.distillation.distill import train, weights_of
-from ffn_fusion.distillation.plan import DistillPlan, plan_distillation
-from ffn_fusion.distillation.run import Run
+from ffn_fusion.distillation.estimate import DistillEstimate, estimate_training
 from ffn_fusion.distillation.settings import DistillSettings
 from ffn_fusion.distillation.teacher_cache import CacheSettings
+from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.write import Weights
 from ffn_fusion.errors import DataError, FfnFusionError, UsageError
 from ffn_fusion.processes import Progress
 
 Gains = list[dict[str, Any]]
-Measure = Callable[[Run, Weights, Gains | None, Progress], Gains]
+Measure = Callable[[Training, Weights, Gains | None, Progress], Gains]
 """(training, its weights, what the one before it gained, progress) -> gains on windows that took no part."""
 
 _OF_A_STAGE = ("texts", "context", "tokens", "steps", "settings", "teacher", "cache", "history", "gains")
@@ -49,25 +49,30 @@ class TrainingStage:
 class Staged:
     """A distillation in stages that is to be made, or goes on. ``work`` holds a folder for each of several stages."""
 
-    runs: tuple[Run, ...]
+    trainings: tuple[Training, ...]
     work: Path
 
     @classmethod
     def of(
-        cls, first: Callable[..., Run], stages: Sequence[TrainingStage], work: Path, device: str, memory: int | None
+        cls,
+        first: Callable[..., Training],
+        stages: Sequence[TrainingStage],
+        work: Path,
+        device: str,
+        memory: int | None,
     ) -> Staged:
-        """``first``: ``Run``, with child and parent given already."""
-        runs: list[Run] = []
+        """``first``: ``Training``, with child and parent given already."""
+        trainings: list[Training] = []
         for number, stage in enumerate(stages, 1):
             alone = len(stages) == 1
             cache = stage.cache
             if cache and not alone:  # windows differ, so each has a cache of its own
                 cache = replace(cache, folder=cache.folder / f"stage-{number}")
             place = work if alone else work / f"stage-{number}"
-            run = first(stage.texts, place, stage.settings, stage.teacher_dtype, cache, device, memory)
+            training = first(stage.texts, place, stage.settings, stage.teacher_dtype, cache, device, memory)
             with of_stage(number, len(stages)):
-                runs.append(replace(run, start=runs[-1].leaves) if runs else run)
-        return cls(tuple(runs), work)
+                trainings.append(replace(training, start=trainings[-1].leaves) if trainings else training)
+        return cls(tuple(trainings), work)
 
     def check(self, beside: int = 0) -> None:
         """Raises: what :func:`distill_child` raises before it begins, of every stage.
@@ -75,67 +80,67 @@ class Staged:
         Args:
             beside: bytes that the disk needs beside the checkpoints of a stage.
         """
-        for number, run in enumerate(self.runs, 1):
-            with of_stage(number, len(self.runs)):
-                check_context(run.parent, run.ids_NT.shape[1])
-                run.check()
-                if run.settings.lora and number < len(self.runs):
+        for number, training in enumerate(self.trainings, 1):
+            with of_stage(number, len(self.trainings)):
+                check_context(training.parent, training.ids_NT.shape[1])
+                training.check()
+                if training.settings.lora and number < len(self.trainings):
                     raise UsageError("adapters are merged in the end", "train with LoRA in the last stage alone")
         check_space(self.work, max(0, self.disk_bytes + beside - bytes_in(self.work)))
 
     @property
     def disk_bytes(self) -> int:
         """Of the stage that needs most."""
-        return max(run.disk_bytes for run in self.runs)
+        return max(training.disk_bytes for training in self.trainings)
 
-    def plans(self, *, timed: bool = True) -> list[DistillPlan]:
+    def plans(self, *, timed: bool = True) -> list[DistillEstimate]:
         """What each stage takes."""
-        return [plan_distillation(run, timed=timed) for run in self.runs]
+        return [estimate_training(training, timed=timed) for training in self.trainings]
 
     @property
     def done(self) -> int:
         """Stages that are finished, and whose weights the next one can begin with."""
-        for number in range(len(self.runs), 0, -1):
-            run = self.runs[number - 1]
-            saved = newest(run.work)  # of an earlier step where it's trained once more
-            if saved and saved.step == run.steps and finished(run.work, run.key()) is not None:
+        for number in range(len(self.trainings), 0, -1):
+            training = self.trainings[number - 1]
+            saved = newest(training.work)  # of an earlier step where it's trained once more
+            if saved and saved.step == training.steps and finished(training.work, training.key()) is not None:
                 return number
         return 0
 
     def carry_out(self, measure: Measure, progress: Progress) -> tuple[Weights, dict[str, Any]]:
         """Train, stage by stage, from where an earlier call stopped. Returns the weights, float32, and the record."""
         self._remove_others()
-        for number in range(self.done, len(self.runs)):
-            run, tell = self.runs[number], _of_stage(progress, number, len(self.runs))
-            with of_stage(number + 1, len(self.runs)):
-                trained = train(run, progress=tell)
-                gains = measure(run, trained.weights, self._gains(number - 1), tell)
-            finish(run.work, {**trained.record, "gains": gains})
+        for number in range(self.done, len(self.trainings)):
+            training, tell = self.trainings[number], _of_stage(progress, number, len(self.trainings))
+            with of_stage(number + 1, len(self.trainings)):
+                trained = train(training, progress=tell)
+                gains = measure(training, trained.weights, self._gains(number - 1), tell)
+            finish(training.work, {**trained.record, "gains": gains})
             self._tidy(number)
-        self._tidy(len(self.runs) - 1)
-        records = [finished(run.work, run.key()) for run in self.runs]
-        last = newest(self.runs[-1].work)
+        self._tidy(len(self.trainings) - 1)
+        records = [finished(training.work, training.key()) for training in self.trainings]
+        last = newest(self.trainings[-1].work)
         assert last is not None
-        return weights_of(self.runs[-1], last), joined([record for record in records if record is not None])
+        return weights_of(self.trainings[-1], last), joined([record for record in records if record is not None])
 
     def _gains(self, number: int) -> Gains | None:
         if number < 0:
             return None
-        run = self.runs[number]
-        found: Gains = (finished(run.work, run.key()) or {})["gains"]
+        training = self.trainings[number]
+        found: Gains = (finished(training.work, training.key()) or {})["gains"]
         return found
 
     def _remove_others(self) -> None:
         """Of a distillation in other stages that went on here."""
-        if len(self.runs) > 1 and self.work.is_dir():
-            for path in set(self.work.iterdir()) - {run.work for run in self.runs}:
+        if len(self.trainings) > 1 and self.work.is_dir():
+            for path in set(self.work.iterdir()) - {training.work for training in self.trainings}:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _tidy(self, number: int) -> None:
-        if len(self.runs) > 1:
-            keep_weights(self.runs[number].work)
-        for run in self.runs[:number]:
-            keep_record(run.work)
+        if len(self.trainings) > 1:
+            keep_weights(self.trainings[number].work)
+        for training in self.trainings[:number]:
+            keep_record(training.work)
 
 
 @contextmanager

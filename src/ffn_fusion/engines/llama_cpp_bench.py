@@ -21,7 +21,7 @@ from ffn_fusion.engines.gguf_files import gguf_files, gguf_traffic
 from ffn_fusion.engines.llama_cpp import find_program, last_word
 from ffn_fusion.engines.settings import BenchRequest
 from ffn_fusion.errors import CheckError, MissingExtraError, UsageError
-from ffn_fusion.latency.interleave import Run, Workload
+from ffn_fusion.latency.interleave import Measurement, Workload
 from ffn_fusion.latency.measure import time_in_turn, workloads_of
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.processes import Progress
@@ -108,25 +108,25 @@ class LlamaCppRunner:
         peak = max(self._timed(workload)[1])
         return peak or None if self._on_cpu else None
 
-    def run(self, workload: Workload) -> Run:
+    def run(self, workload: Workload) -> Measurement:
         return self._timed(workload)[0]
 
-    def _timed(self, workload: Workload) -> tuple[Run, list[int]]:
+    def _timed(self, workload: Workload) -> tuple[Measurement, list[int]]:
         if workload.batch > 1:
             return self._batched(workload)
         once = ("-r", "1", "-o", "json")
         context, new = str(workload.context), str(workload.new_tokens)
         prefill, first = self._call(self._programs.bench, (*once, "-p", context, "-n", "0"))
         decode, second = self._call(self._programs.bench, (*once, "-p", "0", "-n", new, "-d", context))
-        return Run(*(json.loads(out)[0]["samples_ns"][0] / 1e9 for out in (prefill, decode))), [first, second]
+        return Measurement(*(json.loads(out)[0]["samples_ns"][0] / 1e9 for out in (prefill, decode))), [first, second]
 
-    def _batched(self, workload: Workload) -> tuple[Run, list[int]]:
+    def _batched(self, workload: Workload) -> tuple[Measurement, list[int]]:
         room = workload.batch * (workload.context + workload.new_tokens + 1)
         sizes = {"-npp": workload.context, "-ntg": workload.new_tokens, "-npl": workload.batch, "-c": room}
         words = [str(word) for pair in sizes.items() for word in pair]
         out, peak = self._call(self._programs.batched, (*words, "--output-format", "jsonl"))
         (found,) = (json.loads(line) for line in out.splitlines() if line.startswith("{"))
-        return Run(found["t_pp"], found["t_tg"]), [peak]
+        return Measurement(found["t_pp"], found["t_tg"]), [peak]
 
     def _call(self, program: Path, words: tuple[str, ...]) -> tuple[str, int]:
         """What a program says, and the peak of its memory. Its last words are lost now and then: it ends before the

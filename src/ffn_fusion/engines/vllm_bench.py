@@ -25,7 +25,7 @@ from ffn_fusion.engines.bench_settings import check_contexts, check_loads, dtype
 from ffn_fusion.engines.settings import BenchRequest
 from ffn_fusion.engines.vllm import environment, find_python, refusal
 from ffn_fusion.errors import UsageError
-from ffn_fusion.latency.interleave import Run, Workload
+from ffn_fusion.latency.interleave import Measurement, Workload
 from ffn_fusion.latency.machine import core_numbers
 from ffn_fusion.latency.measure import time_in_turn, workloads_of
 from ffn_fusion.latency.timing import Latency
@@ -134,11 +134,11 @@ class VllmRunner:
         memory: int | None = self._ask(workload)["memory"]
         return memory
 
-    def run(self, workload: Workload) -> Run:
+    def run(self, workload: Workload) -> Measurement:
         if not self._keep:
             self._ask(workload, last=False)
         found = self._ask(workload)
-        return Run(found["prefill_s"], found["decode_s"])
+        return Measurement(found["prefill_s"], found["decode_s"])
 
     @property
     def version(self) -> str:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ffn_fusion.errors import CheckError, CheckpointError
 from ffn_fusion.families.fields import whole
+from ffn_fusion.families.rotary import Rotary, read_rotary
 from ffn_fusion.gguf.file import AGAIN, GgufFile
 
 FREQUENCIES = "rope_freqs.weight"
@@ -24,7 +25,6 @@ _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positi
 _YARN = {"factor", "original_max_position_embeddings"}
 _YARN_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "finetuned": True}
 """What llama.cpp computes with, whatever a file says."""
-_NAMES = {"type", "rope_type", "rope_theta"}
 _SAFETENSORS = "start from the model's safetensors"
 
 
@@ -61,55 +61,51 @@ def llama3_factors(frequencies: Iterable[Any], scaling: Mapping[str, Any]) -> li
 # ---- written
 
 
-def rotary(config: Mapping[str, Any]) -> tuple[float, Mapping[str, Any]]:
-    """The rotary base, and the scaling with its ``rope_type`` (empty: none), in either spelling of config.json.
+def rotary(config: Mapping[str, Any]) -> Rotary:
+    """The rotary settings of a config, in whichever spelling.
 
     Raises:
         CheckError: a scaling that llama.cpp computes in another way, or not at all.
     """
-    parameters = dict(config.get("rope_parameters") or {})
-    theta = float(config.get("rope_theta") or parameters.get("rope_theta") or 10000.0)
-    scaling = dict(config.get("rope_scaling") or parameters)
-    kind = scaling["rope_type"] = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return theta, {}
+    found = read_rotary(config)
     elsewhere = "choose another engine"
-    if kind not in ("linear", "llama3", "yarn"):
-        raise CheckError(f"llama.cpp has no rotary scaling {kind!r} for a Llama", elsewhere)
-    if kind == "yarn":
-        factor = float(scaling["factor"])
+    if found.kind not in ("default", "linear", "llama3", "yarn"):
+        raise CheckError(f"llama.cpp has no rotary scaling {found.kind!r} for a Llama", elsewhere)
+    if found.kind == "yarn":
+        factor = float(found.scaling["factor"])
         defaults = {**_YARN_DEFAULTS, "attention_factor": 0.1 * math.log(factor) + 1 if factor > 1 else 1.0}
-        for key, value in scaling.items():
-            if key in _YARN | _NAMES or value is None:
+        for key, value in found.scaling.items():
+            if key in _YARN or value is None:
                 continue
             if key not in defaults or not math.isclose(float(value), float(defaults[key]), rel_tol=1e-6):
                 raise CheckError(f"llama.cpp's YaRN scaling can't be told {key} {value!r}", elsewhere)
-    return theta, scaling
+    return found
 
 
 def rotary_metadata(config: Mapping[str, Any]) -> dict[str, int | float | str | list[int]]:
     """What the metadata says of rotary positions, without the architecture's name in front of the keys."""
-    theta, scaling = rotary(config)
-    values: dict[str, int | float | str | list[int]] = {"rope.freq_base": theta}
-    kind = scaling.get("rope_type", "default")
-    if kind in ("linear", "yarn"):
-        values |= {"rope.scaling.type": kind, "rope.scaling.factor": float(scaling["factor"])}
-    if kind == "yarn":
+    found = rotary(config)
+    values: dict[str, int | float | str | list[int]] = {"rope.freq_base": found.theta}
+    if found.kind in ("linear", "yarn"):
+        values |= {"rope.scaling.type": found.kind, "rope.scaling.factor": float(found.scaling["factor"])}
+    if found.kind == "yarn":
         key = "original_max_position_embeddings"
         context = whole(config, "max_position_embeddings", 2048)
-        values["rope.scaling.original_context_length"] = whole(scaling if scaling.get(key) else config, key, context)
+        values["rope.scaling.original_context_length"] = whole(
+            found.scaling if found.scaling.get(key) else config, key, context
+        )
     return values
 
 
 def stored_factors(config: Mapping[str, Any], head_dim: int) -> npt.NDArray[np.float32] | None:
     """The values of ``rope_freqs.weight`` in float32, as llama.cpp's converter computes them; None: no such tensor."""
-    theta, scaling = rotary(config)
-    if scaling.get("rope_type") != "llama3":
+    found = rotary(config)
+    if found.kind != "llama3":
         return None
     import torch
 
-    frequencies = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
-    return np.array(llama3_factors(frequencies, scaling), "<f4")
+    frequencies = 1.0 / (found.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
+    return np.array(llama3_factors(frequencies, found.scaling), "<f4")
 
 
 # ---- read

@@ -25,8 +25,8 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Run:
-    """Seconds of a prefill, which ends with the first token, and of all decode steps behind it."""
+class Measurement:
+    """Seconds of a prefill, which ends with the first token, and of all decode steps after it."""
 
     prefill_s: float
     decode_s: float
@@ -36,23 +36,25 @@ class Runner(Protocol):
     """A model that is loaded in its engine."""
 
     def warm_up(self, workload: Workload) -> int | None:
-        """A run that isn't counted; the peak of memory in bytes, None where it can't be told."""
+        """Measure once without counting it. Returns the peak memory in bytes, or None if it is unknown."""
 
-    def run(self, workload: Workload) -> Run:
-        """A run that is counted."""
+    def run(self, workload: Workload) -> Measurement:
+        """Measure once."""
 
 
 @dataclass
-class Runs:
-    """What was run: by (model, workload) all rounds in order, and the peaks of memory."""
+class Measurements:
+    """All measurements by (model, workload), in the order of the rounds, and the memory peaks."""
 
-    rounds: dict[tuple[str, Workload], list[Run]] = field(default_factory=dict)
+    rounds: dict[tuple[str, Workload], list[Measurement]] = field(default_factory=dict)
     memory: dict[tuple[str, Workload], int | None] = field(default_factory=dict)
 
 
-def interleave(runners: Mapping[str, Runner], workloads: Sequence[Workload], rounds: int, progress: Progress) -> Runs:
+def interleave(
+    runners: Mapping[str, Runner], workloads: Sequence[Workload], rounds: int, progress: Progress
+) -> Measurements:
     """Run every model under every workload: once to warm up, then ``rounds`` times."""
-    found = Runs()
+    found = Measurements()
     total = len(workloads) * (rounds + 1)
     for place, workload in enumerate(workloads):
         for name, runner in runners.items():

@@ -1,4 +1,4 @@
-"""From single runs to figures: medians and spread, ratios inside a round, shares of the machine's limits."""
+"""From single found to figures: medians and spread, ratios inside a round, shares of the machine's limits."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ffn_fusion.latency.interleave import Run, Runs, Workload
+from ffn_fusion.latency.interleave import Measurement, Measurements, Workload
 from ffn_fusion.latency.timing import Latency, Phase, Roofline, Timing, Work
 from ffn_fusion.latency.traffic import Traffic
 
 _PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
-def timings_of(runs: Runs, traffic: Mapping[str, Traffic], roofline: Roofline | None) -> tuple[Timing, ...]:
+def timings_of(found: Measurements, traffic: Mapping[str, Traffic], roofline: Roofline | None) -> tuple[Timing, ...]:
     """A timing for every model, workload and phase.
 
     Args:
         traffic: what each model can't do without; models that have none get no share of the limits.
     """
     return tuple(
-        _timing(name, phase, workload, runs, traffic.get(name), roofline)
-        for name, workload in runs.memory
+        _timing(name, phase, workload, found, traffic.get(name), roofline)
+        for name, workload in found.memory
         for phase in _PHASES
     )
 
 
 def _timing(
-    name: str, phase: Phase, workload: Workload, runs: Runs, traffic: Traffic | None, roofline: Roofline | None
+    name: str, phase: Phase, workload: Workload, found: Measurements, traffic: Traffic | None, roofline: Roofline | None
 ) -> Timing:
-    mine = _seconds(runs.rounds[name, workload], phase)
-    others = {o: _seconds(rounds, phase) for (o, w), rounds in runs.rounds.items() if w == workload and o != name}
+    mine = _seconds(found.rounds[name, workload], phase)
+    others = {o: _seconds(rounds, phase) for (o, w), rounds in found.rounds.items() if w == workload and o != name}
     p10, median, p90 = (float(value) for value in np.percentile(mine, [10, 50, 90]))
     steps = workload.new_tokens if phase == "decode" else 1
     work = work_of(traffic, phase, workload) if traffic else None
@@ -53,7 +53,7 @@ def _timing(
         work=work,
         limit_share=least * steps / median if least is not None else None,
         limited_by=bound,
-        memory_bytes=runs.memory.get((name, workload)),
+        memory_bytes=found.memory.get((name, workload)),
     )
 
 
@@ -64,7 +64,7 @@ def work_of(traffic: Traffic, phase: Phase, workload: Workload) -> Work:
     return traffic.step(workload.batch, workload.context + (workload.new_tokens + 1) / 2)
 
 
-def _seconds(rounds: list[Run], phase: Phase) -> Any:
+def _seconds(rounds: list[Measurement], phase: Phase) -> Any:
     return np.asarray([run.prefill_s if phase == "prefill" else run.decode_s for run in rounds])
 
 

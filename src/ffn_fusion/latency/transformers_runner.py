@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ffn_fusion.errors import UsageError
 from ffn_fusion.families import ModelSpec, read_spec
-from ffn_fusion.latency.interleave import Run, Workload
+from ffn_fusion.latency.interleave import Measurement, Workload
 from ffn_fusion.latency.memory import peak_beyond, weight_memory
 from ffn_fusion.latency.traffic import Traffic
 
@@ -36,7 +36,7 @@ class TransformersRunner:
         extra = peak_beyond(lambda: self.run(workload), self.model.device)
         return None if extra is None else weight_memory(self.model) + extra
 
-    def run(self, workload: Workload) -> Run:
+    def run(self, workload: Workload) -> Measurement:
         generator = torch.Generator().manual_seed(self._seed)
         ids_BT = torch.randint(self._vocabulary, (workload.batch, workload.context), generator=generator)
         try:
@@ -48,7 +48,7 @@ class TransformersRunner:
             ) from error
 
     @torch.inference_mode()
-    def _timed(self, ids_BT: Tensor, new_tokens: int) -> Run:
+    def _timed(self, ids_BT: Tensor, new_tokens: int) -> Measurement:
         from transformers import DynamicCache
 
         cache = DynamicCache()
@@ -60,7 +60,7 @@ class TransformersRunner:
         for _ in range(new_tokens):
             token_B1 = self._next(token_B1, cache)
         self._synchronise()
-        return Run(middle - start, time.perf_counter() - middle)
+        return Measurement(middle - start, time.perf_counter() - middle)
 
     def _next(self, ids_BT: Tensor, cache: Any) -> Tensor:
         out = self.model(input_ids=ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)

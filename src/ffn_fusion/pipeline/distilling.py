@@ -21,13 +21,13 @@ from ffn_fusion.data.text import BUILT_IN_CALIBRATION
 from ffn_fusion.data.window_file import read_origin
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.checks import check_extras
-from ffn_fusion.distillation.plan import DistillPlan
-from ffn_fusion.distillation.run import Run
+from ffn_fusion.distillation.estimate import DistillEstimate
 from ffn_fusion.distillation.settings import DistillSettings
 from ffn_fusion.distillation.sharding import launched_sharded
 from ffn_fusion.distillation.staged import Gains, Staged, TrainingStage, check_context, of_stage
 from ffn_fusion.distillation.teacher_cache import CacheSettings
 from ffn_fusion.distillation.tracking import Tracking
+from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.write import AsStored, Weights, distilled_id, write_distilled
 from ffn_fusion.errors import CheckpointError, OutputError, UsageError
 from ffn_fusion.evaluation.evaluate import PARENT, evaluate
@@ -57,10 +57,10 @@ def distill(job: Job) -> None:
     learnt, scored = cut_windows(job, job.space.windows, job.progress)
     staged = _staged(job, learnt)
     other = OutputError(f"{output}: holds another child", "choose another output, or remove it first")
-    run = staged.runs[0]
+    training = staged.trainings[0]
     if not output.exists():
-        staged.check(beside=run.checkpoint.nbytes)
-    elif staged.done < len(staged.runs):
+        staged.check(beside=training.checkpoint.nbytes)
+    elif staged.done < len(staged.trainings):
         raise other
     if "distill" not in job.estimates:
         job.listener.distilling(staged.plans(), 0)
@@ -68,17 +68,17 @@ def distill(job: Job) -> None:
     record = {**record, "sources": sources(staged)}
     size = job.recipe.build.max_shard_bytes
     if output.exists():  # finished, and killed before it was noted
-        if (read_manifest(output) or {}).get("build") != distilled_id(run.child, record, size):
+        if (read_manifest(output) or {}).get("build") != distilled_id(training.child, record, size):
             raise other
         return
     write_distilled(
-        run.checkpoint,
+        training.checkpoint,
         weights,
         record,
         output,
-        model_card=distilled_card(output.name, run, record),
+        model_card=distilled_card(output.name, training, record),
         max_shard_bytes=size,
-        on_bytes=job.bytes_told(run.checkpoint.nbytes),
+        on_bytes=job.bytes_told(training.checkpoint.nbytes),
     )
 
 
@@ -96,11 +96,13 @@ def check_distillation(job: Job) -> None:
     for text in distinct_texts(job.recipe):
         _check_tokens(job, text)
     for number, stage in enumerate(stages, 1):
-        run = Run(job.built, job.parent, stage.texts, job.built, stage.settings, cache=stage.cache, device=_device(job))
+        training = Training(
+            job.built, job.parent, stage.texts, job.built, stage.settings, cache=stage.cache, device=_device(job)
+        )
         with of_stage(number, len(stages)):
-            check_context(job.parent, run.ids_NT.shape[1])
-            run.check_early()
-            run.check_texts()
+            check_context(job.parent, training.ids_NT.shape[1])
+            training.check_early()
+            training.check_texts()
             check_extras(stage.settings, tracking(job.recipe))
     if builds:
         learns = any(stage.settings.trained == "all" for stage in stages)
@@ -109,7 +111,7 @@ def check_distillation(job: Job) -> None:
         _check_space(job, 3 * 4 * least * (1 + 2 * learns))
 
 
-def estimate_distillation(job: Job) -> list[DistillPlan]:
+def distillation_estimates(job: Job) -> list[DistillEstimate]:
     """Estimate what each training will take; nothing if the child is there already.
 
     Raises:
@@ -178,13 +180,13 @@ def _staged(job: Job, windows: Sequence[Sequence[TokenWindows]]) -> Staged:
     return Staged.of(_first(job), _stages(job, windows), job.space.distillation, _device(job), job.memory)
 
 
-def _first(job: Job) -> partial[Run]:
+def _first(job: Job) -> partial[Training]:
     """Return what makes a training, with the models given already; a child that isn't built yet is described."""
     description = None
     if job.has("build") and not job.built.exists():
         description = _described(job.child), job.blueprint
     return partial(
-        Run, job.built, job.parent, tracking=tracking(job.recipe), description=description, seed=job.recipe.seed
+        Training, job.built, job.parent, tracking=tracking(job.recipe), description=description, seed=job.recipe.seed
     )
 
 
@@ -235,7 +237,7 @@ def _check_space(job: Job, needed: int) -> None:
 
 
 def measure(
-    texts: Sequence[TokenWindows], run: Run, weights: Weights, earlier: Gains | None, progress: Progress
+    texts: Sequence[TokenWindows], training: Training, weights: Weights, earlier: Gains | None, progress: Progress
 ) -> Gains:
     """Measure what a training gained, text by text: KL to the parent (nats a token) and perplexity.
 
@@ -246,12 +248,12 @@ def measure(
     """
     if not texts:
         return []
-    models: dict[str, TensorSource] = {PARENT: run.parent}
+    models: dict[str, TensorSource] = {PARENT: training.parent}
     if [(row["text"], row["tokens"]) for row in earlier or ()] != [(text.label, text.tokens) for text in texts]:
         earlier = None
-        models[BEFORE] = AsStored(run.checkpoint, open_folder(run.begins))
-    models[AFTER] = AsStored(run.checkpoint, weights)
-    found = evaluate(models, texts, device=run.device, progress=progress)
+        models[BEFORE] = AsStored(training.checkpoint, open_folder(training.begins))
+    models[AFTER] = AsStored(training.checkpoint, weights)
+    found = evaluate(models, texts, device=training.device, progress=progress)
     rows: Gains = [
         {
             "text": text.text,
@@ -270,7 +272,7 @@ def measure(
 def sources(staged: Staged) -> list[dict[str, Any]]:
     """Return what each text was, and how many of its tokens all trainings read; of local files only the label."""
     found: dict[str, dict[str, Any]] = {}
-    for text in (text for run in staged.runs for text in run.texts):
+    for text in (text for training in staged.trainings for text in training.texts):
         assert text.in_file is not None
         origin = read_origin(text.in_file.path)
         row = {"text": text.label, "tokens": 0, **(origin if origin["source"].startswith(PREFIX) else {})}
@@ -278,13 +280,13 @@ def sources(staged: Staged) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def distilled_card(name: str, run: Run, record: dict[str, Any]) -> str:
+def distilled_card(name: str, training: Training, record: dict[str, Any]) -> str:
     """Return the model card of a child that was just distilled."""
     return model_card(
         name,
-        run.blueprint,
+        training.blueprint,
         version("ffn-fusion"),
-        read_licence(run.parent.folder) or read_licence(run.child),
-        repairs=read_repairs(run.child),
+        read_licence(training.parent.folder) or read_licence(training.child),
+        repairs=read_repairs(training.child),
         distillation=record,
     )

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ffn_fusion.checkpoint.reader import Checkpoint
-from ffn_fusion.distillation.plan import DistillPlan
+from ffn_fusion.distillation.estimate import DistillEstimate
 from ffn_fusion.families.layout import sub_block_parameters
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.processes import current
-from ffn_fusion.repair.plan import RepairPlan
+from ffn_fusion.repair.estimate import RepairEstimate
 
 _DISK_BYTES_PER_SECOND = 300e6  # read, hashed, written and synced: what a modest disk manages
 _MODELS_SCORED = 3  # parent, pruned, fused
@@ -58,8 +58,8 @@ def remaining_seconds(
     distilled = recipe.distillation.enabled
     one_model = texts * recipe.evaluation.tokens * blocks / (pace.tokens_per_second * current().world)
     scored = _MODELS_SCORED + distilled + (_CONTROLS_SCORED if recipe.evaluation.controls else 0)
-    repair: RepairPlan | None = estimates.get("repair")
-    distillation: Sequence[DistillPlan] = estimates.get("distill", ())
+    repair: RepairEstimate | None = estimates.get("repair")
+    distillation: Sequence[DistillEstimate] = estimates.get("distill", ())
     found = {
         "repair": flops_seconds(repair.flops if repair else 0.0, checkpoint, pace),
         "build": child_bytes / _DISK_BYTES_PER_SECOND,

@@ -19,7 +19,7 @@ from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.staging import check_target, exclusive, write_atomic
 from ffn_fusion.compute import compute_dtype
-from ffn_fusion.distillation.plan import DistillPlan
+from ffn_fusion.distillation.estimate import DistillEstimate
 from ffn_fusion.errors import OutputError
 from ffn_fusion.pipeline.estimate import Pace, remaining_seconds
 from ffn_fusion.pipeline.planning import given_plan, make_plan
@@ -27,8 +27,8 @@ from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.widths import limited
 from ffn_fusion.pipeline.workspace import Workspace, stage_key
 from ffn_fusion.processes import Progress
+from ffn_fusion.repair.estimate import RepairEstimate
 from ffn_fusion.repair.places import places
-from ffn_fusion.repair.plan import RepairPlan
 from ffn_fusion.settings import DtypeName
 from ffn_fusion.surgery.build import check_blueprint, child_bytes, files_state
 from ffn_fusion.surgery.child import Child
@@ -49,10 +49,10 @@ class Listener(Protocol):
     def measuring(self, plan: PassEstimate) -> None:
         """What a pass of the analysis will take; called before it begins."""
 
-    def repairing(self, plan: RepairPlan) -> None:
+    def repairing(self, plan: RepairEstimate) -> None:
         """What the repair will take; called before it begins."""
 
-    def distilling(self, plans: Sequence[DistillPlan], child_bytes: int) -> None:
+    def distilling(self, plans: Sequence[DistillEstimate], child_bytes: int) -> None:
         """What each stage of the distillation will take.
 
         Args:
@@ -78,9 +78,9 @@ class Silent:
 
     def measuring(self, plan: PassEstimate) -> None: ...
 
-    def repairing(self, plan: RepairPlan) -> None: ...
+    def repairing(self, plan: RepairEstimate) -> None: ...
 
-    def distilling(self, plans: Sequence[DistillPlan], child_bytes: int) -> None: ...
+    def distilling(self, plans: Sequence[DistillEstimate], child_bytes: int) -> None: ...
 
     def planned(self, checkpoint: Checkpoint, plan: Plan, remaining: Mapping[str, float]) -> None: ...
 

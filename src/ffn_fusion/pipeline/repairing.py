@@ -12,8 +12,8 @@ from ffn_fusion.evaluation.evaluate import PARENT, evaluate
 from ffn_fusion.pipeline.job import Job
 from ffn_fusion.pipeline.models import PRUNED, REPAIRED, UNREPAIRED
 from ffn_fusion.pipeline.texts import Windows, calibration_windows, split_windows
-from ffn_fusion.repair.plan import RepairPlan
-from ffn_fusion.repair.repair import plan_repair, repair_child
+from ffn_fusion.repair.estimate import RepairEstimate
+from ffn_fusion.repair.repair import estimate_repair, repair_child
 from ffn_fusion.surgery.build import child_bytes
 from ffn_fusion.surgery.child import Child
 from ffn_fusion.surgery.repairs import Repairs, save_record
@@ -41,11 +41,11 @@ def repair(job: Job) -> None:
         save_record(job.space.repairs, {**found.record, "gains": _gains(job, found, kept_back)})
 
 
-def estimate_repair(job: Job) -> RepairPlan | None:
+def repair_estimate(job: Job) -> RepairEstimate | None:
     """Estimate what the repair will take; None if there is nothing to repair."""
     if not job.repairs:
         return None
-    return plan_repair(job.parent, job.blueprint, repair_windows(job)[0], job.space.repairs, **_how(job))
+    return estimate_repair(job.parent, job.blueprint, repair_windows(job)[0], job.space.repairs, **_how(job))
 
 
 def repair_windows(job: Job) -> Windows:

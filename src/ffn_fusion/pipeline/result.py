@@ -10,7 +10,7 @@ from typing import Any
 from ffn_fusion.analysis.plan import Plan
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.distillation.checks import read_record
-from ffn_fusion.distillation.plan import DistillPlan
+from ffn_fusion.distillation.estimate import DistillEstimate
 from ffn_fusion.evaluation.quality import Quality
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.pipeline.job import Job
@@ -43,7 +43,7 @@ class Result:
     latency: Latency | None = None
     samples: tuple[Sample, ...] = ()
     distillation: Mapping[str, Any] | None = None
-    distillation_plans: tuple[DistillPlan, ...] = ()
+    distillation_plans: tuple[DistillEstimate, ...] = ()
 
 
 def result_of(job: Job) -> Result:

@@ -24,14 +24,14 @@ from ffn_fusion.evaluation.quality import Quality
 from ffn_fusion.latency.load import load_model
 from ffn_fusion.latency.machine import machine
 from ffn_fusion.pipeline.benching import measure_widths_for, time_models
-from ffn_fusion.pipeline.distilling import check_distillation, distill, distinct_texts, estimate_distillation
+from ffn_fusion.pipeline.distilling import check_distillation, distill, distillation_estimates, distinct_texts
 from ffn_fusion.pipeline.estimate import Pace
 from ffn_fusion.pipeline.job import Job, Stage
 from ffn_fusion.pipeline.models import scored_models
 from ffn_fusion.pipeline.planning import check_early, given_plan
 from ffn_fusion.pipeline.predicting import check_places
 from ffn_fusion.pipeline.publish import publish
-from ffn_fusion.pipeline.repairing import estimate_repair, repair, repair_windows
+from ffn_fusion.pipeline.repairing import repair, repair_estimate, repair_windows
 from ffn_fusion.pipeline.result import Sample
 from ffn_fusion.pipeline.texts import calibration_windows, held_out_windows, state
 from ffn_fusion.pipeline.widths import limited, measures_widths
@@ -240,7 +240,7 @@ STAGES = (
         after=("plan",),
         wanted=lambda recipe: recipe.repair.enabled,
         check=repair_windows,
-        estimate=estimate_repair,
+        estimate=repair_estimate,
     ),
     Stage(
         "build",
@@ -259,7 +259,7 @@ STAGES = (
         scratch=lambda job: [job.space.distillation, job.space.windows],
         wanted=lambda recipe: recipe.distillation.enabled,
         check=check_distillation,
-        estimate=estimate_distillation,
+        estimate=distillation_estimates,
     ),
     Stage(
         "evaluate",

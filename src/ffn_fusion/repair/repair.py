@@ -24,9 +24,9 @@ from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import DataError
 from ffn_fusion.families import require
 from ffn_fusion.processes import Progress, current, silent, together
+from ffn_fusion.repair.estimate import ROWS, RepairEstimate, make_estimate
 from ffn_fusion.repair.fit import Windows
 from ffn_fusion.repair.places import Place, places
-from ffn_fusion.repair.plan import ROWS, RepairPlan, make_plan
 from ffn_fusion.repair.program import Program, make_program
 from ffn_fusion.repair.settings import RepairSettings
 from ffn_fusion.repair.walk import Pair, PlaceRepair, walk
@@ -50,7 +50,7 @@ def repair_child(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     memory: int | None = None,
-    on_plan: Callable[[RepairPlan], None] | None = None,
+    on_plan: Callable[[RepairEstimate], None] | None = None,
     progress: Progress = silent,
 ) -> Repairs:
     """Solve output projections of a child's changed blocks anew; no gradient, one read of each model's weights.
@@ -78,7 +78,7 @@ def repair_child(
     return work.carry_out(plan, progress)
 
 
-def plan_repair(
+def estimate_repair(
     parent: Checkpoint,
     blueprint: Blueprint,
     texts: Sequence[TokenWindows],
@@ -88,7 +88,7 @@ def plan_repair(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     memory: int | None = None,
-) -> RepairPlan:
+) -> RepairEstimate:
     """What ``repair_child`` will take, of a child with something to repair."""
     return _Repair(parent, blueprint, texts, folder, settings, dtype, device, memory).plan(timed=True)
 
@@ -154,10 +154,10 @@ class _Repair:
         fitted, deciding = split_windows(len(self.ids_NT), self.settings.held_out)
         return fitted[here.rank :: here.world], deciding[here.rank :: here.world]
 
-    def plan(self, *, timed: bool) -> RepairPlan:
+    def plan(self, *, timed: bool) -> RepairEstimate:
         teacher, child = self.stacks
         context = self.ids_NT.shape[1]
-        return make_plan(
+        return make_estimate(
             self.program,
             teacher.spec,
             child.spec,
@@ -173,7 +173,7 @@ class _Repair:
             pace=self._pace(context) if timed else None,
         )
 
-    def carry_out(self, plan: RepairPlan | None, progress: Progress) -> Repairs:
+    def carry_out(self, plan: RepairEstimate | None, progress: Progress) -> Repairs:
         here = current()
         ledger = _Ledger(self.folder, self._key(plan)) if not here.rank else None
         here.gather([None])  # the folder is there, and what isn't ours is gone
@@ -187,7 +187,7 @@ class _Repair:
         here.gather([None])  # the others read what the first has written
         return Repairs(self.folder)
 
-    def _walk(self, plan: RepairPlan, progress: Progress) -> Any:
+    def _walk(self, plan: RepairEstimate, progress: Progress) -> Any:
         here = current()
         teacher, child = self.stacks
         fitted, deciding = self.mine
@@ -220,7 +220,7 @@ class _Repair:
     def _pace(self, context: int) -> Pace:
         return measure_pace(self.stacks[0], context, ROWS)
 
-    def _key(self, plan: RepairPlan | None) -> str:
+    def _key(self, plan: RepairEstimate | None) -> str:
         """A hash over all that the result depends on."""
         words = [
             build_id(self.child),

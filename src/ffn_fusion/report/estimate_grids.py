@@ -12,8 +12,8 @@ from ffn_fusion.units import duration, gb, gib
 if TYPE_CHECKING:
     from ffn_fusion.analysis.passes import PassEstimate
     from ffn_fusion.blockwise.schedule import Schedule
-    from ffn_fusion.distillation.plan import DistillPlan
-    from ffn_fusion.repair.plan import RepairPlan
+    from ffn_fusion.distillation.estimate import DistillEstimate
+    from ffn_fusion.repair.estimate import RepairEstimate
 
 _TOKENS = Column("tokens")
 _TFLOPS = Column("TFLOPs", tera)
@@ -92,7 +92,7 @@ def passes_json(plans: Sequence[PassEstimate]) -> dict[str, Any]:
 # ---- repair
 
 
-def repair_estimate_grid(plan: RepairPlan) -> Grid:
+def repair_estimate_grid(plan: RepairEstimate) -> Grid:
     """What a repair takes."""
     return Grid.of(
         [plan],
@@ -110,7 +110,7 @@ def repair_estimate_grid(plan: RepairPlan) -> Grid:
     ).transposed()
 
 
-def repair_json(plan: RepairPlan) -> dict[str, Any]:
+def repair_json(plan: RepairEstimate) -> dict[str, Any]:
     """What a repair takes, for programs."""
     places = [{**vars(found.place), "width": found.width, "dual": found.dual} for found in plan.places]
     return {**{name: value for name, value in vars(plan).items() if name != "places"}, "places": places}
@@ -119,7 +119,7 @@ def repair_json(plan: RepairPlan) -> dict[str, Any]:
 # ---- distillation
 
 
-def distill_estimate_grid(plans: Sequence[DistillPlan], child_bytes: int = 0) -> Grid:
+def distill_estimate_grid(plans: Sequence[DistillEstimate], child_bytes: int = 0) -> Grid:
     """What each stage of a distillation takes; a column for each.
 
     Args:
@@ -151,11 +151,11 @@ def distill_estimate_grid(plans: Sequence[DistillPlan], child_bytes: int = 0) ->
     ).transposed()
 
 
-def _in_all(plans: Sequence[DistillPlan]) -> str:
+def _in_all(plans: Sequence[DistillEstimate]) -> str:
     known = [plan.seconds for plan in plans if plan.seconds is not None]
     return f", {duration(sum(known))}" if len(known) == len(plans) else ""
 
 
-def distill_json(plans: Sequence[DistillPlan]) -> dict[str, Any]:
+def distill_json(plans: Sequence[DistillEstimate]) -> dict[str, Any]:
     """What a distillation takes, for programs: each stage, where there are several."""
     return vars(plans[0]) if len(plans) == 1 else {"stages": [vars(plan) for plan in plans]}

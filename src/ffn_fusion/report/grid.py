@@ -136,10 +136,6 @@ class Grid:
         columns = (words(self.columns[0].name), *(Column(head, str) for head in heads))
         return replace(self, columns=columns, rows=tuple(Row(line) for line in list(lines)[1:]), grouped=False)
 
-    def records(self) -> list[dict[str, Any]]:
-        """The values by heading, for programs."""
-        return [dict(zip(self.headings, row.values, strict=True)) for row in self.rows]
-
 
 def markdown(grid: Grid) -> str:
     """The grid as a Markdown table after its notes; text that others wrote means nothing but itself."""

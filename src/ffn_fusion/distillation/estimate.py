@@ -11,9 +11,9 @@ from ffn_fusion.blockwise import Pace, Stack, measure_pace
 from ffn_fusion.blockwise.work import attention_flops, ffn_flops
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.distillation.objective import LOGIT_BYTES
-from ffn_fusion.distillation.run import Run
 from ffn_fusion.distillation.teacher_cache import bytes_per_token
 from ffn_fusion.distillation.trained import trained_blocks
+from ffn_fusion.distillation.training import Training
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.layout import block_tensors
 from ffn_fusion.processes import current
@@ -26,7 +26,7 @@ _LOGIT_SLICES = 6
 
 
 @dataclass(frozen=True)
-class DistillPlan:
+class DistillEstimate:
     """Tokens and steps in all; ``parameters`` of ``of`` learn. FLOPs, bytes and seconds are one process's; bytes of
     memory are an estimate. ``seconds`` is None where the pace wasn't measured.
     """
@@ -45,61 +45,61 @@ class DistillPlan:
     seconds: float | None
 
 
-def plan_distillation(run: Run, *, timed: bool = True) -> DistillPlan:
-    """Of a run that was checked; ``timed`` measures a block for a second or two."""
-    context = run.ids_NT.shape[1]
-    tokens = run.steps * run.settings.batch * context
-    windows = run.steps * run.settings.batch / current().world
-    blocks, heads = _flops(run, context)
+def estimate_training(training: Training, *, timed: bool = True) -> DistillEstimate:
+    """Of a training that was checked; ``timed`` measures a block for a second or two."""
+    context = training.ids_NT.shape[1]
+    tokens = training.steps * training.settings.batch * context
+    windows = training.steps * training.settings.batch / current().world
+    blocks, heads = _flops(training, context)
     seconds = None
     if timed:
-        dtype = torch.bfloat16 if run.settings.bf16 else torch.float32
-        stack = Stack(run.checkpoint, dtype=dtype, device=current().device(run.device), resident=False)
-        pace: Pace = measure_pace(stack, context, min(_ROWS, run.settings.micro * context))
+        dtype = torch.bfloat16 if training.settings.bf16 else torch.float32
+        stack = Stack(training.checkpoint, dtype=dtype, device=current().device(training.device), resident=False)
+        pace: Pace = measure_pace(stack, context, min(_ROWS, training.settings.micro * context))
         seconds = windows * (blocks / pace.block_flops + heads / pace.head_flops)
-    return DistillPlan(
+    return DistillEstimate(
         tokens=tokens,
         context=context,
-        batch=run.settings.batch,
-        steps=run.steps,
+        batch=training.settings.batch,
+        steps=training.steps,
         processes=current().world,
-        parameters=run.parameters,
-        of=run.checkpoint.parameters,
+        parameters=training.parameters,
+        of=training.checkpoint.parameters,
         flops=windows * (blocks + heads),
-        peak_memory=_memory(run, context),
-        disk_bytes=run.disk_bytes,
-        cache_bytes=_cache(run, context),
+        peak_memory=_memory(training, context),
+        disk_bytes=training.disk_bytes,
+        cache_bytes=_cache(training, context),
         seconds=seconds,
     )
 
 
-def _cache(run: Run, context: int) -> int:
+def _cache(training: Training, context: int) -> int:
     """Of the parent's distributions, where they're kept."""
-    if run.cache is None:
+    if training.cache is None:
         return 0
-    return len(run.ids_NT) * (context - 1) * bytes_per_token(run.cache.k, run.checkpoint.spec.vocab_size)
+    return len(training.ids_NT) * (context - 1) * bytes_per_token(training.cache.k, training.checkpoint.spec.vocab_size)
 
 
-def _flops(run: Run, context: int) -> tuple[float, float]:
+def _flops(training: Training, context: int) -> tuple[float, float]:
     """Of one window, in blocks and at heads: the child forward, once more if checkpointed, backward to its inputs as
     far as anything learns, and to the weights that do; the teacher forward.
     """
-    child = run.checkpoint.spec
-    learns = trained_blocks(run.checkpoint, run.blueprint, run.settings)
-    first, to_weights = min(learns), () if run.settings.lora else learns
+    child = training.checkpoint.spec
+    learns = trained_blocks(training.checkpoint, training.blueprint, training.settings)
+    first, to_weights = min(learns), () if training.settings.lora else learns
     forward = [attention_flops(child, i, context) + ffn_flops(child, i, context) for i in range(len(child.blocks))]
     blocks = sum(forward)
     for i, flops in enumerate(forward):
-        blocks += flops * ((i >= first) * (1 + run.settings.checkpointing) + (i in to_weights))
-    if run.settings.lora:  # an adapter forward, once more if checkpointed, and both its gradients
-        blocks += 2.0 * context * run.parameters * (3 + run.settings.checkpointing)
+        blocks += flops * ((i >= first) * (1 + training.settings.checkpointing) + (i in to_weights))
+    if training.settings.lora:  # an adapter forward, once more if checkpointed, and both its gradients
+        blocks += 2.0 * context * training.parameters * (3 + training.settings.checkpointing)
     head = 2.0 * context * child.vocab_size * child.hidden_size
-    heads = head * (2 + (run.settings.trained == "all"))
-    times = 1.0 if run.teacher_beside else 0.0
-    if run.cache and not run.cache.folder.exists():
-        times = 1 / run.settings.epochs
-    blocks += times * _forward(run.parent, context)
-    heads += times * 2.0 * context * child.vocab_size * run.parent.spec.hidden_size
+    heads = head * (2 + (training.settings.trained == "all"))
+    times = 1.0 if training.teacher_beside else 0.0
+    if training.cache and not training.cache.folder.exists():
+        times = 1 / training.settings.epochs
+    blocks += times * _forward(training.parent, context)
+    heads += times * 2.0 * context * child.vocab_size * training.parent.spec.hidden_size
     return blocks, heads
 
 
@@ -108,23 +108,25 @@ def _forward(model: Checkpoint, context: int) -> float:
     return sum(attention_flops(spec, i, context) + ffn_flops(spec, i, context) for i in range(len(spec.blocks)))
 
 
-def _memory(run: Run, context: int) -> int:
+def _memory(training: Training, context: int) -> int:
     """Weights, gradients and two moments in float32, the teacher, activations kept, slices of logits; where weights are
     shards, a block that computes, and embedding and head, in one piece.
     """
-    child, wide = run.checkpoint, 4
-    rows = run.settings.micro * context
+    child, wide = training.checkpoint, 4
+    rows = training.settings.micro * context
     kept = [_row_bytes(child.spec, i) for i in range(len(child.spec.blocks))]
     states = child.spec.hidden_size * wide * len(kept)
-    activations = states + max(kept) if run.settings.checkpointing else sum(kept)
-    world = current().world if run.settings.shard else 1
-    total = wide * (child.parameters + 3 * run.parameters) // world + rows * activations
-    if run.teacher_beside:
-        total += run.parent.parameters * run.teacher_dtype.itemsize // world + rows * states * (1 + (not run.depths))
+    activations = states + max(kept) if training.settings.checkpointing else sum(kept)
+    world = current().world if training.settings.shard else 1
+    total = wide * (child.parameters + 3 * training.parameters) // world + rows * activations
+    if training.teacher_beside:
+        total += training.parent.parameters * training.teacher_dtype.itemsize // world + rows * states * (
+            1 + (not training.depths)
+        )
     head = wide * child.spec.vocab_size * child.spec.hidden_size
     if world > 1:
-        total += 2 * wide * _largest_block(child) + (2 + run.teacher_beside) * head
-    return total + head + _LOGIT_SLICES * LOGIT_BYTES[run.device]
+        total += 2 * wide * _largest_block(child) + (2 + training.teacher_beside) * head
+    return total + head + _LOGIT_SLICES * LOGIT_BYTES[training.device]
 
 
 def _largest_block(model: Checkpoint) -> int:

@@ -42,7 +42,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Run:
+class Training:
     """One training that is to be made.
 
     Args:

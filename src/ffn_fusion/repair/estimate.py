@@ -31,7 +31,7 @@ _TYPICAL_LAMBDAS = 5  # of the path, before the error rises again
 
 
 @dataclass(frozen=True)
-class PlannedPlace:
+class EstimatedPlace:
     """A place, the width of its projection's input, and which form of the regression solves it."""
 
     place: Place
@@ -40,13 +40,13 @@ class PlannedPlace:
 
 
 @dataclass(frozen=True)
-class RepairPlan:
+class RepairEstimate:
     """As one process carries it out; bytes, FLOPs, and seconds by the measured pace (None: not measured).
 
     ``rows`` tokens go through a block together; ``weight_bytes`` are read, ``disk_bytes`` needed for states.
     """
 
-    places: tuple[PlannedPlace, ...]
+    places: tuple[EstimatedPlace, ...]
     tokens: int
     processes: int
     rows: int
@@ -61,7 +61,7 @@ class RepairPlan:
         return next(found.dual for found in self.places if found.place == place)
 
 
-def make_plan(
+def make_estimate(
     program: Program,
     teacher: ModelSpec,
     child: ModelSpec,
@@ -76,7 +76,7 @@ def make_plan(
     room: Room,
     memory: int | None = None,
     pace: Pace | None = None,
-) -> RepairPlan:
+) -> RepairEstimate:
     """Decide for the ``windows`` windows of this process.
 
     Args:
@@ -98,7 +98,7 @@ def make_plan(
     places = [step.place for step in program.steps if step.place]
     rows = min(max(ROWS // context, 1), windows) * context
     widths = [width(child, place) for place in places]
-    found = [PlannedPlace(p, F, _is_dual(F, tokens, settings.solver)) for p, F in zip(places, widths, strict=True)]
+    found = [EstimatedPlace(p, F, _is_dual(F, tokens, settings.solver)) for p, F in zip(places, widths, strict=True)]
 
     def need(tokens: int) -> int:
         return max(_solver_bytes(F, tokens, hidden, settings.solver, dtype) for F in widths)
@@ -113,7 +113,7 @@ def make_plan(
         )
     disk = _disk(windows * context, hidden, dtype, room)
     flops = _flops(program, found, teacher, child, windows, context, tokens)
-    return RepairPlan(
+    return RepairEstimate(
         places=tuple(found),
         tokens=windows * context,
         processes=processes,
@@ -197,7 +197,7 @@ def _weights(program: Program, teacher: ModelSpec, child: ModelSpec) -> int:
 
 def _flops(
     program: Program,
-    places: Sequence[PlannedPlace],
+    places: Sequence[EstimatedPlace],
     teacher: ModelSpec,
     child: ModelSpec,
     windows: int,
@@ -221,7 +221,7 @@ def _step_flops(step: Step, spec: ModelSpec, context: int) -> float:
     return attention + (ffn_flops(spec, step.block, context) if step.what != "attention" else 0.0)
 
 
-def _place_flops(place: PlannedPlace, hidden: int, mine: int, tokens: int, once: float) -> float:
+def _place_flops(place: EstimatedPlace, hidden: int, mine: int, tokens: int, once: float) -> float:
     """The activations (``once``, and again for the dual's change), G or K of this process's share, and a factorisation
     for every lambda.
     """
