@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.checkpoint.computed import ComputedTensor, ModelTensor, stored_shape, taken
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo, read_bytes, read_header
 from ffn_fusion.errors import CheckpointError, FamilyError
 from ffn_fusion.families import ModelSpec, read_spec
 from ffn_fusion.families.layout import ignorable, model_tensors
+from ffn_fusion.families.rewriting import Piece
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +40,7 @@ class Checkpoint:
 
     folder: Path
     spec: ModelSpec
-    tensors: Mapping[str, TensorInfo] = field(repr=False)
+    tensors: Mapping[str, ModelTensor] = field(repr=False)
     fingerprint: str
     name: str
     revision: str | None = None
@@ -56,6 +58,11 @@ class Checkpoint:
     def parameters(self) -> int:
         return sum(math.prod(info.shape) for info in self.tensors.values())
 
+    @property
+    def files(self) -> set[Path]:
+        """The files that hold the weights."""
+        return {info.file for name in self.tensors for info in self.stored(name)}
+
     def blueprint(self) -> Blueprint:
         """The blueprint of a child that is this model unchanged: where edits begin."""
         return Blueprint.identity(self.spec.parent(self.name, self.revision))
@@ -66,12 +73,22 @@ class Checkpoint:
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows ``start..stop-1`` of a tensor (elements, if it has one dimension)."""
-        import torch
+        tensor = self.tensors[name]
+        return tensor.rows(start, stop) if isinstance(tensor, ComputedTensor) else read_rows(tensor, start, stop)
 
-        info = self.tensors[name]
-        raw = torch.empty((stop - start) * info.row_bytes, dtype=torch.uint8)
-        read_bytes(info, start * info.row_bytes, raw.numpy().data)
-        return raw.view(torch_dtype(info.dtype)).view(stop - start, *info.shape[1:])
+    def stored(self, name: str) -> tuple[TensorInfo, ...]:
+        """The stored tensors that one of the model's is made of."""
+        tensor = self.tensors[name]
+        return tensor.sources if isinstance(tensor, ComputedTensor) else (tensor,)
+
+
+def read_rows(info: TensorInfo, start: int, stop: int) -> torch.Tensor:
+    """Rows ``start..stop-1`` of a stored tensor."""
+    import torch
+
+    raw = torch.empty((stop - start) * info.row_bytes, dtype=torch.uint8)
+    read_bytes(info, start * info.row_bytes, raw.numpy().data)
+    return raw.view(torch_dtype(info.dtype)).view(stop - start, *info.shape[1:])
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -183,20 +200,23 @@ def _check_index(folder: Path, found: Mapping[str, TensorInfo]) -> None:
             raise CheckpointError(f"{folder / INDEX}: tensor {name} isn't in {file}", "get the checkpoint again, whole")
 
 
-def _expected(folder: Path, spec: ModelSpec, found: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+def _expected(folder: Path, spec: ModelSpec, found: Mapping[str, TensorInfo]) -> dict[str, ModelTensor]:
     """The tensors that the family names, in order; anything missing, extra or of another shape is refused."""
-    result = {}
+    result: dict[str, ModelTensor] = {}
+    used = set()
     whole = "the weights don't fit config.json: get both from the same place"
-    for name, shape in model_tensors(spec).items():
-        info = found.get(name)
+    for wanted, size in model_tensors(spec).items():
+        piece = spec.pieces.get(wanted, Piece(wanted))
+        name, shape, info = piece.name, stored_shape(piece, size), found.get(piece.name)
         if info is None:
             raise CheckpointError(f"{folder}: tensor {name} is missing", whole)
         if info.shape != shape:
             raise CheckpointError(f"{folder}: tensor {name} is {list(info.shape)}, not {list(shape)}", whole)
         if info.dtype not in _FLOATS:
             raise CheckpointError(f"{folder}: tensor {name} is {info.dtype}", f"known are {', '.join(_FLOATS)}")
-        result[name] = info
-    extra = [name for name in found if name not in result and not ignorable(spec, name)]
+        result[wanted] = taken(piece, info)
+        used.add(name)
+    extra = [name for name in found if name not in used and not ignorable(spec, name)]
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise CheckpointError(f"{folder}: tensor {sorted(extra)[0]}{more} isn't part of a {spec.family} model", whole)

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ffn_fusion.checkpoint import staging
+from ffn_fusion.checkpoint.computed import ModelTensor
 from ffn_fusion.checkpoint.reader import Checkpoint, torch_dtype
-from ffn_fusion.checkpoint.safetensors_file import TensorInfo
 from ffn_fusion.checkpoint.sidecars import sidecar_files
 from ffn_fusion.checkpoint.staging import MAX_SHARD_BYTES
 from ffn_fusion.checkpoint.write import json_file, output_tensors, write_checkpoint
@@ -30,7 +30,7 @@ class Weights(Protocol):
     def folder(self) -> Path: ...
 
     @property
-    def tensors(self) -> Mapping[str, TensorInfo]: ...
+    def tensors(self) -> Mapping[str, ModelTensor]: ...
 
     def read(self, name: str) -> Tensor:
         """The whole tensor."""

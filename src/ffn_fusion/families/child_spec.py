@@ -12,7 +12,7 @@ from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpe
 def child_spec(parent: ModelSpec, blueprint: Blueprint, width_multiple: int) -> ModelSpec:
     """The child's sizes; blocks that are left empty are gone, FFNs are padded to ``width_multiple``."""
     blocks = tuple(_block(parent, block, width_multiple) for block in blueprint.kept_blocks)
-    return replace(parent, family=family_of(parent).child, blocks=blocks)
+    return replace(parent, family=family_of(parent).child, blocks=blocks, pieces={})
 
 
 def _block(parent: ModelSpec, block: Block, width_multiple: int) -> BlockSpec:

@@ -49,9 +49,10 @@ def tensors(spec: ModelSpec, part: SubBlock) -> Iterator[SubBlockTensor]:
         yield from _linear("ffn.down", D, part.width, "out of", "width", spec.mlp_bias)
     else:
         H, K = spec.heads * spec.head_dim, part.kv_heads * spec.head_dim
-        yield from _linear("attention.q", H, D, "into", "heads", spec.attention_bias)
+        biased = spec.attention_bias or spec.qkv_bias
+        yield from _linear("attention.q", H, D, "into", "heads", biased)
         for key in ("attention.k", "attention.v"):
-            yield from _linear(key, K, D, "into", "KV heads", spec.attention_bias)
+            yield from _linear(key, K, D, "into", "KV heads", biased)
         yield from _linear("attention.o", D, H, "out of", "heads", spec.attention_bias)
 
 
@@ -91,6 +92,7 @@ def common(config: Mapping[str, Any]) -> dict[str, Any]:
         "vocab_size": whole(config, "vocab_size"),
         "tied": flag(config, "tie_word_embeddings"),
         "attention_bias": flag(config, "attention_bias"),
+        "qkv_bias": flag(config, "qkv_bias"),
         "mlp_bias": flag(config, "mlp_bias"),
         "activation": activation,
         "norm_eps": number(config, "rms_norm_eps", 1e-6),

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ffn_fusion.blueprint import Operation
 from ffn_fusion.errors import CheckpointError, FamilyError
-from ffn_fusion.families import llama, nemotron_nas
+from ffn_fusion.families import granite, llama, mistral, nemotron_nas, phi3, qwen2
 from ffn_fusion.families.family import Family, Names
+from ffn_fusion.families.rewriting import Rewriting
 from ffn_fusion.families.spec import ModelSpec
+
+REWRITTEN: dict[str, Callable[[Mapping[str, Any]], Rewriting | None]] = {
+    "mistral": mistral.rewrite,
+    "qwen2": qwen2.rewrite,
+    "phi3": phi3.rewrite,
+    "granite": granite.rewrite,
+}
+"""By model_type: families that are Llamas in another notation; None where a model isn't."""
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (llama.FAMILY, nemotron_nas.FAMILY)}
 """By model_type."""
@@ -60,18 +70,20 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
         CheckpointError: the config is incomplete or wrong.
     """
     model_type = config.get("model_type")
-    supported = ", ".join(sorted(FAMILIES))
+    supported = ", ".join(sorted(FAMILIES | REWRITTEN))
     if not isinstance(model_type, str):
         raise CheckpointError(
             "config.json has no model_type", f"this isn't a Hugging Face model; known are {supported}"
         )
     if model_type in _UNFUSABLE:
         raise FamilyError(f"family {model_type!r} can't be fused: {_UNFUSABLE[model_type]}", f"supported: {supported}")
-    if model_type not in FAMILIES:
+    if model_type not in FAMILIES | REWRITTEN:
         raise FamilyError(f"family {model_type!r} isn't known", f"supported: {supported}")
     if isinstance(config.get("quantization_config"), Mapping):
         raise FamilyError(
             "the weights are quantised (config.json has quantization_config)",
             "start from the unquantised model and quantise the child",
         )
+    if model_type in REWRITTEN and (rewriting := REWRITTEN[model_type](config)):
+        return replace(llama.read(rewriting.config), pieces=rewriting.pieces)
     return FAMILIES[model_type].read(config)

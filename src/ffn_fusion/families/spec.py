@@ -7,13 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ffn_fusion.blueprint import AttentionSpec, BlockSpec, FfnSpec, Parent
+from ffn_fusion.families.rewriting import Piece
 
 __all__ = ["AttentionSpec", "BlockSpec", "FfnSpec", "ModelSpec"]
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Sizes and switches of a model. ``config`` is its config.json as read, for what is passed on unchanged."""
+    """Sizes and switches of a model.
+
+    ``config`` is its config.json, for what is passed on unchanged: as it was read, or rewritten in Llama's form where
+    ``pieces`` says what tensors are made of that are stored in another one. ``attention_bias`` is that of Q, K, V and
+    the output; ``qkv_bias`` of Q, K and V alone.
+    """
 
     family: str
     hidden_size: int
@@ -27,6 +33,8 @@ class ModelSpec:
     activation: str
     norm_eps: float
     config: Mapping[str, Any] = field(repr=False, hash=False)
+    qkv_bias: bool = False
+    pieces: Mapping[str, Piece] = field(default_factory=dict, repr=False, hash=False)
 
     def parent(self, name: str, revision: str | None = None) -> Parent:
         """This model as the parent of a blueprint."""

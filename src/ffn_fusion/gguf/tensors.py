@@ -69,7 +69,7 @@ def _pieces(checkpoint: Checkpoint, name: str, kind: Kind) -> Iterator[memoryvie
     """The tensor's bytes, some whole rows (for Q and K: whole heads) at a time."""
     import torch
 
-    info = checkpoint.tensors[name]
+    info, file = checkpoint.tensors[name], checkpoint.stored(name)[0].file
     count = info.shape[0]
     head_dim = checkpoint.spec.head_dim
     unit = head_dim if is_rotary(name) else 1
@@ -77,14 +77,15 @@ def _pieces(checkpoint: Checkpoint, name: str, kind: Kind) -> Iterator[memoryvie
     for start in range(0, count, step):
         rows = checkpoint.rows(name, start, min(start + step, count))
         if not finite(_bytes(rows.view(torch.uint8)), info.dtype):
-            raise CheckpointError(f"{info.file}: tensor {name} holds NaN or infinity", "get the weights again")
+            raise CheckpointError(f"{file}: tensor {name} holds NaN or infinity", "get the weights again")
         if is_rotary(name):
             raw = reorder_heads(rows.view(torch.uint8).reshape(len(rows), -1).numpy(), head_dim, "interleaved")
             rows = torch.from_numpy(raw).view(rows.dtype).reshape(rows.shape)
         piece = _encoded(rows, info.dtype, kind)
         if kind == "F16" and info.dtype != "F16" and not finite(piece, "F16"):
             raise CheckpointError(
-                f"{info.file}: tensor {name} has values beyond float16's 65,504", "choose --dtype bf16, f32 or q8_0"
+                f"{file}: tensor {name} has values beyond float16's 65,504",
+                "choose --dtype bf16, f32 or q8_0",
             )
         yield piece
 

@@ -30,7 +30,11 @@ class DeciLMAttention(LlamaAttention):
     def __init__(self, config: DeciLMConfig, kv_heads: int, cache_layer: int) -> None:
         sizes = copy.copy(config)
         sizes.num_key_value_heads = kv_heads
+        qkv_bias = getattr(config, "qkv_bias", False)
+        sizes.attention_bias = config.attention_bias or qkv_bias
         super().__init__(sizes, cache_layer)
+        if qkv_bias and not config.attention_bias:
+            self.o_proj: nn.Module = nn.Linear(sizes.num_attention_heads * self.head_dim, sizes.hidden_size, bias=False)
         self.config = config  # the model's own, so that set_attn_implementation reaches this block
 
 

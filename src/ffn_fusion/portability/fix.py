@@ -104,7 +104,7 @@ class Fixed:
 
         def sources(name: str) -> tuple[TensorInfo, ...]:
             source = self.tensors[name].source
-            return () if source is None else (checkpoint.tensors[source],)
+            return () if source is None else checkpoint.stored(source)
 
         def is_copy(name: str) -> bool:
             tensor = self.tensors[name]

@@ -100,10 +100,13 @@ def child_tensors(child: Child) -> list[OutputTensor]:
     """The child's tensors as streams of bytes; those copied from the parent are its bytes."""
 
     def sources(name: str) -> tuple[TensorInfo, ...]:
-        tensor = child.tensors[name]
-        return tuple(child.parent.tensors[source] for source in tensor.join.reads)
+        return tuple(info for source in child.tensors[name].join.reads for info in child.parent.stored(source))
 
-    return output_tensors(child, sources, lambda name: child.tensors[name].join.copied)
+    def is_copy(name: str) -> bool:
+        join = child.tensors[name].join
+        return join.copied and isinstance(child.parent.tensors[join.sources[0]], TensorInfo)
+
+    return output_tensors(child, sources, is_copy)
 
 
 def child_bytes(child: Child) -> int:
@@ -123,5 +126,5 @@ def build_id(child: Child, max_shard_bytes: int = MAX_SHARD_BYTES) -> str:
 
 def files_state(parent: Checkpoint) -> str:
     """Names, sizes and ages of a checkpoint's weight files: whether they changed since, without reading them."""
-    stats = ((path.name, path.stat()) for path in sorted({info.file for info in parent.tensors.values()}))
+    stats = ((path.name, path.stat()) for path in sorted(parent.files))
     return "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)

@@ -1,0 +1,63 @@
+"""Tensors that a checkpoint holds in another form than the model's: rows of a stored tensor, or scaled ones.
+
+Rows of a stored tensor are stored bytes themselves. What has to be computed is computed some rows at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES, TensorInfo
+from ffn_fusion.families.rewriting import Piece
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ComputedTensor:
+    """A tensor that is computed from stored ones. ``rows`` gives rows ``start..stop-1`` of it in ``dtype``."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    sources: tuple[TensorInfo, ...]
+    rows: Callable[[int, int], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ITEM_SIZES[self.dtype]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one step along the first dimension."""
+        return math.prod(self.shape[1:]) * ITEM_SIZES[self.dtype]
+
+
+ModelTensor = TensorInfo | ComputedTensor
+
+
+def stored_shape(piece: Piece, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the stored tensor that a piece of this shape is taken from."""
+    return (piece.rows[2], *shape[1:]) if piece.rows else shape
+
+
+def taken(piece: Piece, stored: TensorInfo) -> ModelTensor:
+    """What the piece is of a stored tensor."""
+    info = stored
+    if piece.rows:
+        start, stop, _ = piece.rows
+        info = replace(stored, shape=(stop - start, *stored.shape[1:]), offset=stored.offset + start * stored.row_bytes)
+    if piece.factor == 1.0:
+        return info
+
+    def rows(start: int, stop: int) -> Tensor:
+        """Multiplied in float64, so that a number is rounded once."""
+        from ffn_fusion.checkpoint.reader import read_rows
+
+        found = read_rows(info, start, stop)
+        return (found.double() * piece.factor).to(found.dtype)
+
+    return ComputedTensor(info.dtype, info.shape, (stored,), rows)
