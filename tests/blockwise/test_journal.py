@@ -19,26 +19,26 @@ def test_tables_come_back(on_disk: bool, tmp_path: Path) -> None:
     assert found is not None
     assert {name: table.tolist() for name, table in found.items()} == {n: t.tolist() for n, t in tables.items()}
     assert journal.load("block-0002") is None
-    assert journal.position == {}
-    journal.note({"blocks": 3})
-    assert journal.position == {"blocks": 3}
+    assert journal.values == {}
+    journal.write({"blocks": 3})
+    assert journal.values == {"blocks": 3}
 
 
 def test_only_what_belongs_together_is_gone_on_with(tmp_path: Path) -> None:
     first = Journal(tmp_path / "j", "k")
     first.save("u", {"x": np.ones(2)})
-    first.note({"blocks": 2})
-    assert Journal(tmp_path / "j", "k").position == {"blocks": 2}
+    first.write({"blocks": 2})
+    assert Journal(tmp_path / "j", "k").values == {"blocks": 2}
     other = Journal(tmp_path / "j", "another")
-    assert other.position == {}
+    assert other.values == {}
     assert other.load("u") is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"k"'])
 def test_a_damaged_journal_is_begun_anew(content: bytes, tmp_path: Path) -> None:
-    Journal(tmp_path / "j", "k").note({"blocks": 2})
+    Journal(tmp_path / "j", "k").write({"blocks": 2})
     (tmp_path / "j" / "journal.json").write_bytes(content)
-    assert Journal(tmp_path / "j", "k").position == {}
+    assert Journal(tmp_path / "j", "k").values == {}
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"\x93NUMPY"])

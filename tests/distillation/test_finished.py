@@ -34,7 +34,7 @@ def test_weights_stay_and_the_optimiser_goes(tmp_path: Path) -> None:
     checkpoint(work, 2)
     last = checkpoint(work, 4)
     assert finished(work, "key") is None
-    finish(work, {"tokens": 8})
+    finish(work, "key", {"tokens": 8})
     for _ in range(2):
         keep_weights(work)
         assert sorted(path.name for path in last.iterdir()) == sorted([*FILES, "whole.json"])
@@ -56,6 +56,6 @@ def test_weights_stay_and_the_optimiser_goes(tmp_path: Path) -> None:
 
 def test_a_record_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     prepare(tmp_path / "w", "key")
-    (tmp_path / "w" / "record.json").write_text("{")
+    (tmp_path / "w" / "notes.json").write_text("{")
     assert finished(tmp_path / "w", "key") is None
     assert finished(tmp_path / "nowhere", "key") is None

@@ -99,7 +99,7 @@ def test_what_is_finished_is_kept_and_what_failed_is_not_noted(
 
     with pytest.raises(DataError):
         job(stages(work=fail))[0].carry_out()
-    assert list(json.loads((tmp_path / "out.run" / "stages.json").read_text())) == ["one"]
+    assert list(json.loads((tmp_path / "out.run" / "stages.json").read_text())) == ["key", "one"]
     again, heard = job(stages())
     again.carry_out()
     assert [name for name, _, _ in heard.began] == ["two", "three"]

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from ffn_fusion.analysis.settings import PARTS, Part
 from ffn_fusion.blueprint import Parent
-from ffn_fusion.checkpoint.staging import write_atomic
+from ffn_fusion.checkpoint.notes import write_atomic
 from ffn_fusion.errors import DataError
 
 Statistic = Literal["mean", "median", "p95"]

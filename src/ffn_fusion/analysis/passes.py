@@ -168,7 +168,7 @@ def _chunk(
     )
     models = {name: swept.final(name) for name in scored}
     divergences = compare(swept.final(), models, ids_NT, journal=journal, on_window=on_window)
-    journal.note({"finished": True})  # the states aren't needed any more
+    journal.write({"finished": True})  # the states aren't needed any more
     return swept, divergences
 
 

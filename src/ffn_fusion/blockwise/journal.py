@@ -1,14 +1,12 @@
-"""What a sweep has found so far, kept on disk, so that a process that was killed goes on from the last finished block.
+"""The journal of a sweep: what it has found so far, on disk, so that a killed process resumes after the last block.
 
-A folder holds one file of tables for every finished unit (a block, a window at the head) and ``journal.json``, which
-says what all of it belongs to and how far it has come. Without a folder, the tables stay in memory.
+A folder holds one file of tables for every finished unit (a block, a window at the head), and the notes
+``journal.json``. Without a folder, everything stays in memory.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,45 +14,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ffn_fusion.checkpoint.staging import write_atomic
+from ffn_fusion.checkpoint.notes import Notes
 
 Table = npt.NDArray[Any]
 
 
-class Journal:
-    """Tables by name, and how far the work has come.
+class Journal(Notes):
+    """Tables by name, and notes of how far the work has come.
 
     Args:
-        folder: where it's kept; None keeps it in memory.
-        key: a hash over all that the results depend on; a folder with another key is emptied.
+        folder: where they are kept; None keeps them in memory.
+        key: a hash of everything that the results depend on; a folder with another key is emptied.
     """
 
     def __init__(self, folder: Path | None = None, key: str = "") -> None:
-        self.folder = folder
+        super().__init__(folder, key, "journal.json")
         self._tables: dict[str, dict[str, Table]] = {}
-        self._head: dict[str, Any] = {"key": key}
-        if folder is None:
-            return
-        before = self._read_head()
-        if before.get("key") == key:
-            self._head = before
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        self.note({})
-
-    @property
-    def position(self) -> dict[str, Any]:
-        """What was noted last."""
-        return {name: value for name, value in self._head.items() if name != "key"}
-
-    def note(self, position: Mapping[str, Any]) -> None:
-        """The work has come so far (JSON)."""
-        self._head = {"key": self._head["key"], **position}
-        if self.folder:
-            write_atomic(self.folder / "journal.json", json.dumps(self._head).encode())
+        self.claim()
 
     def save(self, name: str, tables: Mapping[str, Table]) -> None:
+        """Save the tables of a finished unit."""
         if self.folder is None:
             self._tables[name] = dict(tables)
             return
@@ -66,7 +45,7 @@ class Journal:
         part.replace(self.folder / f"{name}.npz")
 
     def load(self, name: str) -> dict[str, Table] | None:
-        """The tables of a finished unit; None if it isn't, or its file is damaged."""
+        """Return the tables of a finished unit, or None if it isn't finished or its file is damaged."""
         if self.folder is None:
             return self._tables.get(name)
         try:
@@ -74,11 +53,3 @@ class Journal:
                 return dict(file)
         except (OSError, ValueError, EOFError):
             return None
-
-    def _read_head(self) -> dict[str, Any]:
-        assert self.folder is not None
-        try:
-            head = json.loads((self.folder / "journal.json").read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return head if isinstance(head, dict) else {}

@@ -114,10 +114,10 @@ def sweep(
     total = N * evaluations(len(stack), edits.values())
     kept = tuple(name for name in edits if keep(name))
     swept = Swept(stack, states, journal, N, kept)
-    if journal.position.get("finished") and _whole(journal, len(stack)):
+    if journal.values.get("finished") and _whole(journal, len(stack)):
         return swept
-    done = int(journal.position.get("blocks", 0))
-    if done and not (_whole(journal, done) and states.restore(journal.position["states"])):
+    done = int(journal.values.get("blocks", 0))
+    if done and not (_whole(journal, done) and states.restore(journal.values["states"])):
         done = 0  # the disk lost something
     if not done:
         for part in pass_.parts:
@@ -140,7 +140,7 @@ def sweep(
                 edit.release()
         journal.save(f"block-{i:04d}", record)
         states.turn(time.monotonic() - began)
-        journal.note({"blocks": i + 1, "states": states.stamp()})
+        journal.write({"blocks": i + 1, "states": states.stamp()})
     return swept
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ffn_fusion.checkpoint.notes import Notes
 from ffn_fusion.checkpoint.safetensors_file import fsync_folder
 from ffn_fusion.errors import CheckpointError, OutputError
 
@@ -70,8 +71,9 @@ class Staging:
     def __init__(self, target: Path, folder: Path, key: str) -> None:
         self.target = target
         self.folder = folder
-        self._key = key
-        self._done: dict[str, dict[str, Any]] = {}
+        self._notes = Notes(folder, key, _JOURNAL)
+        self._notes.claim(keep={_LOCK})
+        self._done: dict[str, dict[str, Any]] = self._notes.values.get("files", {})
 
     def finished(self, name: str) -> bool:
         """Whether an earlier, interrupted build with the same key finished this file (checked by its size)."""
@@ -82,7 +84,7 @@ class Staging:
     def finish(self, name: str, sha256: str) -> None:
         """Note that ``name`` is written and synced."""
         self._done[name] = {"bytes": (self.folder / name).stat().st_size, "sha256": sha256}
-        write_atomic(self.folder / _JOURNAL, json.dumps({"key": self._key, "files": self._done}).encode())
+        self._notes.write({"files": self._done})
 
     def write(self, name: str, content: bytes) -> None:
         """Write and finish a small file."""
@@ -103,18 +105,6 @@ class Staging:
         self.folder.rename(self.target)  # with its lock, so that no one else can step into it before
         (self.target / _LOCK).unlink()
         fsync_folder(self.target.parent)
-
-    def _resume(self) -> None:
-        try:
-            journal = json.loads((self.folder / _JOURNAL).read_bytes())
-            if journal["key"] == self._key:
-                self._done = journal["files"]
-                return
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        for path in self.folder.iterdir():
-            if path.name != _LOCK:
-                path.unlink()
 
 
 def _partial(target: Path) -> Path:
@@ -140,10 +130,8 @@ def staged(target: Path, key: str) -> Iterator[Staging]:
     except OSError as error:
         raise OutputError(f"{folder}: {error.strerror}", "choose a place that can be written") from error
     with exclusive(folder / _LOCK, f"{target}: another process is building it"):
-        staging = Staging(target, folder, key)
-        staging._resume()
         try:
-            yield staging
+            yield Staging(target, folder, key)
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise OutputError(f"{target}: {error.strerror or error}", "nothing was left behind; try again") from error
@@ -167,16 +155,6 @@ def exclusive(lock: Path, busy: str) -> Iterator[None]:
         if not lock.exists() or not os.path.samestat(os.fstat(handle.fileno()), lock.stat()):
             raise OutputError(busy, "it ended just now; try again")  # the lock that we hold was removed meanwhile
         yield
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace ``path`` in one step: readers see the old content or the new, never a part."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

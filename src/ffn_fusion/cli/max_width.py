@@ -35,7 +35,8 @@ def max_width(
     as_json: JsonFlag = False,
 ) -> None:
     """Measure how wide a fused FFN may be on this machine: time the same FFN weights at growing widths."""
-    from ffn_fusion.checkpoint.staging import check_target, write_atomic
+    from ffn_fusion.checkpoint.notes import write_atomic
+    from ffn_fusion.checkpoint.staging import check_target
     from ffn_fusion.engines.bench import check_askable
     from ffn_fusion.engines.width_curves import CONTEXT, widths_in
     from ffn_fusion.report.latency_grids import width_grid

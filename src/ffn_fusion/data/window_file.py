@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ffn_fusion.checkpoint.staging import check_space, exclusive, write_atomic
+from ffn_fusion.checkpoint.notes import Notes
+from ffn_fusion.checkpoint.staging import check_space, exclusive
 from ffn_fusion.data.hub_text import HubText
 from ffn_fusion.data.source import Position, Source, source_of
 from ffn_fusion.data.window_rows import InFile, TokenWindows
@@ -82,9 +83,9 @@ class _Writing:
     def bin(self) -> Path:
         return self.file.with_suffix(".bin")
 
-    @property
-    def note(self) -> Path:
-        return self.file.with_suffix(".json")
+    @cached_property
+    def notes(self) -> Notes:
+        return Notes(self.file.parent, self.key, self.file.with_suffix(".json").name)
 
     @cached_property
     def dtype(self) -> str:
@@ -101,15 +102,15 @@ class _Writing:
     def written(self, label: str, progress: Progress) -> TokenWindows:
         self._make_folder()
         with exclusive(self.file.with_suffix(".lock"), f"{self.file}: another process writes these windows"):
-            done = self._read_note()
+            done = self._progress()
             try:
                 if not done["whole"]:
                     done = self._write(done, progress)
                 check_enough(self.source, done["windows"], self.context)
             except FfnFusionError:
-                left = self._read_note()
+                left = self._progress()
                 if not left["windows"] or left["whole"]:  # nothing to go on from
-                    self.note.unlink(missing_ok=True)
+                    self.file.with_suffix(".json").unlink(missing_ok=True)
                     self.bin.unlink(missing_ok=True)
                 raise
         return TokenWindows.of_file(label, InFile(self.bin, self.dtype, self.context, 0, done["windows"]))
@@ -120,15 +121,12 @@ class _Writing:
         except OSError as error:
             raise OutputError(f"{self.file.parent}: {error.strerror}", "choose a place that can be written") from error
 
-    def _read_note(self) -> dict[str, Any]:
-        """Return the progress of an earlier call, or none if it was for something else."""
-        begun = {"key": self.key, "whole": False, "windows": 0, "buffers": 0, "position": None}
-        try:
-            note: dict[str, Any] = json.loads(self.note.read_bytes())
-            ours = note["key"] == self.key and self.bin.stat().st_size >= note["windows"] * self._window_bytes
-            return note if ours else begun
-        except (OSError, ValueError, KeyError, TypeError):
-            return begun
+    def _progress(self) -> dict[str, Any]:
+        """Return how far an earlier call has come; nowhere if it was for something else."""
+        begun = {"whole": False, "windows": 0, "buffers": 0, "position": None}
+        noted = begun | self.notes.values
+        there = self.bin.stat().st_size if self.bin.is_file() else 0
+        return noted if there >= noted["windows"] * self._window_bytes else begun
 
     @property
     def _window_bytes(self) -> int:
@@ -164,7 +162,6 @@ class _Writing:
 
     def _note(self, whole: bool, windows: int, buffers: int, position: Position | None) -> dict[str, Any]:
         note = {
-            "key": self.key,
             "source": str(self.source),
             "whole": whole,
             "dtype": self.dtype,
@@ -173,7 +170,7 @@ class _Writing:
             "buffers": buffers,
             "position": position,
         }
-        write_atomic(self.note, (json.dumps(note, indent=1) + "\n").encode())
+        self.notes.write(note)
         return note
 
     @contextmanager

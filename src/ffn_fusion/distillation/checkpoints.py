@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ffn_fusion.checkpoint.staging import write_atomic
+from ffn_fusion.checkpoint.notes import Notes, write_atomic
 
-_KEY = "key.json"
 _WHOLE = "whole.json"
 """Written last: names and sizes of the other files."""
-_RECORD = "record.json"
 _OPTIMISER = re.compile(r"(optimizer|scheduler|scaler|rng_state).*")
 """Files of a checkpoint that only a training that goes on needs."""
 
@@ -35,16 +33,8 @@ class Saved:
 
 def prepare(work: Path, key: str) -> None:
     """Create the work folder, or remove what belongs to another training or was left incomplete."""
-    try:
-        kept = json.loads((work / _KEY).read_bytes())["key"] == key
-    except (OSError, ValueError, KeyError, TypeError):
-        kept = False
-    if kept:
-        remove_torn(work)
-        return
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    write_atomic(work / _KEY, json.dumps({"key": key}).encode())
+    Notes(work, key).claim()
+    remove_torn(work)
 
 
 def folder_of(work: Path, step: int) -> Path:
@@ -67,19 +57,14 @@ def newest(work: Path) -> Saved | None:
     return max(whole, key=lambda saved: saved.step, default=None)
 
 
-def finish(work: Path, record: Mapping[str, Any]) -> None:
-    """Record that the training is finished, and what it did."""
-    write_atomic(work / _RECORD, json.dumps(record).encode())
+def finish(work: Path, key: str, record: Mapping[str, Any]) -> None:
+    """Record that the training with this key is finished, and what it did."""
+    Notes(work, key).write({"record": record})
 
 
 def finished(work: Path, key: str) -> dict[str, Any] | None:
     """Return the record of the finished training with this key, or None."""
-    try:
-        kept = json.loads((work / _KEY).read_bytes())["key"] == key
-        record: dict[str, Any] = json.loads((work / _RECORD).read_bytes())
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return record if kept else None
+    return Notes(work, key).values.get("record")
 
 
 def keep_weights(work: Path) -> None:

@@ -115,7 +115,7 @@ class Staged:
             with of_stage(number + 1, len(self.trainings)):
                 trained = train(training, progress=tell)
                 gains = measure(training, trained.weights, self._gains(number - 1), tell)
-            finish(training.work, {**trained.record, "gains": gains})
+            finish(training.work, training.key(), {**trained.record, "gains": gains})
             self._tidy(number)
         self._tidy(len(self.trainings) - 1)
         records = [finished(training.work, training.key()) for training in self.trainings]

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from ffn_fusion.blockwise import FileStates, Final, Journal, Room, Schedule, Stack, count_work, make_schedule, sweep
 from ffn_fusion.blockwise.head import LOGIT_BYTES
+from ffn_fusion.checkpoint.notes import Notes
 from ffn_fusion.checkpoint.reader import Checkpoint
-from ffn_fusion.checkpoint.staging import check_space, write_atomic
+from ffn_fusion.checkpoint.staging import check_space
 from ffn_fusion.data.window_rows import TokenWindows, WindowRows
 from ffn_fusion.distillation.divergence import Truncated, left_out, truncate
 from ffn_fusion.distillation.teacher_cache import (
@@ -97,6 +98,10 @@ class Writing:
         words += [str(self.dtype), list(self.ids_NT.shape)]
         return hashlib.sha256(json.dumps(words).encode() + self.ids_NT.content).hexdigest()
 
+    @cached_property
+    def notes(self) -> Notes:
+        return Notes(self.settings.folder, self.key, ABOUT)
+
     def written(self, progress: Progress) -> TeacherCache:
         """Return the cache, written by all processes or found complete."""
         here = current()
@@ -113,17 +118,13 @@ class Writing:
     def prepare(self) -> None:
         """Create the folder, or check that it holds nothing else."""
         folder, vocabulary = self.settings.folder, self.parent.spec.vocab_size
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-            try:
-                kept = json.loads((folder / ABOUT).read_bytes())["key"] == self.key
-            except (OSError, ValueError, KeyError, TypeError):
-                kept = False
-            if not kept:
-                raise OutputError(
-                    f"{folder}: holds something else than this parent's distributions on this text",
-                    "name another folder (--teacher-cache), or remove it",
-                )
+        if self.notes.found:
             return
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+            raise OutputError(
+                f"{folder}: holds something else than this parent's distributions on this text",
+                "name another folder (--teacher-cache), or remove it",
+            )
         N, T = self.ids_NT.shape
         each = bytes_per_token(self.settings.k, vocabulary)
         check_space(folder, N * (T - 1) * each)
@@ -160,7 +161,6 @@ class Writing:
     def _note(self, more: dict[str, Any]) -> None:
         vocabulary, (N, T) = self.parent.spec.vocab_size, self.ids_NT.shape
         about = {
-            "key": self.key,
             "parent": {"name": self.parent.name, "fingerprint": self.parent.fingerprint},
             "k": min(self.settings.k, vocabulary),
             "temperature": self.settings.temperature,
@@ -170,7 +170,7 @@ class Writing:
             "bytes_per_token": bytes_per_token(self.settings.k, vocabulary),
             **more,
         }
-        write_atomic(self.settings.folder / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
+        self.notes.write(about)
 
     def _schedule(self, windows: int) -> Schedule:
         return make_schedule(

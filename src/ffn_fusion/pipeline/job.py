@@ -16,8 +16,9 @@ from ffn_fusion.analysis.passes import PassEstimate
 from ffn_fusion.analysis.plan import Plan
 from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.checkpoint.notes import write_atomic
 from ffn_fusion.checkpoint.reader import Checkpoint
-from ffn_fusion.checkpoint.staging import check_target, exclusive, write_atomic
+from ffn_fusion.checkpoint.staging import check_target, exclusive
 from ffn_fusion.compute import compute_dtype
 from ffn_fusion.distillation.estimate import DistillEstimate
 from ffn_fusion.errors import OutputError

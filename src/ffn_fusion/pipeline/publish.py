@@ -8,10 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from ffn_fusion.analysis.cost_count import steps
 from ffn_fusion.analysis.evidence import Evidence, Geometry
 from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.checkpoint.notes import write_atomic
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES
 from ffn_fusion.checkpoint.sidecars import read_licence
-from ffn_fusion.checkpoint.staging import MODEL_CARD, write_atomic
+from ffn_fusion.checkpoint.staging import MODEL_CARD
 from ffn_fusion.pipeline.job import Job
 from ffn_fusion.pipeline.predicting import predictions
 from ffn_fusion.pipeline.result import Result, result_of

@@ -14,9 +14,10 @@ from ffn_fusion.analysis.measure import analyze as measure
 from ffn_fusion.analysis.measure import estimate_analysis as estimate_passes
 from ffn_fusion.analysis.passes import PassEstimate
 from ffn_fusion.analysis.settings import AnalysisSettings
+from ffn_fusion.checkpoint.notes import write_atomic
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.checkpoint.sidecars import load_tokenizer, read_licence
-from ffn_fusion.checkpoint.staging import DISTILLATION, read_manifest, write_atomic
+from ffn_fusion.checkpoint.staging import DISTILLATION, read_manifest
 from ffn_fusion.data.settings import TextSettings
 from ffn_fusion.errors import OutputError
 from ffn_fusion.evaluation.evaluate import evaluate

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from ffn_fusion.checkpoint.staging import write_atomic
+from ffn_fusion.checkpoint.notes import Notes
 
 
 class Workspace:
@@ -51,7 +51,6 @@ class Workspace:
         self.samples = self.folder / "samples.json"
         self.report = self.folder / "report.html"
         self.lock = self.folder / ".lock"
-        self._ledger_path = self.folder / "stages.json"
 
     @classmethod
     def hidden(cls, output: Path, *, evidence: Path | None = None, child: Path | None = None) -> Workspace:
@@ -73,21 +72,17 @@ class Workspace:
 
     def done(self, stage: str, key: str, results: Sequence[Path]) -> bool:
         """Whether the stage was finished with this key and its results are still there."""
-        return self._ledger().get(stage) == key and all(path.exists() for path in results)
+        return self._ledger.values.get(stage) == key and all(path.exists() for path in results)
 
     def note(self, stage: str, key: str) -> None:
         """Note in the ledger that the stage is finished."""
-        write_atomic(self._ledger_path, (json.dumps({**self._ledger(), stage: key}, indent=1) + "\n").encode())
+        self._ledger.write({**self._ledger.values, stage: key})
 
-    def _ledger(self) -> dict[str, str]:
-        try:
-            ledger = json.loads(self._ledger_path.read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return ledger if isinstance(ledger, dict) else {}
+    @property
+    def _ledger(self) -> Notes:
+        return Notes(self.folder, version("ffn-fusion"), "stages.json")
 
 
 def stage_key(*parts: object) -> str:
     """Return a hash over everything that a stage's results depend on."""
-    text = json.dumps([version("ffn-fusion"), *map(str, parts)])
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json.dumps([*map(str, parts)]).encode()).hexdigest()

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ffn_fusion.blockwise import FileStates, Journal, Pace, Room, Stack, measure_pace
 from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.checkpoint.notes import Notes
 from ffn_fusion.checkpoint.reader import Checkpoint, torch_dtype
-from ffn_fusion.checkpoint.staging import write_atomic
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import DataError
 from ffn_fusion.families import require
@@ -241,33 +241,19 @@ class _Ledger:
     """The folder's weights and what was measured, place by place; only the first process writes there."""
 
     def __init__(self, folder: Path, key: str) -> None:
-        self._folder, self._key = folder, key
-        self._rows: dict[str, Any] = {}
-        try:
-            kept = json.loads((folder / _ROWS).read_bytes())
-            if kept["key"] == key:
-                self._rows = kept["rows"]
-                return
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        self._write()
+        self._folder, self._notes = folder, Notes(folder, key, _ROWS)
+        self._notes.claim()
 
     def add(self, found: PlaceRepair) -> None:
         files = {name: save_repair(self._folder, name, tensor) for name, tensor in found.tensors.items()}
-        self._rows[found.place.name] = {"row": _row(found), "files": files}
-        self._write()
+        self._notes.write({**self._notes.values, found.place.name: {"row": _row(found), "files": files}})
 
     def finish(self, record: dict[str, Any], places: Sequence[Place]) -> None:
-        rows = [self._rows[place.name] for place in places]
+        rows = [self._notes.values[place.name] for place in places]
         files = {name: file for row in rows for name, file in row["files"].items()}
         save_record(self._folder, {**record, "files": files, "places": [row["row"] for row in rows]})
         shutil.rmtree(self._folder / _WALK, ignore_errors=True)
         (self._folder / _ROWS).unlink(missing_ok=True)
-
-    def _write(self) -> None:
-        write_atomic(self._folder / _ROWS, json.dumps({"key": self._key, "rows": self._rows}).encode())
 
 
 def split_windows(count: int, share: float) -> tuple[list[int], list[int]]:

@@ -76,8 +76,8 @@ def walk(
         on_step: called with the number of steps done.
     """
     journal = Journal() if journal is None else journal
-    notes = _Notes(journal, pair)
-    done = notes.resume()
+    steps_done = _StepsDone(journal, pair)
+    done = steps_done.resume()
     if not done:
         for part in windows.parts:
             pair.theirs.write(SLOT, part, pair.teacher.embed(ids_NT[part]))
@@ -98,7 +98,7 @@ def walk(
                 _restore(block, step.place, before)
             yield PlaceRepair(step.place, _width(step, block), fit, tensors)
         _advance(pair.of(step.who)[1], windows, block, step)
-        notes.note(number + 1)
+        steps_done.note(number + 1)
         on_step(number + 1)
 
 
@@ -117,7 +117,7 @@ class _Hand:
         return self._block
 
 
-class _Notes:
+class _StepsDone:
     """How far the walk has come. Processes keep in step, so none is more than one step ahead: the note before the last
     one is kept as well, and all go on from the step that all have reached.
     """
@@ -127,7 +127,7 @@ class _Notes:
 
     def resume(self) -> int:
         """The step to go on from; 0 where the states aren't what they were."""
-        last = self._journal.position
+        last = self._journal.values
         known = {note["step"]: note for note in (last.get("before"), last) if note and "step" in note}
         step = min(current().gather([max(known, default=0)]))
         fine = step in known and self._restore(known[step])
@@ -136,9 +136,9 @@ class _Notes:
         return step
 
     def note(self, step: int) -> None:
-        before = {name: value for name, value in self._journal.position.items() if name != "before"}
+        before = {name: value for name, value in self._journal.values.items() if name != "before"}
         stamps = {"theirs": self._pair.theirs.stamp(), "ours": self._pair.ours.stamp()}
-        self._journal.note({"step": step, **stamps, "before": before or None})
+        self._journal.write({"step": step, **stamps, "before": before or None})
         current().gather([None])  # nobody is more than one step ahead
 
     def _restore(self, note: dict[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ffn_fusion.blueprint import Blueprint
-from ffn_fusion.checkpoint.staging import write_atomic
+from ffn_fusion.checkpoint.notes import write_atomic
 from ffn_fusion.errors import MissingExtraError, OutputError
 from ffn_fusion.report import evidence_grids, model_grids, palette
 from ffn_fusion.report.formats import byte_count, change, printable

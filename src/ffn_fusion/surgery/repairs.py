@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ffn_fusion.checkpoint.notes import write_atomic
 from ffn_fusion.checkpoint.reader import torch_dtype
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo, read_bytes, read_header
-from ffn_fusion.checkpoint.staging import write_atomic
 from ffn_fusion.errors import DataError, OutputError
 from ffn_fusion.surgery.fuse_ffn import fuse_columns
 from ffn_fusion.surgery.joins import Join, Rows
