@@ -254,11 +254,14 @@ def test_every_spelling_of_rotary_scaling(rope: dict[str, Any], form: Any, tmp_p
     assert (said["rope_scaling"] or {}).get("rope_type", "default") == said["rope_parameters"]["rope_type"]
 
 
-def test_rotary_settings_that_contradict_are_refused(tmp_path: Path) -> None:
+def test_rotary_settings_that_contradict_are_written_as_transformers_reads_them(tmp_path: Path) -> None:
     config = nas_config([(2, 48)], rope_parameters={"rope_type": "default", "rope_theta": 3.0})
     made = write_model(tmp_path / "m", config, [(2, 48)])
-    with pytest.raises(CheckError, match="rope_theta"):
-        export_model(open_folder(made.folder), tmp_path / "out", "llama")
+    out = export_model(open_folder(made.folder), tmp_path / "out", "llama")
+    said = json.loads((out / "config.json").read_text())
+    assert said["rope_theta"] == said["rope_parameters"]["rope_theta"] == 3.0
+    ids = random_ids(made.config, 1, 60)
+    assert relative(logits(out, ids), logits(made.folder, ids)) <= 1e-10
 
 
 # ---- the native form

@@ -238,7 +238,7 @@ LINEAR = {"rope_type": "linear", "factor": 2.0}
         (
             {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}},
             5e5,
-            {"type": "linear", "factor": 2.0},
+            {"type": "linear", "factor": 2.0, "rope_type": "linear"},  # MLX reads no other name
         ),
         ({"rope_parameters": LINEAR | {"rope_theta": 5e5}}, 5e5, LINEAR),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5, None),

@@ -10,7 +10,6 @@ from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.errors import CheckError
 from ffn_fusion.families import BlockSpec, ModelSpec
 from ffn_fusion.families.layout import model_tensors
-from ffn_fusion.families.rotary import rotary_contradicts
 from ffn_fusion.portability.rewrite import Rewrite, plan_uniform
 
 _NATIVE = "--to nemotron-nas keeps it as it is"
@@ -29,11 +28,6 @@ def plan_llama(name: str, spec: ModelSpec, *, pad: bool) -> Rewrite:
     """
     if linear := _differences(spec, _linear):
         raise CheckError(f"{name}: isn't a plain Llama: {linear}", f"{_NATIVE}; no Llama computes a linear layer there")
-    if rotary_contradicts(spec.config):
-        raise CheckError(
-            f"{name}: config.json says one thing in rope_theta and rope_scaling, another in rope_parameters",
-            "fix the config",
-        )
     rewrite = plan_uniform(spec)
     before, after = _parameters(spec), _parameters(rewrite.spec)
     kept, keeps = spec.kv_bytes_per_token(1), rewrite.spec.kv_bytes_per_token(1)

@@ -13,7 +13,7 @@ from ffn_fusion.errors import CheckpointError, FamilyError
 from ffn_fusion.families.family import Family
 from ffn_fusion.families.fields import block_count, flag, whole
 from ffn_fusion.families.llama_shaped import NAMES, common, tensors
-from ffn_fusion.families.rotary import rotary_settings
+from ffn_fusion.families.rotary import rotary_settings, tidy_rotary
 from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
 
 WIDTH_MULTIPLE = 256
@@ -116,7 +116,7 @@ def write(spec: ModelSpec, width_multiple: int = WIDTH_MULTIPLE) -> dict[str, An
     """
     config = {key: value for key, value in spec.config.items() if key not in _REPLACED}
     config |= rotary_settings(spec.config)
-    return {
+    written = {
         "architectures": ["DeciLMForCausalLM"],
         "model_type": "nemotron-nas",
         "auto_map": AUTO_MAP,
@@ -126,6 +126,7 @@ def write(spec: ModelSpec, width_multiple: int = WIDTH_MULTIPLE) -> dict[str, An
         "intermediate_size": None,
         "block_configs": [_written(block, spec, width_multiple) for block in spec.blocks],
     }
+    return tidy_rotary(written)
 
 
 def _written(block: BlockSpec, spec: ModelSpec, width_multiple: int) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Rotary settings: read from either spelling of config.json, and written in both.
 
-``rope_theta`` + ``rope_scaling`` is what engines read, ``rope_parameters`` what transformers 5 writes. Where both say
-something, the first counts.
+``rope_theta`` + ``rope_scaling`` is what engines read, ``rope_parameters`` what transformers 5 writes. Where a config has
+both and they disagree, it means what transformers makes of it (``RotaryEmbeddingConfigMixin`` in
+modeling_rope_utils.py): ``rope_scaling`` takes the place of ``rope_parameters`` if it is there and not empty, and a
+``rope_theta`` inside the one that counts comes before the ``rope_theta`` beside it.
 """
 
 from __future__ import annotations
@@ -39,12 +41,21 @@ class Rotary:
 
 def read_rotary(config: Mapping[str, Any]) -> Rotary:
     """What a config that :func:`check_rotary` passed says of rotary positions, in whichever spelling."""
-    parameters = config.get("rope_parameters") or {}
-    said = config.get("rope_scaling") or parameters
-    theta = config.get("rope_theta") or parameters.get("rope_theta") or 10000.0
+    said = _counts(config)
     kind = rotary_kind(said)
     scaling = {key: value for key, value in said.items() if key not in _NAMES} if kind != "default" else {}
-    return Rotary(float(theta), kind, scaling)
+    return Rotary(float(_theta(config)), kind, scaling)
+
+
+def _counts(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The object that counts, ``rope_scaling`` or ``rope_parameters``."""
+    said: Mapping[str, Any] = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    return said
+
+
+def _theta(config: Mapping[str, Any]) -> Any:
+    """The base, as it is written."""
+    return _counts(config).get("rope_theta") or config.get("rope_theta") or 10000.0
 
 
 def rotary_kind(settings: Mapping[str, Any]) -> str:
@@ -53,13 +64,14 @@ def rotary_kind(settings: Mapping[str, Any]) -> str:
 
 
 def rotary_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a config in both spellings, to be written beside one another."""
-    parameters = dict(config.get("rope_parameters") or {})
-    theta = config.get("rope_theta", parameters.get("rope_theta", 10000.0))
-    scaling = config.get("rope_scaling")
-    if scaling is None and parameters.get("rope_type", "default") != "default":
+    """The settings of a config in both spellings, which agree, to be written beside one another."""
+    theta, parameters = _theta(config), dict(config.get("rope_parameters") or {})
+    scaling: dict[str, Any] | None = config.get("rope_scaling")
+    if scaling:
+        scaling = {key: value for key, value in scaling.items() if key != "rope_theta"}
+    elif rotary_kind(parameters) != "default":
         scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
-    if not parameters:
+    if not parameters or rotary_contradicts(config):
         parameters = {"rope_type": "default", **(scaling or {}), "rope_theta": theta}
         parameters["rope_type"] = rotary_kind(scaling or {})
     return {"rope_theta": theta, "rope_scaling": scaling, "rope_parameters": parameters}
@@ -81,11 +93,11 @@ def is_untidy(scaling: Mapping[str, Any]) -> bool:
 def rotary_contradicts(config: Mapping[str, Any]) -> bool:
     """Whether rope_theta and rope_scaling say one thing, rope_parameters another."""
     parameters, scaling = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    said = [settings.get("rope_theta") for settings in (config, parameters, scaling)]
+    if {theta for theta in said if theta is not None} - {_theta(config)}:
+        return True
     if not parameters:
         return False
-    theta = config.get("rope_theta")
-    if theta is not None and parameters.get("rope_theta", theta) != theta:
-        return True
     shared = (set(parameters) & set(scaling)) - set(_NAMES)
     differs = any(parameters[key] != scaling[key] for key in shared)
     return bool(scaling) and (differs or rotary_kind(parameters) != rotary_kind(scaling))

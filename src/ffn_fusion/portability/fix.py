@@ -5,7 +5,7 @@ engine adds up in the same order: tensors are copied, repeated, or padded with z
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -24,7 +24,6 @@ from ffn_fusion.checkpoint.write import build_key, json_file, output_tensors, wr
 from ffn_fusion.families import ModelSpec, names_of
 from ffn_fusion.families.family import Shape
 from ffn_fusion.families.layout import block_tensors, model_tensors
-from ffn_fusion.families.rotary import tidy_rotary
 from ffn_fusion.portability.history import FIXES, REWRITTEN, Rewriting, history_json, read_fixes, read_history
 from ffn_fusion.portability.rewrite import Rewrite
 from ffn_fusion.portability.rule import Engine
@@ -33,7 +32,7 @@ from ffn_fusion.surgery.child_config import child_config, modeling_files
 from ffn_fusion.surgery.fuse_ffn import fuse_columns, fuse_rows
 from ffn_fusion.surgery.repairs import RECORD
 
-__all__ = ["Fixed", "fix", "native_config", "native_files", "read_fixes"]
+__all__ = ["Fixed", "fix", "native_files", "read_fixes"]
 _CARRIED = (BLUEPRINT, RECORD, staging.DISTILLATION)
 
 
@@ -197,12 +196,7 @@ def _files(folder: Path, spec: ModelSpec, about: Mapping[str, Any]) -> Iterator[
     yield json_file(FIXES, about, indent=1)
 
 
-def native_config(spec: ModelSpec) -> dict[str, Any]:
-    """config.json in the Nemotron-NAS form, with rotary settings as every engine reads them."""
-    return tidy_rotary(child_config(replace(spec, config=tidy_rotary(spec.config))))
-
-
 def native_files(spec: ModelSpec) -> Iterator[tuple[str, bytes]]:
     """config.json in the Nemotron-NAS form, and the files of code that travel with it."""
-    yield json_file("config.json", native_config(spec))
+    yield json_file("config.json", child_config(spec))
     yield from modeling_files()

@@ -229,7 +229,7 @@ SHIPPED_RULES: tuple[Rule[Shipped], ...] = (
     Rule(
         "rope-agrees",
         "rope_theta and rope_scaling say what rope_parameters says",
-        "",
+        "config.json is written anew with what transformers makes of it",
         dict.fromkeys(ENGINES, Reason("reads one of the two, and engines differ in which")),
         _folder(lambda shipped: rotary_contradicts(shipped.spec.config)),
     ),
