@@ -98,12 +98,9 @@ def test_headers_of_every_dtype(dtype: str, tmp_path: Path) -> None:
         assert buffer == tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def test_rotary_tables_and_a_tied_head_are_ignored(tmp_path: Path) -> None:
-    extra = {
-        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
-        "lm_head.weight": torch.ones(61, 32),
-    }
-    made = write_model(tmp_path, llama_config(tie_word_embeddings=True), tensors=extra)
+def test_rotary_tables_are_ignored(tmp_path: Path) -> None:
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    made = write_model(tmp_path, llama_config(), tensors=extra)
     assert set(open_folder(tmp_path).tensors) == set(made.tensors) - set(extra)
 
 
@@ -368,6 +365,15 @@ def test_tensors_that_dont_fit_the_config(change: dict[str, torch.Tensor | None]
     tensors = {name: tensor for name, tensor in (made.tensors | change).items() if tensor is not None}
     save_file(tensors, made.folder / SINGLE)
     refused(made.folder, says)
+
+
+def test_a_head_that_is_missing(made: Made) -> None:
+    tensors = {name: tensor for name, tensor in made.tensors.items() if name != "lm_head.weight"}
+    save_file(tensors, made.folder / SINGLE)
+    refused(made.folder, "tensor lm_head.weight is missing")
+    with pytest.raises(CheckpointError) as caught:
+        open_folder(made.folder)
+    assert "tie_word_embeddings: true" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "x.pt"])

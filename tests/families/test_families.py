@@ -161,11 +161,9 @@ def test_llama_names_are_those_of_transformers() -> None:
 
 
 def test_ignorable() -> None:
-    tied, untied = read_spec(llama_config(tie_word_embeddings=True)), read_spec(llama_config())
-    assert ignorable(tied, "lm_head.weight")
-    assert not ignorable(untied, "lm_head.weight")
-    assert ignorable(untied, "model.layers.0.self_attn.rotary_emb.inv_freq")
-    assert not ignorable(untied, "model.layers.0.self_attn.q_norm.weight")
+    assert ignorable("model.layers.0.self_attn.rotary_emb.inv_freq")
+    assert not ignorable("lm_head.weight")
+    assert not ignorable("model.layers.0.self_attn.q_norm.weight")
 
 
 # ---- refusals

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.computed import ComputedTensor, ModelTensor, stored_shape, taken
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo, read_bytes, read_header
+from ffn_fusion.checkpoint.stored import read_stored
 from ffn_fusion.errors import CheckpointError, FamilyError
-from ffn_fusion.families import ModelSpec, read_spec
+from ffn_fusion.families import ModelSpec, names_of, read_spec
 from ffn_fusion.families.layout import ignorable, model_tensors
 from ffn_fusion.families.rewriting import Piece
 
@@ -29,6 +30,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _JSON_LIMIT = 256 << 20
+_NO_HEAD = "if the embedding is the head too, config.json has to say so: tie_word_embeddings: true"
 
 
 @dataclass(frozen=True)
@@ -140,14 +142,16 @@ def open_folder(folder: Path, name: str | None = None, revision: str | None = No
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     found: dict[str, TensorInfo] = {}
     for path in _weight_files(folder):
-        tensors, raw = read_header(path)
+        header, raw = read_header(path)
         digest.update(raw)
-        for tensor in tensors:
+        for tensor in header:
             if tensor in found:
                 raise CheckpointError(f"{path}: tensor {tensor} stands in {found[tensor].file.name} too", "remove one")
-        found |= tensors
+        found |= header
     _check_index(folder, found)
-    return Checkpoint(folder, spec, _expected(folder, spec, found), digest.hexdigest(), name or str(folder), revision)
+    stored = read_stored(spec, found)
+    tensors = _expected(folder, stored.spec, stored.tensors)
+    return Checkpoint(folder, stored.spec, tensors, digest.hexdigest(), name or str(folder), revision)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -209,14 +213,15 @@ def _expected(folder: Path, spec: ModelSpec, found: Mapping[str, TensorInfo]) ->
         piece = spec.pieces.get(wanted, Piece(wanted))
         name, shape, info = piece.name, stored_shape(piece, size), found.get(piece.name)
         if info is None:
-            raise CheckpointError(f"{folder}: tensor {name} is missing", whole)
+            untied = name == names_of(spec).head
+            raise CheckpointError(f"{folder}: tensor {name} is missing", _NO_HEAD if untied else whole)
         if info.shape != shape:
             raise CheckpointError(f"{folder}: tensor {name} is {list(info.shape)}, not {list(shape)}", whole)
         if info.dtype not in _FLOATS:
             raise CheckpointError(f"{folder}: tensor {name} is {info.dtype}", f"known are {', '.join(_FLOATS)}")
         result[wanted] = taken(piece, info)
         used.add(name)
-    extra = [name for name in found if name not in used and not ignorable(spec, name)]
+    extra = [name for name in found if name not in used and not ignorable(name)]
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise CheckpointError(f"{folder}: tensor {sorted(extra)[0]}{more} isn't part of a {spec.family} model", whole)

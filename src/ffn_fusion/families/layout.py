@@ -59,6 +59,6 @@ def model_tensors(spec: ModelSpec) -> dict[str, Shape]:
     return {names.embedding: outer.pop(names.embedding), **inside, **outer}
 
 
-def ignorable(spec: ModelSpec, name: str) -> bool:
-    """Tensors that some checkpoints carry and no model reads: rotary tables, a tied head written out again."""
-    return name.endswith("rotary_emb.inv_freq") or (spec.tied and name == names_of(spec).head)
+def ignorable(name: str) -> bool:
+    """Whether a stored tensor is one that some checkpoints carry and no model reads: a rotary table."""
+    return name.endswith("rotary_emb.inv_freq")

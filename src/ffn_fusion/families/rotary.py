@@ -1,7 +1,7 @@
 """Rotary settings: read from either spelling of config.json, and written in both.
 
-``rope_theta`` + ``rope_scaling`` is what engines read, ``rope_parameters`` what transformers 5 writes. Where a config has
-both and they disagree, it means what transformers makes of it (``RotaryEmbeddingConfigMixin`` in
+``rope_theta`` + ``rope_scaling`` is what engines read, ``rope_parameters`` what transformers 5 writes. Where a config
+has both and they disagree, it means what transformers makes of it (``RotaryEmbeddingConfigMixin`` in
 modeling_rope_utils.py): ``rope_scaling`` takes the place of ``rope_parameters`` if it is there and not empty, and a
 ``rope_theta`` inside the one that counts comes before the ``rope_theta`` beside it.
 """
