@@ -258,3 +258,16 @@ def test_rotary_settings_stand_in_both_spellings(
     assert config["rope_parameters"]["rope_theta"] == theta
     assert config["rope_parameters"]["rope_type"] == ("linear" if scaling else "default")
     assert config["rope_parameters"].get("factor") == (scaling or {}).get("factor")
+
+
+@pytest.mark.parametrize(("pad", "carried"), [(-1, None), (61, None), (60, 60), (0, 0), (None, None)])
+def test_padding_beyond_the_vocabulary_isnt_carried_along(pad: int | None, carried: int | None, tmp_path: Path) -> None:
+    made = write_model(tmp_path / "m", llama_config(num_hidden_layers=5, pad_token_id=pad))
+    settings = {"pad_token_id": pad, "eos_token_id": 2}
+    (made.folder / "generation_config.json").write_text(json.dumps(settings))
+    parent = open_folder(made.folder)
+    child = build(parent, plan(parent), tmp_path / "child")
+    assert json.loads((child / "config.json").read_text())["pad_token_id"] == carried
+    written = (child / "generation_config.json").read_text()
+    assert json.loads(written) == {"pad_token_id": carried, "eos_token_id": 2}
+    assert (written == json.dumps(settings)) == (pad == carried)  # byte by byte where nothing is wrong

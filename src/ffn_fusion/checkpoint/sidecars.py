@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from ffn_fusion.checkpoint.reader import inside
 from ffn_fusion.errors import CheckpointError
+from ffn_fusion.families.fields import without_foreign_pad
 
 SIDECARS = (
     "tokenizer.json",
@@ -36,6 +38,26 @@ def sidecar_files(folder: Path, *more: str) -> Iterator[tuple[str, bytes]]:
     names |= {path.name for pattern in LICENCES for path in folder.glob(pattern) if path.is_file()}
     for name in sorted(names):
         yield name, inside(folder, name).read_bytes()
+
+
+def child_files(folder: Path, vocabulary: int, *more: str) -> Iterator[tuple[str, bytes]]:
+    """:func:`sidecar_files`, with generation settings that name no token beyond the model's vocabulary for padding.
+
+    Raises:
+        CheckpointError: one of them leads out of the folder.
+    """
+    for name, content in sidecar_files(folder, *more):
+        yield name, _padded_within(content, vocabulary) if name == "generation_config.json" else content
+
+
+def _padded_within(content: bytes, vocabulary: int) -> bytes:
+    try:
+        settings = json.loads(content)
+    except (ValueError, RecursionError):
+        return content  # passed on as it is: engines ignore it
+    if not isinstance(settings, dict) or (said := without_foreign_pad(settings, vocabulary)) == settings:
+        return content
+    return (json.dumps(said, indent=2) + "\n").encode()
 
 
 def load_tokenizer(folder: Path) -> Any:

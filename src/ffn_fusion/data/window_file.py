@@ -43,6 +43,7 @@ def write_windows(
     *,
     seed: int = 0,
     label: str | None = None,
+    vocabulary: int | None = None,
     progress: Progress = silent,
 ) -> TokenWindows:
     """Write the windows of :func:`make_windows` to ``file``.bin and ``file``.json, never holding all of them in memory.
@@ -51,13 +52,14 @@ def write_windows(
     text, tokenizer or number of tokens starts over.
 
     Args:
+        vocabulary: number of tokens that the model knows; a text with others is refused.
         progress: counts tokens.
 
     Raises:
-        DataError, MissingExtraError: see :func:`make_windows`. OutputError: the disk is full, or another process
-        writes.
+        CheckpointError, DataError, MissingExtraError: see :func:`make_windows`. OutputError: the disk is full, or
+        another process writes.
     """
-    writing = _Writing(tokenizer, source_of(path), context, wanted_windows(context, tokens), file, seed)
+    writing = _Writing(tokenizer, source_of(path), context, wanted_windows(context, tokens), file, seed, vocabulary)
     return writing.written(label or writing.source.label, progress)
 
 
@@ -78,6 +80,7 @@ class _Writing:
     wanted: int
     file: Path
     seed: int
+    vocabulary: int | None
 
     @property
     def bin(self) -> Path:
@@ -138,7 +141,9 @@ class _Writing:
         with self._disk(), self.bin.open("r+b" if count else "wb") as out:
             out.truncate(count * self._window_bytes)
             out.seek(0, os.SEEK_END)
-            buffered = windows_of(self.tokenizer, self.source, self.context, self.seed, number, position)
+            buffered = windows_of(
+                self.tokenizer, self.source, self.context, self.seed, number, position, self.vocabulary
+            )
             progress("tokens", count * self.context, self.wanted * self.context)
             for found, position in buffered:
                 for written in self._append(out, islice(found, self.wanted - count)):

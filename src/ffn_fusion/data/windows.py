@@ -19,6 +19,7 @@ from ffn_fusion.data.conversation import Conversation
 from ffn_fusion.data.hub_text import HubText
 from ffn_fusion.data.source import Position, Source, buffers, source_of
 from ffn_fusion.data.text import Document, no_text
+from ffn_fusion.data.vocabulary import check_ids
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import DataError
 
@@ -28,7 +29,14 @@ MIN_WINDOWS = 2  # a standard error needs two
 
 
 def make_windows(
-    tokenizer: Any, path: Path | HubText, context: int, tokens: int, *, seed: int = 0, label: str | None = None
+    tokenizer: Any,
+    path: Path | HubText,
+    context: int,
+    tokens: int,
+    *,
+    seed: int = 0,
+    label: str | None = None,
+    vocabulary: int | None = None,
 ) -> TokenWindows:
     """Cut about ``tokens`` tokens of the text at ``path`` into windows of ``context``.
 
@@ -38,27 +46,38 @@ def make_windows(
     tokenizer's chat template and cut before user turns. Remainders of pieces are used if the text is short; a text that
     is shorter than requested gives fewer windows.
 
+    Args:
+        vocabulary: number of tokens that the model knows; a text with others is refused.
+
     Raises:
+        CheckpointError: a token isn't in the vocabulary.
         DataError: the text cannot be read, has fewer than two windows, or contains a conversation that the chat
             template refuses. MissingExtraError: it is a .parquet file or a hub data set, and the extra ``data`` is not
             installed.
     """
     source, wanted = source_of(path), wanted_windows(context, tokens)
-    buffered = windows_of(tokenizer, source, context, seed)
+    buffered = windows_of(tokenizer, source, context, seed, vocabulary=vocabulary)
     rows = list(islice((row for found, _ in buffered for row in found), wanted))
     check_enough(source, len(rows), context)
     return TokenWindows(label or source.label, np.asarray(rows, dtype=np.int64))
 
 
 def count_windows(
-    tokenizer: Any, path: Path | HubText, context: int, tokens: int, *, seed: int = 0, label: str | None = None
+    tokenizer: Any,
+    path: Path | HubText,
+    context: int,
+    tokens: int,
+    *,
+    seed: int = 0,
+    label: str | None = None,
+    vocabulary: int | None = None,
 ) -> TokenWindows:
     """Return as many windows as :func:`make_windows` would, all of one token, to plan without reading the whole text.
 
     A text larger than one buffer is assumed to be long enough.
     """
     source, wanted = source_of(path), wanted_windows(context, tokens)
-    buffered = windows_of(tokenizer, source, context, seed)
+    buffered = windows_of(tokenizer, source, context, seed, vocabulary=vocabulary)
     count = sum(1 for _ in islice(next(buffered)[0], wanted))
     if count < wanted and next(buffered, None) is not None:
         count = wanted
@@ -79,23 +98,39 @@ def check_enough(source: Source, windows: int, context: int) -> None:
 
 
 def windows_of(
-    tokenizer: Any, source: Source, context: int, seed: int, number: int = 0, position: Position | None = None
+    tokenizer: Any,
+    source: Source,
+    context: int,
+    seed: int,
+    number: int = 0,
+    position: Position | None = None,
+    vocabulary: int | None = None,
 ) -> Iterator[tuple[Iterator[list[int]], Position]]:
     """Yield the windows of each buffer of a source from a given buffer on, and the position after it.
 
     Each buffer is shuffled with its own seed and used up, so what follows does not depend on earlier buffers.
     """
     start, end = _special(tokenizer)
+    check_ids([*start, *end], vocabulary, tokenizer, source)
     room = context - len(start)
     reader = source.reader(room * _CHARACTERS_PER_TOKEN, position)
     found = False
     for here, pieces in enumerate(buffers(reader), number):
         random.Random(f"{seed}/{here}" if here else seed).shuffle(pieces)
-        yield _windows(_encode(tokenizer, pieces, start, end), start, room), reader.position()
+        encoded = _encode(tokenizer, pieces, start, end)
+        yield _windows(_checked(encoded, vocabulary, tokenizer, source), start, room), reader.position()
         pieces.clear()  # before the next buffer is read
         found = True
     if not found and position is None:
         raise no_text(source)
+
+
+def _checked(
+    encoded: Iterable[tuple[list[int], list[int]]], vocabulary: int | None, tokenizer: Any, source: Source
+) -> Iterator[tuple[list[int], list[int]]]:
+    for ids, ending in encoded:
+        check_ids(ids, vocabulary, tokenizer, source)
+        yield ids, ending
 
 
 def _windows(encoded: Iterable[tuple[list[int], list[int]]], start: list[int], room: int) -> Iterator[list[int]]:

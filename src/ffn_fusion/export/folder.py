@@ -13,7 +13,7 @@ from typing import Any
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, inside
-from ffn_fusion.checkpoint.sidecars import read_licence, sidecar_files
+from ffn_fusion.checkpoint.sidecars import child_files, read_licence
 from ffn_fusion.checkpoint.staging import DISTILLATION, MAX_SHARD_BYTES, MODEL_CARD, read_manifest
 from ffn_fusion.checkpoint.write import build_key, json_file, write_checkpoint
 from ffn_fusion.distillation.checks import read_record
@@ -115,7 +115,7 @@ def _stored_as(spec: ModelSpec, dtype: str) -> ModelSpec:
 
 def _files(plan: FolderPlan, name: str) -> Iterator[tuple[str, bytes]]:
     folder, spec = plan.checkpoint.folder, plan.fixed.spec
-    yield from sidecar_files(folder, RECORD, DISTILLATION, FIXES)
+    yield from child_files(folder, spec.vocab_size, RECORD, DISTILLATION, FIXES)
     if plan.form == "llama":
         yield json_file("config.json", llama.write(spec, 1))
     else:

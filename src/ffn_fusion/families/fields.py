@@ -43,6 +43,17 @@ def number(config: Mapping[str, Any], key: str, default: float) -> float:
     return float(value)
 
 
+def without_foreign_pad(config: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
+    """A config, or generation settings, without a padding token that the model has no embedding for.
+
+    Some are saved with -1 or with a token that was added to the tokenizer alone; engines fail on it, or index beyond
+    the embedding.
+    """
+    pad = config.get("pad_token_id")
+    known = pad is None or (isinstance(pad, int) and 0 <= pad < vocabulary)
+    return dict(config) if known else {**config, "pad_token_id": None}
+
+
 def flag(config: Mapping[str, Any], key: str, place: str = "config.json") -> bool:
     value = config.get(key, False)
     if not isinstance(value, bool):

@@ -7,7 +7,7 @@ from typing import Any
 
 from ffn_fusion.errors import CheckpointError
 from ffn_fusion.families.family import Family
-from ffn_fusion.families.fields import block_count, whole
+from ffn_fusion.families.fields import block_count, whole, without_foreign_pad
 from ffn_fusion.families.llama_shaped import NAMES, common, tensors
 from ffn_fusion.families.rotary import rotary_settings, tidy_rotary
 from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
@@ -40,7 +40,8 @@ def write(spec: ModelSpec, width_multiple: int) -> dict[str, Any]:
     assert first.attention is not None
     assert first.ffn is not None
     assert all(block == first for block in spec.blocks)
-    config = {key: value for key, value in spec.config.items() if key not in _REPLACED}
+    carried = without_foreign_pad(spec.config, spec.vocab_size)
+    config = {key: value for key, value in carried.items() if key not in _REPLACED}
     plain = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

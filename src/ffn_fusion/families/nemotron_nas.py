@@ -11,7 +11,7 @@ from typing import Any
 
 from ffn_fusion.errors import CheckpointError, FamilyError
 from ffn_fusion.families.family import Family
-from ffn_fusion.families.fields import block_count, flag, whole
+from ffn_fusion.families.fields import block_count, flag, whole, without_foreign_pad
 from ffn_fusion.families.llama_shaped import NAMES, common, tensors
 from ffn_fusion.families.rotary import rotary_settings, tidy_rotary
 from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
@@ -114,7 +114,8 @@ def write(spec: ModelSpec, width_multiple: int = WIDTH_MULTIPLE) -> dict[str, An
 
     Widths are written as ``ffn_mult`` where ``width_multiple`` is one that engines know, else as they are.
     """
-    config = {key: value for key, value in spec.config.items() if key not in _REPLACED}
+    carried = without_foreign_pad(spec.config, spec.vocab_size)
+    config = {key: value for key, value in carried.items() if key not in _REPLACED}
     config |= rotary_settings(spec.config)
     written = {
         "architectures": ["DeciLMForCausalLM"],

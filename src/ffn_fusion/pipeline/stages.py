@@ -34,7 +34,7 @@ from ffn_fusion.pipeline.predicting import check_places
 from ffn_fusion.pipeline.publish import publish
 from ffn_fusion.pipeline.repairing import repair, repair_estimate, repair_windows
 from ffn_fusion.pipeline.result import Sample
-from ffn_fusion.pipeline.texts import calibration_windows, held_out_windows, state
+from ffn_fusion.pipeline.texts import calibration_windows, check_prompts, held_out_windows, state
 from ffn_fusion.pipeline.widths import limited, measures_widths
 from ffn_fusion.processes import current
 from ffn_fusion.report.model_card import model_card
@@ -284,6 +284,7 @@ STAGES = (
         inputs=lambda job: job.recipe.samples,
         results=lambda job: [job.space.samples],
         after=("build", "distill"),
+        check=lambda job: check_prompts(job.parent.folder, job.recipe.samples.prompts),
     ),
     Stage(
         "report",

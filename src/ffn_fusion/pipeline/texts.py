@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ffn_fusion.checkpoint.reader import read_folder_spec
 from ffn_fusion.checkpoint.sidecars import load_tokenizer
 from ffn_fusion.data.hub_text import HubText
 from ffn_fusion.data.mixture import TextEntry, shares, where
 from ffn_fusion.data.settings import TextSettings
 from ffn_fusion.data.source import source_of
 from ffn_fusion.data.text import BUILT_IN_CALIBRATION, BUILT_IN_HELD_OUT
+from ffn_fusion.data.vocabulary import check_ids
 from ffn_fusion.data.window_file import write_windows
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.data.windows import count_windows, make_windows
@@ -41,9 +44,9 @@ def state(section: TextSettings) -> str:
 def calibration_windows(folder: Path, section: TextSettings, seed: int) -> list[TokenWindows]:
     """Cut the calibration windows, of every text by its weight."""
     texts: Sequence[TextEntry] = section.texts or BUILT_IN_CALIBRATION
-    tokenizer = load_tokenizer(folder)
+    tokenizer, vocabulary = _tokenizer(folder)
     return [
-        make_windows(tokenizer, where(text), section.context, share, seed=seed)
+        make_windows(tokenizer, where(text), section.context, share, seed=seed, vocabulary=vocabulary)
         for text, share in zip(texts, shares(texts, section.tokens), strict=True)
     ]
 
@@ -57,8 +60,11 @@ def held_out_windows(folder: Path, section: TextSettings, seed: int) -> list[Tok
     texts = [where(text) for text in section.texts or BUILT_IN_HELD_OUT]
     if len({source_of(text).label for text in texts}) < len(texts):
         raise DataError("two evaluation texts have the same name", "rename one; names label the tables")
-    tokenizer = load_tokenizer(folder)
-    return [make_windows(tokenizer, text, section.context, section.tokens, seed=seed) for text in texts]
+    tokenizer, vocabulary = _tokenizer(folder)
+    return [
+        make_windows(tokenizer, text, section.context, section.tokens, seed=seed, vocabulary=vocabulary)
+        for text in texts
+    ]
 
 
 def split_windows(folder: Path, wanted: TextSettings, seed: int) -> Windows:
@@ -66,10 +72,10 @@ def split_windows(folder: Path, wanted: TextSettings, seed: int) -> Windows:
 
     They are kept in memory: the states that a repair keeps of a token are a thousand times larger.
     """
-    tokenizer = load_tokenizer(folder)
+    tokenizer, vocabulary = _tokenizer(folder)
 
     def cut(number: int, text: Path | HubText, tokens: int) -> TokenWindows:
-        return make_windows(tokenizer, text, wanted.context, tokens, seed=seed)
+        return make_windows(tokenizer, text, wanted.context, tokens, seed=seed, vocabulary=vocabulary)
 
     return _kept_apart(wanted, cut)
 
@@ -83,6 +89,13 @@ def training_windows(folder: Path, wanted: TextSettings, seed: int, files: Path 
     return _kept_apart(wanted, _to_files(folder, wanted, seed, files, progress))
 
 
+def check_prompts(folder: Path, prompts: Sequence[str]) -> None:
+    """Check prompts to be continued. Raises: CheckpointError: the model doesn't know one of their tokens."""
+    tokenizer, vocabulary = _tokenizer(folder)
+    for prompt in prompts:
+        check_ids(tokenizer(prompt)["input_ids"], vocabulary, tokenizer, f"prompt {prompt!r}")
+
+
 def all_windows(
     folder: Path, wanted: TextSettings, seed: int, files: Path | None, progress: Progress
 ) -> list[TokenWindows]:
@@ -94,15 +107,18 @@ def all_windows(
 
 
 def _to_files(folder: Path, wanted: TextSettings, seed: int, files: Path | None, progress: Progress) -> Cut:
-    tokenizer = load_tokenizer(folder)
+    tokenizer, vocabulary = _tokenizer(folder)
 
     def cut(number: int, text: Path | HubText, tokens: int) -> TokenWindows:
-        if files is None:
-            return count_windows(tokenizer, text, wanted.context, tokens, seed=seed)
-        file = files / str(number)
-        return write_windows(tokenizer, text, wanted.context, tokens, file, seed=seed, progress=progress)
+        cutter = count_windows if files is None else partial(write_windows, file=files / str(number), progress=progress)
+        return cutter(tokenizer, text, wanted.context, tokens, seed=seed, vocabulary=vocabulary)
 
     return cut
+
+
+def _tokenizer(folder: Path) -> tuple[Any, int]:
+    """Return the tokenizer of a checkpoint, and the number of tokens that its model knows."""
+    return load_tokenizer(folder), read_folder_spec(folder).vocab_size
 
 
 def _asked(wanted: TextSettings) -> list[tuple[TextEntry, int]]:

@@ -18,7 +18,7 @@ from ffn_fusion.checkpoint import staging
 from ffn_fusion.checkpoint.reader import Checkpoint, torch_dtype
 from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES, TensorInfo
 from ffn_fusion.checkpoint.shards import OutputTensor
-from ffn_fusion.checkpoint.sidecars import sidecar_files
+from ffn_fusion.checkpoint.sidecars import child_files
 from ffn_fusion.checkpoint.staging import MAX_SHARD_BYTES
 from ffn_fusion.checkpoint.write import build_key, json_file, output_tensors, write_checkpoint
 from ffn_fusion.families import ModelSpec, names_of
@@ -191,7 +191,7 @@ def fix(
 
 
 def _files(folder: Path, spec: ModelSpec, about: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-    yield from sidecar_files(folder, *_CARRIED, staging.MODEL_CARD)
+    yield from child_files(folder, spec.vocab_size, *_CARRIED, staging.MODEL_CARD)
     yield from native_files(spec)
     yield json_file(FIXES, about, indent=1)
 

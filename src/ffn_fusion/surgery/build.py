@@ -14,7 +14,7 @@ from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo
 from ffn_fusion.checkpoint.shards import OutputTensor
-from ffn_fusion.checkpoint.sidecars import sidecar_files
+from ffn_fusion.checkpoint.sidecars import child_files
 from ffn_fusion.checkpoint.staging import MAX_SHARD_BYTES, MODEL_CARD
 from ffn_fusion.checkpoint.write import json_file, output_tensors, write_checkpoint
 from ffn_fusion.errors import BlueprintError
@@ -68,7 +68,7 @@ def build(
 
 
 def _files(child: Child, model_card: str) -> Iterator[tuple[str, bytes]]:
-    yield from sidecar_files(child.parent.folder)
+    yield from child_files(child.parent.folder, child.spec.vocab_size)
     yield from modeling_files()
     yield json_file("config.json", child_config(child.spec, child.width_multiple))
     yield BLUEPRINT, child.blueprint.to_json().encode()
