@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ffn_fusion.checkpoint import hub
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
+from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.errors import CheckpointError, UsageError
 from ffn_fusion.families import ModelSpec
 
@@ -43,6 +44,7 @@ def open_model(
     ref: str | Path,
     *,
     revision: str | None = None,
+    opening: OpenSettings | None = None,
     cache: Path | None = None,
     on_progress: Callable[[str, float], None] = lambda what, done: None,
 ) -> Checkpoint:
@@ -53,6 +55,7 @@ def open_model(
 
     Args:
         revision: branch, tag or commit of a hub model.
+        opening: what would be refused otherwise in a folder.
         on_progress: called with what is being done and the fraction done, while downloading or converting.
 
     Raises:
@@ -63,15 +66,15 @@ def open_model(
     path = _local(ref, revision)
     if path is None:
         model = hub.fetch(str(ref), revision, on_progress)
-        return open_folder(model.folder, name=model.repo, revision=model.revision)
+        return open_folder(model.folder, model.repo, model.revision, opening)
     if path.is_dir():
-        return open_folder(path)
+        return open_folder(path, opening=opening)
     from ffn_fusion.gguf.convert import open_gguf  # with numpy: only for those who need it
 
     return open_gguf(path, cache or default_cache(), on_progress)
 
 
-def summarise(ref: str | Path, *, revision: str | None = None) -> ModelSummary:
+def summarise(ref: str | Path, *, revision: str | None = None, opening: OpenSettings | None = None) -> ModelSummary:
     """What a model is made of. Reads headers; of a hub model it downloads config.json alone; needs no torch.
 
     Raises:
@@ -83,8 +86,9 @@ def summarise(ref: str | Path, *, revision: str | None = None) -> ModelSummary:
         dtype = model.spec.config.get("dtype") or model.spec.config.get("torch_dtype")
         return ModelSummary(model.repo, model.revision, model.spec, _DTYPES.get(str(dtype), "F32"), model.weight_bytes)
     if path.is_dir():
-        checkpoint = open_folder(path)
-        return ModelSummary(checkpoint.name, None, checkpoint.spec, checkpoint.dtype, checkpoint.nbytes)
+        checkpoint = open_folder(path, opening=opening)
+        note = "; ".join(checkpoint.notes)
+        return ModelSummary(checkpoint.name, None, checkpoint.spec, checkpoint.dtype, checkpoint.nbytes, note)
     from ffn_fusion.gguf.convert import read_gguf_spec
 
     spec, dtype, nbytes, note = read_gguf_spec(path)

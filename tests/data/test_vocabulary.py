@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tiny import VOCABULARY, tiny_model, tiny_text
 
+from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.checkpoint.sidecars import load_tokenizer
 from ffn_fusion.data.settings import TextSettings
 from ffn_fusion.data.window_file import write_windows
@@ -68,13 +69,15 @@ def test_a_text_with_a_token_that_the_model_doesnt_know(kind: str, folder: Path)
 
 
 def test_a_token_that_no_text_uses_is_harmless(folder: Path) -> None:
-    (windows,) = calibration_windows(folder, TextSettings(texts=(tiny_text(folder / "t.txt"),), context=16), 0)
+    (windows,) = calibration_windows(
+        open_folder(folder), TextSettings(texts=(tiny_text(folder / "t.txt"),), context=16), 0
+    )
     assert windows.ids_NT.max() < VOCABULARY
 
 
 def test_prompts(folder: Path) -> None:
-    check_prompts(folder, ["Hello"])
-    refused(lambda: check_prompts(folder, ["Hello", "Bye<|im_end|>"]), "'Bye<|im_end|>'")
+    check_prompts(open_folder(folder), ["Hello"])
+    refused(lambda: check_prompts(open_folder(folder), ["Hello", "Bye<|im_end|>"]), "'Bye<|im_end|>'")
 
 
 @pytest.mark.parametrize("where", ["calibration", "evaluation", "samples"])

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.computed import ComputedTensor, ModelTensor, stored_shape, taken
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo, read_bytes, read_header
+from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.checkpoint.stored import read_stored
 from ffn_fusion.errors import CheckpointError, FamilyError
 from ffn_fusion.families import ModelSpec, names_of, read_spec
@@ -37,6 +39,7 @@ _NO_HEAD = "if the embedding is the head too, config.json has to say so: tie_wor
 class Checkpoint:
     """A model on disk. ``tensors`` holds exactly what the family names; ``fingerprint`` identifies config and layout.
 
+    ``notes`` say what is read otherwise than it's stored. Where there are any, no other program reads the folder right.
     Reading a tensor returns a fresh torch tensor; nothing is cached and nothing else is read.
     """
 
@@ -46,6 +49,8 @@ class Checkpoint:
     fingerprint: str
     name: str
     revision: str | None = None
+    trust_links: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> str:
@@ -59,6 +64,19 @@ class Checkpoint:
     @property
     def parameters(self) -> int:
         return sum(math.prod(info.shape) for info in self.tensors.values())
+
+    def own_folder(self, reader: str) -> Path:
+        """The folder, for another program (``reader``) to read by itself.
+
+        Raises:
+            CheckpointError: that program wouldn't read the model that this is.
+        """
+        if self.notes:
+            raise CheckpointError(
+                f"{self.name}: {reader} doesn't read the folder as ffn-fusion does: {self.notes[0]}",
+                "write it anew and take that: ffn-fusion export MODEL --to nemotron-nas -o FOLDER",
+            )
+        return self.folder
 
     @property
     def files(self) -> set[Path]:
@@ -100,7 +118,7 @@ def torch_dtype(name: str) -> torch.dtype:
     return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, trust_links: bool = False) -> dict[str, Any]:
     """config.json of a checkpoint folder.
 
     Raises:
@@ -110,16 +128,16 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: no such folder", "give a checkpoint folder, a GGUF file or a hub id")
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no config.json", "give the folder of a Hugging Face checkpoint")
-    return _json(folder, "config.json")
+    return _json(folder, "config.json", trust_links)
 
 
-def read_folder_spec(folder: Path, name: str | None = None) -> ModelSpec:
+def read_folder_spec(folder: Path, name: str | None = None, trust_links: bool = False) -> ModelSpec:
     """What config.json alone says of a model; ``name`` is what a message calls it.
 
     Raises:
         CheckpointError: no usable config. FamilyError: a family that can't be fused, or code of its own is needed.
     """
-    config = read_config(folder)
+    config = read_config(folder, trust_links)
     if "auto_map" in config and config.get("model_type") != "nemotron-nas":
         raise FamilyError(
             f"{name or folder}: config.json asks for code of its own (auto_map), which is never run",
@@ -128,35 +146,50 @@ def read_folder_spec(folder: Path, name: str | None = None) -> ModelSpec:
     return read_spec(config)
 
 
-def open_folder(folder: Path, name: str | None = None, revision: str | None = None) -> Checkpoint:
+def open_folder(
+    folder: Path, name: str | None = None, revision: str | None = None, opening: OpenSettings | None = None
+) -> Checkpoint:
     """Open a checkpoint folder: reads config and the headers of the weights, not the weights.
 
     Args:
         name: what to call the model (default: the folder's path).
         revision: commit of a hub model.
+        opening: what would be refused otherwise.
 
     Raises:
         CheckpointError: damaged, incomplete or unsafe. FamilyError: a family that can't be fused.
     """
-    spec = read_folder_spec(folder, name)
+    opening = opening or OpenSettings()
+    trust_links = opening.trust_links
+    spec = read_folder_spec(folder, name, trust_links)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     found: dict[str, TensorInfo] = {}
-    for path in _weight_files(folder):
+    for path in _weight_files(folder, trust_links):
         header, raw = read_header(path)
         digest.update(raw)
         for tensor in header:
             if tensor in found:
                 raise CheckpointError(f"{path}: tensor {tensor} stands in {found[tensor].file.name} too", "remove one")
         found |= header
-    _check_index(folder, found)
-    stored = read_stored(spec, found)
-    tensors = _expected(folder, stored.spec, stored.tensors)
-    return Checkpoint(folder, stored.spec, tensors, digest.hexdigest(), name or str(folder), revision)
+    _check_index(folder, found, trust_links)
+    with _named(folder):
+        stored = read_stored(spec, found, renumber=opening.renumber)
+    tensors, called = _expected(folder, stored.spec, stored.tensors), name or str(folder)
+    return Checkpoint(folder, stored.spec, tensors, digest.hexdigest(), called, revision, trust_links, stored.notes)
 
 
-def _weight_files(folder: Path) -> list[Path]:
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Put the folder in front of what a person is told."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error.message}", error.hint) from error
+
+
+def _weight_files(folder: Path, trust_links: bool) -> list[Path]:
     if (folder / INDEX).is_file():
-        weight_map = _json(folder, INDEX).get("weight_map")
+        weight_map = _json(folder, INDEX, trust_links).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{folder / INDEX}: no weight_map", "get the index again")
         names = sorted(set(map(str, weight_map.values())))
@@ -169,11 +202,14 @@ def _weight_files(folder: Path) -> list[Path]:
         )
     else:
         raise CheckpointError(f"{folder}: no {SINGLE} and no {INDEX}", "give a folder with safetensors weights")
-    return [inside(folder, name) for name in names]
+    return [inside(folder, name, trust_links) for name in names]
 
 
-def inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str, trust_links: bool = False) -> Path:
     """``folder/name``, refused if it leads out of the folder by name or by link (a hub cache's own links are fine).
+
+    Args:
+        trust_links: links may lead anywhere.
 
     Raises:
         CheckpointError: it does, or there is no such file.
@@ -189,17 +225,22 @@ def inside(folder: Path, name: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL byte, links in a ring
         raise CheckpointError(f"{folder}: {name!r} can't be a file", "get the checkpoint again") from error
     allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
-    if not any(real.is_relative_to(place) for place in allowed):
-        raise CheckpointError(f"{path}: leads out of its folder, to {real}", "copy the file into the folder")
+    if not trust_links and not any(real.is_relative_to(place) for place in allowed):
+        whole = real.with_name("config.json").is_file() and real.name == name
+        raise CheckpointError(
+            f"{path}: leads out of its folder, to {real}",
+            (f"give that folder itself, {real.parent}, or " if whole else "")
+            + "add --trust-links if the folder's links are yours",
+        )
     if not found:
         raise CheckpointError(f"{folder}: file {name!r} is missing", "get the checkpoint again, whole")
     return path
 
 
-def _check_index(folder: Path, found: Mapping[str, TensorInfo]) -> None:
+def _check_index(folder: Path, found: Mapping[str, TensorInfo], trust_links: bool) -> None:
     if not (folder / INDEX).is_file():
         return
-    for name, file in _json(folder, INDEX)["weight_map"].items():
+    for name, file in _json(folder, INDEX, trust_links)["weight_map"].items():
         if name not in found or found[name].file.name != file:
             raise CheckpointError(f"{folder / INDEX}: tensor {name} isn't in {file}", "get the checkpoint again, whole")
 
@@ -228,8 +269,8 @@ def _expected(folder: Path, spec: ModelSpec, found: Mapping[str, TensorInfo]) ->
     return result
 
 
-def _json(folder: Path, name: str) -> dict[str, Any]:
-    path = inside(folder, name)
+def _json(folder: Path, name: str, trust_links: bool = False) -> dict[str, Any]:
+    path = inside(folder, name, trust_links)
     try:
         if path.stat().st_size > _JSON_LIMIT:
             raise CheckpointError(f"{path}: {path.stat().st_size:,} bytes of JSON", "this can't be right; get it again")

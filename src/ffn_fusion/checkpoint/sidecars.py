@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ffn_fusion.checkpoint.reader import inside
+from ffn_fusion.checkpoint.reader import Checkpoint, inside
 from ffn_fusion.errors import CheckpointError
 from ffn_fusion.families.fields import without_foreign_pad
 
@@ -28,7 +28,7 @@ _README_LIMIT = 1 << 20  # front matter is at the top: a file of any size is rea
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
-def sidecar_files(folder: Path, *more: str) -> Iterator[tuple[str, bytes]]:
+def sidecar_files(folder: Path, *more: str, trust_links: bool = False) -> Iterator[tuple[str, bytes]]:
     """(name, content) of every file beside the weights that a child passes on, and of ``more`` those that are there.
 
     Raises:
@@ -37,17 +37,18 @@ def sidecar_files(folder: Path, *more: str) -> Iterator[tuple[str, bytes]]:
     names = {name for name in (*SIDECARS, *more) if (folder / name).is_file()}
     names |= {path.name for pattern in LICENCES for path in folder.glob(pattern) if path.is_file()}
     for name in sorted(names):
-        yield name, inside(folder, name).read_bytes()
+        yield name, inside(folder, name, trust_links).read_bytes()
 
 
-def child_files(folder: Path, vocabulary: int, *more: str) -> Iterator[tuple[str, bytes]]:
-    """:func:`sidecar_files`, with generation settings that name no token beyond the model's vocabulary for padding.
+def child_files(parent: Checkpoint, *more: str) -> Iterator[tuple[str, bytes]]:
+    """:func:`sidecar_files` of a checkpoint, with generation settings that name no token beyond its vocabulary for
+    padding.
 
     Raises:
         CheckpointError: one of them leads out of the folder.
     """
-    for name, content in sidecar_files(folder, *more):
-        yield name, _padded_within(content, vocabulary) if name == "generation_config.json" else content
+    for name, content in sidecar_files(parent.folder, *more, trust_links=parent.trust_links):
+        yield name, _padded_within(content, parent.spec.vocab_size) if name == "generation_config.json" else content
 
 
 def _padded_within(content: bytes, vocabulary: int) -> bytes:

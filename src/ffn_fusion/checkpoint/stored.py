@@ -11,27 +11,120 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo, chunks
-from ffn_fusion.families import ModelSpec, names_of
+from ffn_fusion.checkpoint.tensor_names import block_numbers, family_names, renumbered
+from ffn_fusion.errors import CheckpointError
+from ffn_fusion.families import AttentionSpec, FfnSpec, ModelSpec, names_of
+from ffn_fusion.families.layout import block_tensors
 from ffn_fusion.families.rewriting import Piece
 
 
 @dataclass(frozen=True)
 class Stored:
-    """The sizes of a model, and what is stored of it by name."""
+    """The sizes of a model, and what is stored of it by name.
+
+    ``notes`` say in words what is read otherwise than it is stored, so that no other program reads the folder as it is.
+    """
 
     spec: ModelSpec
     tensors: Mapping[str, TensorInfo]
+    notes: tuple[str, ...] = ()
+
+    def noted(self, note: str) -> Stored:
+        """The same with one more note."""
+        return replace(self, notes=(*self.notes, note))
 
 
-def read_stored(spec: ModelSpec, found: Mapping[str, TensorInfo]) -> Stored:
+def read_stored(spec: ModelSpec, found: Mapping[str, TensorInfo], *, renumber: bool = False) -> Stored:
     """Name the stored tensors as the family does, and correct the sizes by them.
 
     Args:
         spec: what config.json says.
         found: the tensors of all weight files.
+        renumber: number blocks anew where numbers are missing between them.
+
+    Raises:
+        CheckpointError: two tensors have one name, or numbers of blocks are missing.
     """
-    return _with_head(Stored(spec, found))
+    stored = _with_names(Stored(spec, found))
+    stored = _with_numbers(stored, renumber)
+    return _with_head(_with_sizes(stored))
+
+
+def _with_names(stored: Stored) -> Stored:
+    named = family_names(names_of(stored.spec), stored.tensors)
+    changed = next((name for name, plain in named.items() if name != plain), None)
+    if changed is None:
+        return stored
+    renamed = replace(stored, tensors={named[name]: info for name, info in stored.tensors.items()})
+    return renamed.noted(f"tensors are read under their family's names: {changed} as {named[changed]}")
+
+
+def _with_numbers(stored: Stored, renumber: bool) -> Stored:
+    """The blocks that are stored, numbered 0, 1, 2 ... Nothing changes where no number below the largest is missing."""
+    names, spec = names_of(stored.spec), stored.spec
+    numbers, count = block_numbers(names, stored.tensors), len(spec.blocks)
+    missing = sorted(set(range(numbers[-1] + 1)) - set(numbers)) if numbers else []
+    expected = [i for i, block in enumerate(spec.blocks) if block.attention or block.ffn]
+    if not missing or set(expected) <= set(numbers):
+        return stored
+    if not renumber or len(numbers) > count:
+        raise CheckpointError(
+            f"blocks {format_blocks(missing)} aren't stored; {len(numbers)} others are, up to {numbers[-1]}",
+            "if they were taken out of the model, add --renumber: the others are then numbered in their order",
+        )
+    if len(numbers) < count:  # config.json still describes all of them
+        if numbers[-1] >= count:
+            raise CheckpointError(
+                f"{len(numbers)} blocks are stored, up to number {numbers[-1]}, and config.json has {count}",
+                "correct num_hidden_layers",
+            )
+        spec = replace(spec, blocks=tuple(spec.blocks[i] for i in numbers))
+    new = renumbered(names, stored.tensors, numbers)
+    tensors = {new[name]: info for name, info in stored.tensors.items()}
+    note = f"blocks are numbered anew, without {format_blocks(missing)}"
+    return replace(stored, spec=spec, tensors=tensors).noted(note)
+
+
+def _with_sizes(stored: Stored) -> Stored:
+    """FFN widths and KV heads as stored, where config.json has one number for all blocks and they differ.
+
+    Where all blocks agree on another number than config.json's, or the tensors of a block disagree, nothing changes.
+    """
+    spec = stored.spec
+    if len(set(spec.blocks)) != 1 or any(piece.rows for piece in spec.pieces.values()):
+        return stored
+    widths = [_size(stored, i, "width", 1) for i in range(len(spec.blocks))]
+    kv_heads = [_size(stored, i, "KV heads", spec.head_dim) for i in range(len(spec.blocks))]
+    notes, blocks = [], list(spec.blocks)
+    if len(set(widths)) > 1 and all(widths):
+        blocks = [
+            replace(block, ffn=replace(block.ffn, width=width)) if isinstance(block.ffn, FfnSpec) else block
+            for block, width in zip(blocks, widths, strict=True)
+        ]
+        notes.append("FFN widths differ by block, as the weights say")
+    if len(set(kv_heads)) > 1 and all(heads and spec.heads % heads == 0 for heads in kv_heads):
+        blocks = [
+            replace(block, attention=replace(block.attention, kv_heads=heads))
+            if isinstance(block.attention, AttentionSpec)
+            else block
+            for block, heads in zip(blocks, kv_heads, strict=True)
+        ]
+        notes.append("KV heads differ by block, as the weights say")
+    return replace(stored, spec=replace(spec, blocks=tuple(blocks)), notes=(*stored.notes, *notes))
+
+
+def _size(stored: Stored, block: int, along: str, unit: int) -> int:
+    """What the stored tensors of a block have along an axis, in units; 0 where they don't agree."""
+    names = names_of(stored.spec)
+    found = set()
+    for _, tensor in block_tensors(stored.spec, block):
+        info = stored.tensors.get(names.of(block, tensor.key))
+        if tensor.along == along and info is not None and tensor.axis < len(info.shape):
+            found.add(info.shape[tensor.axis])
+    size = found.pop() if len(found) == 1 else 0
+    return size // unit if size % unit == 0 else 0
 
 
 def _with_head(stored: Stored) -> Stored:

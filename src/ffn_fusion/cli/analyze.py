@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ffn_fusion.analysis.settings import AnalysisSettings
+from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.cli.console import JsonFlag, TerminalListener, emit, progress_bars, say
 from ffn_fusion.cli.from_settings import options
 from ffn_fusion.cli.options import Model, Revision, with_device
@@ -22,6 +23,7 @@ def analyze(
     calibration: TextSettings,
     analysis: AnalysisSettings,
     compute: ComputeSettings,
+    opening: OpenSettings,
     blueprint: Annotated[
         Path | None, typer.Option(help="Measure the child that this blueprint makes of MODEL instead.")
     ] = None,
@@ -38,7 +40,9 @@ def analyze(
     from ffn_fusion.report.evidence_grids import importance_grid, reverse_order_grid
 
     sections = {"calibration": calibration, "analysis": analysis}
-    recipe = Recipe(model=model, revision=revision, output=output, **dict(with_device(compute)), **sections)
+    recipe = Recipe(
+        model=model, revision=revision, output=output, **dict(with_device(compute)), **dict(opening), **sections
+    )
     decided = Blueprint.load(blueprint) if blueprint else None
     with progress_bars() as bars:
         space = Workspace.hidden(output, evidence=output)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ffn_fusion.analysis.settings import PlanSettings
+from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.cli.console import JsonFlag, TerminalListener, emit, plan_lines, progress_bars, say
 from ffn_fusion.cli.from_settings import Only, options
 from ffn_fusion.cli.options import DryRun, Model, Output, Revision, with_device
@@ -32,6 +33,7 @@ def build(
     settings: BuildSettings,
     repair: Repair,
     compute: ComputeSettings,
+    opening: OpenSettings,
     revision: Revision = None,
     dry_run: DryRun = False,
     as_json: JsonFlag = False,
@@ -42,7 +44,9 @@ def build(
 
     decided = Blueprint.load(blueprint)
     sections = {"plan": plan, "build": settings, "repair": _if_text(repair)}
-    recipe = Recipe(model=model, revision=revision, output=output, **dict(with_device(compute)), **sections)
+    recipe = Recipe(
+        model=model, revision=revision, output=output, **dict(with_device(compute)), **dict(opening), **sections
+    )
     _build(recipe, decided, dry_run, as_json)
 
 
@@ -54,6 +58,7 @@ def fuse(
     settings: BuildSettings,
     repair: Repair,
     compute: ComputeSettings,
+    opening: OpenSettings,
     revision: Revision = None,
     dry_run: DryRun = False,
     as_json: JsonFlag = False,
@@ -65,7 +70,9 @@ def fuse(
     if not plan.explicit:
         raise UsageError("nothing to do: neither --without-attention nor --runs", "say what to change, like --runs 5-9")
     sections = {"plan": plan, "build": settings, "repair": _if_text(repair)}
-    recipe = Recipe(model=model, revision=revision, output=output, **dict(with_device(compute)), **sections)
+    recipe = Recipe(
+        model=model, revision=revision, output=output, **dict(with_device(compute)), **dict(opening), **sections
+    )
     _build(recipe, None, dry_run, as_json)
 
 

@@ -103,6 +103,10 @@ class TerminalListener:
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
 
+    def opened(self, checkpoint: Checkpoint) -> None:
+        for note in checkpoint.notes:
+            say(f"{checkpoint.name}: {note}")
+
     def stage(self, name: str, number: int, total: int) -> None:
         if total > 1:
             say(f"[{number}/{total}] {name}")

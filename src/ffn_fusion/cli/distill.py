@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.cli.console import JsonFlag, TerminalListener, emit, progress_bars, say
 from ffn_fusion.cli.from_settings import options
 from ffn_fusion.cli.options import DryRun, Output, with_device
@@ -21,6 +22,7 @@ def distill(
     output: Output,
     settings: DistillationSettings,
     compute: ComputeSettings,
+    opening: OpenSettings,
     stage: Annotated[
         list[str] | None,
         typer.Option(
@@ -44,7 +46,7 @@ def distill(
 
     stages = [{"tokens": count, "context": length} for count, length in map(parse_stage, stage or ())]
     settings = settings.replaced(enabled=True, shard=settings.shard or launched_sharded(), stages=stages)
-    recipe = Recipe(model=parent, output=output, **dict(with_device(compute)), distillation=settings)
+    recipe = Recipe(model=parent, output=output, **dict(with_device(compute)), **dict(opening), distillation=settings)
     with progress_bars() as bars:
         space = Workspace.hidden(output, child=child)
         job = begin(recipe, ("distill",), space=space, listener=TerminalListener(bars))

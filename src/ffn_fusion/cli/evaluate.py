@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
 from ffn_fusion.cli.from_settings import Without, options
 from ffn_fusion.cli.options import with_device
@@ -20,6 +21,7 @@ def evaluate(
     parent: Annotated[str, typer.Option(help="The model they're compared with.")],
     texts: ScoredTextSettings,
     compute: Annotated[ComputeSettings, Without("memory")],
+    opening: OpenSettings,
     as_json: JsonFlag = False,
 ) -> None:
     """Score children against their parent on held-out text."""
@@ -29,10 +31,10 @@ def evaluate(
     from ffn_fusion.pipeline.texts import held_out_windows
     from ffn_fusion.sources import open_model
 
-    opened = {PARENT: open_model(parent)}
+    opened = {PARENT: open_model(parent, opening=opening)}
     for name, model in zip(unique_names(models, PARENT), models, strict=True):
         opened[name] = open_model(model)
-    windows = held_out_windows(opened[PARENT].folder, texts, compute.seed)
+    windows = held_out_windows(opened[PARENT], texts, compute.seed)
     with progress_bars() as bars:
         quality = Quality(texts=score(opened, windows, device=with_device(compute).device, progress=bars))
     if as_json:

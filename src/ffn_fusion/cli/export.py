@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
+from ffn_fusion.cli.from_settings import options
 from ffn_fusion.cli.options import DryRun, Model, Revision
 
 if TYPE_CHECKING:
@@ -41,10 +43,12 @@ Quantizer = Annotated[
 ]
 
 
+@options
 def export(
     model: Model,
     to: Form,
     output: Output,
+    opening: OpenSettings,
     dtype: Dtype = None,
     pad: Pad = False,
     max_shard_bytes: ShardSize = None,
@@ -60,7 +64,7 @@ def export(
     from ffn_fusion.sources import open_model
 
     check_form(to)
-    checkpoint = open_model(model, revision=revision)
+    checkpoint = open_model(model, revision=revision, opening=opening)
     check_target(output, checkpoint.folder)
     plan = plan_export(
         checkpoint,

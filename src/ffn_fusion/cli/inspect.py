@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.cli.console import JsonFlag, emit, say
+from ffn_fusion.cli.from_settings import options
 from ffn_fusion.cli.options import Model, Revision
 
 
-def inspect(model: Model, revision: Revision = None, as_json: JsonFlag = False) -> None:
+@options
+def inspect(model: Model, opening: OpenSettings, revision: Revision = None, as_json: JsonFlag = False) -> None:
     """Show a model's blocks, widths, parameters and KV bytes a token, from its headers alone."""
     from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES
     from ffn_fusion.report.model_grids import inspect_grid
     from ffn_fusion.sources import summarise
 
-    summary = summarise(model, revision=revision)
+    summary = summarise(model, revision=revision, opening=opening)
     element = ITEM_SIZES[summary.dtype]
     if as_json:
         emit(_as_json(summary, element))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
 from ffn_fusion.cli.from_settings import Only, options
 from ffn_fusion.cli.options import Model, Revision, with_device
@@ -19,6 +20,7 @@ _ASKED = ("engine", "engine_program", "batches", "dtype", "device", "threads")
 def max_width(
     model: Model,
     asked: Annotated[BenchRequest, Only(*_ASKED)],
+    opening: OpenSettings,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File for the curve (JSON), for --width-curve of other verbs.")
     ] = None,
@@ -50,7 +52,7 @@ def max_width(
     asked = asked.replaced(contexts=(CONTEXT,), rounds=rounds)
     check_askable(asked.engine, asked)
     asked = with_device(asked)
-    spec = open_model(model, revision=revision).spec
+    spec = open_model(model, revision=revision, opening=opening).spec
     with progress_bars() as bars:
         curve = widths_in(asked.engine, spec, asked, most=most, progress=bars)
     if output is not None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ffn_fusion.analysis.settings import PlanSettings
+from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.cli.console import JsonFlag, emit, say, show_plan
 from ffn_fusion.cli.from_settings import Without, options
 from ffn_fusion.cli.options import Model, Revision
@@ -19,6 +20,7 @@ def plan(
     evidence: Annotated[Path, typer.Option(help="Folder that `analyze` wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File for the blueprint (JSON).")],
     settings: Annotated[PlanSettings, Without("without_attention", "runs")],
+    opening: OpenSettings,
     revision: Revision = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -31,7 +33,7 @@ def plan(
     from ffn_fusion.report.quality_grids import compared_grid
     from ffn_fusion.sources import open_model
 
-    checkpoint = open_model(model, revision=revision)
+    checkpoint = open_model(model, revision=revision, opening=opening)
     settings = limited(settings, checkpoint.spec)
     measured = Evidence.load(evidence)
     made = make_plan(checkpoint, measured, settings)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.cli.console import JsonFlag, TerminalListener, emit, progress_bars, say
 from ffn_fusion.cli.from_settings import Without, options
 from ffn_fusion.cli.options import Output, with_device
@@ -23,6 +24,7 @@ def repair(
     settings: Annotated[RepairSettings, Without("enabled")],
     build: BuildSettings,
     compute: ComputeSettings,
+    opening: OpenSettings,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will take, and stop.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -46,7 +48,9 @@ def repair(
     decided = Blueprint.load(child if child.is_file() else child / "blueprint.json")
     if not places(decided):
         raise DataError(f"{child}: nothing to repair, no block of it was changed", "name a child that was changed")
-    recipe = Recipe(model=parent, output=output, **dict(with_device(compute)), repair=settings, build=build)
+    recipe = Recipe(
+        model=parent, output=output, **dict(with_device(compute)), **dict(opening), repair=settings, build=build
+    )
     with progress_bars() as bars:
         listener = TerminalListener(bars)
         job = begin(recipe, ("repair", "build"), space=Workspace.hidden(output), decided=decided, listener=listener)

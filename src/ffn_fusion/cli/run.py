@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ffn_fusion.analysis.settings import PlanSettings
+from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.cli.console import JsonFlag, TerminalListener, emit, progress_bars, say
 from ffn_fusion.cli.from_settings import Named, Only, Without, options
 from ffn_fusion.cli.options import DryRun, Model, Output, Revision, with_device
@@ -41,6 +42,7 @@ def optimize(
     evaluation: Annotated[EvaluationSettings, Only("texts"), Named(texts="--eval-text")],
     bench: Annotated[BenchSettings, Only("engine", "engine_program")],
     compute: ComputeSettings,
+    opening: OpenSettings,
     revision: Revision = None,
     dry_run: DryRun = False,
     as_json: JsonFlag = False,
@@ -49,7 +51,9 @@ def optimize(
     from ffn_fusion.pipeline.recipe import Recipe
 
     sections = {"plan": plan, "calibration": calibration, "evaluation": evaluation, "bench": bench}
-    recipe = Recipe(model=model, revision=revision, output=output, **dict(with_device(compute)), **sections)
+    recipe = Recipe(
+        model=model, revision=revision, output=output, **dict(with_device(compute)), **dict(opening), **sections
+    )
     _run(recipe.resolved(Path.cwd()), dry_run, as_json)
 
 

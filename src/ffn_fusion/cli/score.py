@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from pydantic import Field
 
+from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
 from ffn_fusion.cli.from_settings import options
 from ffn_fusion.cli.options import with_device
@@ -27,6 +28,7 @@ def score(
     parent: Annotated[str, typer.Option(help="The model it was made of.")],
     texts: _Texts,
     compute: ComputeSettings,
+    opening: OpenSettings,
     as_json: JsonFlag = False,
 ) -> None:
     """Put each changed block of a child alone into its parent, and measure the damage."""
@@ -40,10 +42,10 @@ def score(
     from ffn_fusion.surgery.child import Child
 
     blueprint = Blueprint.load(child if child.is_file() else child / "blueprint.json")
-    model = open_model(parent)
+    model = open_model(parent, opening=opening)
     check_blueprint(model, blueprint)
     made: Checkpoint | Child = Child(model, blueprint) if child.is_file() else open_folder(child)
-    windows = held_out_windows(model.folder, texts, compute.seed)
+    windows = held_out_windows(model, texts, compute.seed)
     with progress_bars() as bars:
         scores = score_changes(
             model, made, blueprint, windows, device=with_device(compute).device, memory=compute.memory, progress=bars

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import Field
 
+from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.cli.console import JsonFlag, emit, progress_bars, say
 from ffn_fusion.cli.from_settings import Only, options
 from ffn_fusion.cli.options import Revision
@@ -50,6 +51,7 @@ def verify(
     child: Annotated[Path, typer.Argument(help="Child that ffn-fusion wrote.", metavar="OUT")],
     texts: _Texts,
     compute: Annotated[ComputeSettings, Only("seed")],
+    opening: OpenSettings,
     parent: Annotated[
         str | None, typer.Option(help="The model it was made of: compare weights and logits with it too.")
     ] = None,
@@ -68,7 +70,7 @@ def verify(
     runs = parse_runnable(engine)
     if engine_program and runs == "transformers":
         raise UsageError("--engine-program without --engine", "give --engine vllm or --engine llama.cpp too")
-    opened = open_model(parent, revision=revision) if parent else None
+    opened = open_model(parent, revision=revision, opening=opening) if parent else None
     prompts = partial(_prompts, texts=texts, seed=compute.seed)
     found: list[Finding] = []
     for finding in _findings(child, opened, runs, engine_program, prompts):
@@ -122,7 +124,7 @@ def _prompts(model: Checkpoint, texts: ScoredTextSettings, seed: int) -> tuple[T
     from ffn_fusion.pipeline.texts import held_out_windows
 
     try:
-        windows = held_out_windows(model.folder, texts, seed)
+        windows = held_out_windows(model, texts, seed)
     except CheckpointError:  # no tokenizer
         if texts.texts:
             raise

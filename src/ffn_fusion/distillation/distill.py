@@ -122,7 +122,11 @@ def _teacher(training: Training, cache: TeacherCache | None) -> Teacher:
         return NoTeacher()
     blocks = [depth.parent for depth in training.depths]
     return OnlineTeacher(
-        training.parent.folder, blocks, training.teacher_dtype, training.place, shard=training.shards_teacher
+        training.parent.own_folder("transformers"),
+        blocks,
+        training.teacher_dtype,
+        training.place,
+        shard=training.shards_teacher,
     )
 
 

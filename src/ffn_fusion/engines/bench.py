@@ -109,7 +109,7 @@ def _in_transformers(models: Mapping[str, str], asked: BenchRequest, progress: P
     check_contexts({name: checkpoint.spec for name, checkpoint in checkpoints.items()}, workloads)
     with threads_set(asked.threads):
         return bench(
-            {name: load_model(checkpoint.folder, dtype, asked.device) for name, checkpoint in checkpoints.items()},
+            {name: load_model(checkpoint, dtype, asked.device) for name, checkpoint in checkpoints.items()},
             batches=asked.batches,
             context=asked.contexts,
             new_tokens=asked.new_tokens,

@@ -83,7 +83,7 @@ def bench_vllm(models: Mapping[str, str], asked: BenchRequest, progress: Progres
     )
     vocabulary = min(checkpoint.spec.vocab_size for checkpoint in checkpoints.values())
     runners = {
-        name: VllmRunner(checkpoint.folder.absolute(), engine, vocabulary, keep=keep, seed=asked.seed)
+        name: VllmRunner(checkpoint.own_folder("vLLM").absolute(), engine, vocabulary, keep=keep, seed=asked.seed)
         for name, checkpoint in checkpoints.items()
     }
     try:

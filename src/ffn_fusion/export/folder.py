@@ -114,8 +114,8 @@ def _stored_as(spec: ModelSpec, dtype: str) -> ModelSpec:
 
 
 def _files(plan: FolderPlan, name: str) -> Iterator[tuple[str, bytes]]:
-    folder, spec = plan.checkpoint.folder, plan.fixed.spec
-    yield from child_files(folder, spec.vocab_size, RECORD, DISTILLATION, FIXES)
+    spec = plan.fixed.spec
+    yield from child_files(plan.checkpoint, RECORD, DISTILLATION, FIXES)
     if plan.form == "llama":
         yield json_file("config.json", llama.write(spec, 1))
     else:

@@ -47,7 +47,14 @@ class Vocabulary:
     chat_template: str | list[dict[str, str]] | None
 
 
-def read_vocabulary(folder: Path, config: Mapping[str, Any], size: int, pre_tokenizer: str | None = None) -> Vocabulary:
+def read_vocabulary(
+    folder: Path,
+    config: Mapping[str, Any],
+    size: int,
+    pre_tokenizer: str | None = None,
+    *,
+    trust_links: bool = False,
+) -> Vocabulary:
     """The vocabulary of the tokenizer in ``folder``, for a model of ``size`` embeddings.
 
     Args:
@@ -58,9 +65,10 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], size: int, pre_toke
         CheckpointError: no tokenizer, a broken one, or of a kind that llama.cpp has no equal of.
     """
     place = str(folder / "tokenizer.json")
-    tokenizer, settings = _tokenizer(folder), _settings(folder)
+    files = _Files(folder, trust_links)
+    tokenizer, settings = _tokenizer(files), _settings(files)
     try:
-        return _vocabulary(tokenizer, settings, folder, config, size, pre_tokenizer, place)
+        return _vocabulary(tokenizer, settings, files, config, size, pre_tokenizer, place)
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -70,7 +78,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], size: int, pre_toke
 def _vocabulary(
     tokenizer: Mapping[str, Any],
     settings: Mapping[str, Any],
-    folder: Path,
+    files: _Files,
     config: Mapping[str, Any],
     size: int,
     pre_tokenizer: str | None,
@@ -95,49 +103,63 @@ def _vocabulary(
         add_bos=add_bos,
         add_eos=add_eos,
         add_space_prefix=not byte_level and _space_prefix(tokenizer, place),
-        chat_template=_chat_template(folder, settings),
+        chat_template=_chat_template(files, settings),
     )
 
 
 # ---- files
 
 
-def _tokenizer(folder: Path) -> dict[str, Any]:
-    if (folder / "tokenizer.json").is_file():
-        return _json(folder, "tokenizer.json")
-    loaded = load_tokenizer(folder)  # converts tokenizer.model, where the packages for that are installed
+@dataclass(frozen=True)
+class _Files:
+    """The files of a checkpoint's folder; links may lead out of it where they are trusted."""
+
+    folder: Path
+    trust_links: bool
+
+    def has(self, name: str) -> bool:
+        return (self.folder / name).is_file()
+
+    def path(self, name: str) -> Path:
+        return inside(self.folder, name, self.trust_links)
+
+
+def _tokenizer(files: _Files) -> dict[str, Any]:
+    if files.has("tokenizer.json"):
+        return _json(files, "tokenizer.json")
+    loaded = load_tokenizer(files.folder)  # converts tokenizer.model, where the packages for that are installed
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise CheckpointError(
-            f"{folder}: no tokenizer.json, and its tokenizer has no such form",
+            f"{files.folder}: no tokenizer.json, and its tokenizer has no such form",
             "GGUF can't hold this tokenizer",
         )
     value: dict[str, Any] = json.loads(backend.to_str())
     return value
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    return _json(folder, "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+def _settings(files: _Files) -> dict[str, Any]:
+    return _json(files, "tokenizer_config.json") if files.has("tokenizer_config.json") else {}
 
 
-def _json(folder: Path, name: str) -> dict[str, Any]:
+def _json(files: _Files, name: str) -> dict[str, Any]:
     try:
-        value = json.loads(inside(folder, name).read_bytes())
+        value = json.loads(files.path(name).read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{folder / name}: {error.strerror}", "check that it can be read") from error
+        raise CheckpointError(f"{files.folder / name}: {error.strerror}", "check that it can be read") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / name}: not valid JSON", "get the file again") from error
+        raise CheckpointError(f"{files.folder / name}: not valid JSON", "get the file again") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{folder / name}: not a JSON object", "get the file again")
+        raise CheckpointError(f"{files.folder / name}: not a JSON object", "get the file again")
     return value
 
 
-def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | list[dict[str, str]] | None:
+def _chat_template(files: _Files, settings: Mapping[str, Any]) -> str | list[dict[str, str]] | None:
     template = settings.get("chat_template")
-    if template is None and (folder / "chat_template.jinja").is_file():
-        template = inside(folder, "chat_template.jinja").read_text(encoding="utf-8")
-    elif template is None and (folder / "chat_template.json").is_file():
-        template = _json(folder, "chat_template.json").get("chat_template")
+    if template is None and files.has("chat_template.jinja"):
+        template = files.path("chat_template.jinja").read_text(encoding="utf-8")
+    elif template is None and files.has("chat_template.json"):
+        template = _json(files, "chat_template.json").get("chat_template")
     return template if isinstance(template, str | list) else None
 
 

@@ -83,7 +83,13 @@ def plan_file(
         checkpoint=checkpoint,
         dtype=wanted,
         architecture=architecture(checkpoint.spec),
-        vocabulary=read_vocabulary(checkpoint.folder, config, checkpoint.spec.vocab_size, pre_tokenizer),
+        vocabulary=read_vocabulary(
+            checkpoint.folder,
+            config,
+            checkpoint.spec.vocab_size,
+            pre_tokenizer,
+            trust_links=checkpoint.trust_links,
+        ),
         tensors=gguf_tensors(checkpoint, own if program else _kind(wanted)),
         quantizer=program,
     )

@@ -48,7 +48,7 @@ def _in_transformers(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recip
     section = recipe.bench
     dtype: torch.dtype = getattr(torch, section.dtype)
     models = {
-        PARENT: load_model(checkpoint.folder, dtype, recipe.device),
+        PARENT: load_model(checkpoint, dtype, recipe.device),
         PRUNED: realise(Child(checkpoint, blueprint.unfused()), dtype, recipe.device),
         name_of_child(recipe): load_model(recipe.output, dtype, recipe.device),
     }
@@ -70,7 +70,10 @@ def _in_engine(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recipe, pro
     place.mkdir()
     try:
         build(checkpoint, blueprint.unfused(), place / PRUNED, width_multiple=recipe.build.width_multiple)
-        folders = {PARENT: checkpoint.folder, PRUNED: place / PRUNED, name_of_child(recipe): recipe.output}
+        parent = checkpoint.folder
+        if checkpoint.notes:  # no engine reads it as it is
+            parent = build(checkpoint, checkpoint.blueprint(), place / PARENT)
+        folders = {PARENT: parent, PRUNED: place / PRUNED, name_of_child(recipe): recipe.output}
         models = {name: str(folder) for name, folder in folders.items()}
         return bench_in(recipe.bench.engine, models, bench_settings(recipe).replaced(files=place), progress)
     finally:

@@ -70,4 +70,6 @@ def find_decision(place: Path, evidence: Path | None = None) -> TakenDecision:
 def _allows(recipe: Recipe) -> Allows:
     if not recipe.plan.for_engines:
         return anything
-    return loadable_choices(open_model(recipe.model, revision=recipe.revision).spec, recipe.plan.for_engines)
+    return loadable_choices(
+        open_model(recipe.model, revision=recipe.revision, opening=recipe).spec, recipe.plan.for_engines
+    )

@@ -142,23 +142,23 @@ def cut_windows(
     Args:
         files: a folder for the windows; None only counts them.
     """
-    recipe, folder = job.recipe, job.parent.folder
+    recipe, parent = job.recipe, job.parent
     trainings, used, kept_back = recipe.distillation.trainings, list[list[TokenWindows]](), list[TokenWindows]()
     for number, section in enumerate(trainings, 1):
         with of_stage(number, len(trainings)):
             text = section.model_copy(update={"texts": training_texts(recipe, section)})
             place = files / f"stage-{number}" if files else None
             if job.has("evaluate"):
-                found = all_windows(folder, text, recipe.seed, place, progress)
+                found = all_windows(parent, text, recipe.seed, place, progress)
             else:
-                found, others = training_windows(folder, text, recipe.seed, place, progress)
+                found, others = training_windows(parent, text, recipe.seed, place, progress)
                 if number == 1:
                     kept_back = others
                 elif files is not None:
                     found = [part for parts in without(found, kept_back) for part in parts]
             used.append(found)
     if job.has("evaluate") and files is not None:
-        kept_back = held_out_windows(folder, recipe.evaluation, recipe.seed)
+        kept_back = held_out_windows(parent, recipe.evaluation, recipe.seed)
     return used, kept_back
 
 
@@ -220,7 +220,7 @@ def distinct_texts(recipe: Recipe) -> list[TextEntry]:
 def _check_tokens(job: Job, text: TextEntry) -> None:
     """Try a little of a text. Raises: CheckpointError: the model doesn't know one of its tokens."""
     few = TextSettings(texts=(text,), tokens=_TRIED, context=min(s.context for s in job.recipe.distillation.trainings))
-    calibration_windows(job.parent.folder, few, job.recipe.seed)
+    calibration_windows(job.parent, few, job.recipe.seed)
 
 
 def _check_space(job: Job, needed: int) -> None:

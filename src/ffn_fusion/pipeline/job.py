@@ -38,6 +38,9 @@ from ffn_fusion.surgery.child import Child
 class Listener(Protocol):
     """Hears what a job does: the terminal implements it, and ``Silent`` says nothing."""
 
+    def opened(self, checkpoint: Checkpoint) -> None:
+        """The model is opened; nothing is measured yet."""
+
     def stage(self, name: str, number: int, total: int) -> None:
         """A stage begins."""
 
@@ -70,6 +73,8 @@ class Listener(Protocol):
 
 class Silent:
     """A listener that says nothing."""
+
+    def opened(self, checkpoint: Checkpoint) -> None: ...
 
     def stage(self, name: str, number: int, total: int) -> None: ...
 

@@ -10,6 +10,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from ffn_fusion.analysis.settings import AnalysisSettings, PlanSettings
+from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.data.settings import TextSettings
 from ffn_fusion.distillation.settings import DistillationSettings
 from ffn_fusion.engines.settings import BenchSettings
@@ -28,7 +29,7 @@ class SampleSettings(Settings):
     new_tokens: int = Field(32, gt=0, description="Tokens to write after each prompt.")
 
 
-class _Models(Settings):
+class _Models(OpenSettings):
     """The parent, and where its child goes."""
 
     model: str = Field(description="Checkpoint folder, .gguf file or hub id.")

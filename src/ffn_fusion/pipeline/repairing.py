@@ -57,8 +57,8 @@ def repair_windows(job: Job) -> Windows:
     repair, seed = job.recipe.repair, job.recipe.seed
     text = repair.model_copy(update={"texts": repair.texts or job.recipe.calibration.texts})
     if job.has("evaluate"):
-        return calibration_windows(job.parent.folder, text, seed), []
-    return split_windows(job.parent.folder, text, seed)
+        return calibration_windows(job.parent, text, seed), []
+    return split_windows(job.parent, text, seed)
 
 
 def _how(job: Job) -> dict[str, Any]:

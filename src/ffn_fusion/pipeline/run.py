@@ -93,5 +93,6 @@ def open_parent(recipe: Recipe, listener: Listener) -> Checkpoint:
     def on_progress(what: str, share: float) -> None:
         listener.progress(what, round(100 * share), 100)
 
-    checkpoint = open_model(recipe.model, revision=recipe.revision, on_progress=on_progress)
+    checkpoint = open_model(recipe.model, revision=recipe.revision, opening=recipe, on_progress=on_progress)
+    listener.opened(checkpoint)
     return replace(checkpoint, name=recipe.base_model) if recipe.base_model else checkpoint

@@ -15,7 +15,7 @@ from ffn_fusion.analysis.measure import estimate_analysis as estimate_passes
 from ffn_fusion.analysis.passes import PassEstimate
 from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.checkpoint.notes import write_atomic
-from ffn_fusion.checkpoint.reader import open_folder
+from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.sidecars import load_tokenizer, read_licence
 from ffn_fusion.checkpoint.staging import DISTILLATION, read_manifest
 from ffn_fusion.data.settings import TextSettings
@@ -56,7 +56,7 @@ def analyze(job: Job) -> None:
     began = time.perf_counter()
     evidence = measure(
         job.analyzed,
-        calibration_windows(job.parent.folder, job.recipe.calibration, job.recipe.seed),
+        calibration_windows(job.parent, job.recipe.calibration, job.recipe.seed),
         job.recipe.analysis,
         seed=job.recipe.seed,
         device=job.recipe.device,
@@ -74,7 +74,7 @@ def estimate_analysis(job: Job) -> Sequence[PassEstimate]:
     """Estimate what each pass over the weights will take."""
     return estimate_passes(
         job.analyzed,
-        calibration_windows(job.parent.folder, job.recipe.calibration, job.recipe.seed),
+        calibration_windows(job.parent, job.recipe.calibration, job.recipe.seed),
         job.recipe.analysis,
         device=job.recipe.device,
         memory=job.memory,
@@ -130,12 +130,12 @@ def build(job: Job) -> None:
 def score(job: Job) -> None:
     """Score all models on the held-out texts, and measure the child's own geometry in one forward pass."""
     models, controls = scored_models(job)
-    windows = held_out_windows(job.parent.folder, job.recipe.evaluation, job.recipe.seed)
+    windows = held_out_windows(job.parent, job.recipe.evaluation, job.recipe.seed)
     texts = evaluate(models, windows, device=job.recipe.device, progress=job.progress)
     child = open_folder(job.space.output)
     evidence = measure(
         child,
-        calibration_windows(child.folder, job.recipe.calibration, job.recipe.seed),
+        calibration_windows(child, job.recipe.calibration, job.recipe.seed),
         AnalysisSettings(parts=(), scores=(), max_run=1, dtype=job.recipe.analysis.dtype),
         seed=job.recipe.seed,
         device=job.recipe.device,
@@ -157,17 +157,17 @@ def samples(job: Job) -> None:
     """Continue the prompts greedily by the parent and by the child."""
     section = job.recipe.samples
     texts: list[list[str]] = []
-    for done, folder in enumerate((job.parent.folder, job.space.output)):
+    for done, model in enumerate((job.parent, open_folder(job.space.output))):
         job.progress("samples", done, 2)
-        texts.append(_generate(folder, section.prompts, section.new_tokens, job.recipe.device))
+        texts.append(_generate(model, section.prompts, section.new_tokens, job.recipe.device))
     job.progress("samples", 2, 2)
     _write_json(job.space.samples, [vars(Sample(*row)) for row in zip(section.prompts, *texts, strict=True)])
 
 
 @torch.inference_mode()
-def _generate(folder: Path, prompts: Sequence[str], new_tokens: int, device: str) -> list[str]:
-    tokenizer = load_tokenizer(folder)
-    model = load_model(folder, torch.float32, device)
+def _generate(checkpoint: Checkpoint, prompts: Sequence[str], new_tokens: int, device: str) -> list[str]:
+    tokenizer = load_tokenizer(checkpoint.folder)
+    model = load_model(checkpoint, torch.float32, device)
     found = []
     for prompt in prompts:
         inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
@@ -216,7 +216,7 @@ STAGES = (
         inputs=_analysis_inputs,
         results=lambda job: [job.space.evidence / "evidence.json", job.space.evidence / "evidence.safetensors"],
         scratch=lambda job: [job.space.analysis],
-        check=lambda job: calibration_windows(job.parent.folder, job.recipe.calibration, job.recipe.seed),
+        check=lambda job: calibration_windows(job.parent, job.recipe.calibration, job.recipe.seed),
         estimate=estimate_analysis,
     ),
     Stage(
@@ -268,7 +268,7 @@ STAGES = (
         inputs=lambda job: (job.recipe.evaluation, state(job.recipe.evaluation)),
         results=lambda job: [job.space.quality, job.space.child_evidence / "evidence.json"],
         after=("build", "distill"),
-        check=lambda job: held_out_windows(job.parent.folder, job.recipe.evaluation, job.recipe.seed),
+        check=lambda job: held_out_windows(job.parent, job.recipe.evaluation, job.recipe.seed),
     ),
     Stage(
         "bench",
@@ -284,7 +284,7 @@ STAGES = (
         inputs=lambda job: job.recipe.samples,
         results=lambda job: [job.space.samples],
         after=("build", "distill"),
-        check=lambda job: check_prompts(job.parent.folder, job.recipe.samples.prompts),
+        check=lambda job: check_prompts(job.parent, job.recipe.samples.prompts),
     ),
     Stage(
         "report",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ffn_fusion.checkpoint.reader import read_folder_spec
+from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.sidecars import load_tokenizer
 from ffn_fusion.data.hub_text import HubText
 from ffn_fusion.data.mixture import TextEntry, shares, where
@@ -41,17 +41,17 @@ def state(section: TextSettings) -> str:
     return "\n".join(filter(None, (source_of(where(entry)).state() for entry in section.texts)))
 
 
-def calibration_windows(folder: Path, section: TextSettings, seed: int) -> list[TokenWindows]:
+def calibration_windows(model: Checkpoint, section: TextSettings, seed: int) -> list[TokenWindows]:
     """Cut the calibration windows, of every text by its weight."""
     texts: Sequence[TextEntry] = section.texts or BUILT_IN_CALIBRATION
-    tokenizer, vocabulary = _tokenizer(folder)
+    tokenizer, vocabulary = _tokenizer(model)
     return [
         make_windows(tokenizer, where(text), section.context, share, seed=seed, vocabulary=vocabulary)
         for text, share in zip(texts, shares(texts, section.tokens), strict=True)
     ]
 
 
-def held_out_windows(folder: Path, section: TextSettings, seed: int) -> list[TokenWindows]:
+def held_out_windows(model: Checkpoint, section: TextSettings, seed: int) -> list[TokenWindows]:
     """Cut the evaluation windows, of every text the same number of tokens.
 
     Raises:
@@ -60,19 +60,19 @@ def held_out_windows(folder: Path, section: TextSettings, seed: int) -> list[Tok
     texts = [where(text) for text in section.texts or BUILT_IN_HELD_OUT]
     if len({source_of(text).label for text in texts}) < len(texts):
         raise DataError("two evaluation texts have the same name", "rename one; names label the tables")
-    tokenizer, vocabulary = _tokenizer(folder)
+    tokenizer, vocabulary = _tokenizer(model)
     return [
         make_windows(tokenizer, text, section.context, section.tokens, seed=seed, vocabulary=vocabulary)
         for text in texts
     ]
 
 
-def split_windows(folder: Path, wanted: TextSettings, seed: int) -> Windows:
+def split_windows(model: Checkpoint, wanted: TextSettings, seed: int) -> Windows:
     """Cut about as many tokens as wanted to learn from, and a few windows of every text that are kept back.
 
     They are kept in memory: the states that a repair keeps of a token are a thousand times larger.
     """
-    tokenizer, vocabulary = _tokenizer(folder)
+    tokenizer, vocabulary = _tokenizer(model)
 
     def cut(number: int, text: Path | HubText, tokens: int) -> TokenWindows:
         return make_windows(tokenizer, text, wanted.context, tokens, seed=seed, vocabulary=vocabulary)
@@ -80,34 +80,36 @@ def split_windows(folder: Path, wanted: TextSettings, seed: int) -> Windows:
     return _kept_apart(wanted, cut)
 
 
-def training_windows(folder: Path, wanted: TextSettings, seed: int, files: Path | None, progress: Progress) -> Windows:
+def training_windows(
+    model: Checkpoint, wanted: TextSettings, seed: int, files: Path | None, progress: Progress
+) -> Windows:
     """Cut windows as ``split_windows`` does, but into files, which may be far larger than memory.
 
     Args:
         files: a folder for one file of each text; None only counts the windows.
     """
-    return _kept_apart(wanted, _to_files(folder, wanted, seed, files, progress))
+    return _kept_apart(wanted, _to_files(model, wanted, seed, files, progress))
 
 
-def check_prompts(folder: Path, prompts: Sequence[str]) -> None:
+def check_prompts(model: Checkpoint, prompts: Sequence[str]) -> None:
     """Check prompts to be continued. Raises: CheckpointError: the model doesn't know one of their tokens."""
-    tokenizer, vocabulary = _tokenizer(folder)
+    tokenizer, vocabulary = _tokenizer(model)
     for prompt in prompts:
         check_ids(tokenizer(prompt)["input_ids"], vocabulary, tokenizer, f"prompt {prompt!r}")
 
 
 def all_windows(
-    folder: Path, wanted: TextSettings, seed: int, files: Path | None, progress: Progress
+    model: Checkpoint, wanted: TextSettings, seed: int, files: Path | None, progress: Progress
 ) -> list[TokenWindows]:
     """Cut windows as ``training_windows`` does, if none have to be kept back."""
-    cut = _to_files(folder, wanted, seed, files, progress)
+    cut = _to_files(model, wanted, seed, files, progress)
     return [
         cut(number, where(entry), wanted.context * windows) for number, (entry, windows) in enumerate(_asked(wanted))
     ]
 
 
-def _to_files(folder: Path, wanted: TextSettings, seed: int, files: Path | None, progress: Progress) -> Cut:
-    tokenizer, vocabulary = _tokenizer(folder)
+def _to_files(model: Checkpoint, wanted: TextSettings, seed: int, files: Path | None, progress: Progress) -> Cut:
+    tokenizer, vocabulary = _tokenizer(model)
 
     def cut(number: int, text: Path | HubText, tokens: int) -> TokenWindows:
         cutter = count_windows if files is None else partial(write_windows, file=files / str(number), progress=progress)
@@ -116,9 +118,9 @@ def _to_files(folder: Path, wanted: TextSettings, seed: int, files: Path | None,
     return cut
 
 
-def _tokenizer(folder: Path) -> tuple[Any, int]:
+def _tokenizer(model: Checkpoint) -> tuple[Any, int]:
     """Return the tokenizer of a checkpoint, and the number of tokens that its model knows."""
-    return load_tokenizer(folder), read_folder_spec(folder).vocab_size
+    return load_tokenizer(model.folder), model.spec.vocab_size
 
 
 def _asked(wanted: TextSettings) -> list[tuple[TextEntry, int]]:

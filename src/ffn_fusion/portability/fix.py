@@ -180,7 +180,7 @@ def fix(
         manifest[REWRITTEN] = history_json([*history, Rewriting(engines=tuple(engines))])
     return write_checkpoint(
         fixed.output(checkpoint),
-        _files(checkpoint.folder, fixed.spec, about),
+        _files(checkpoint, fixed.spec, about),
         manifest,
         target,
         parent=checkpoint.folder,
@@ -190,8 +190,8 @@ def fix(
     )
 
 
-def _files(folder: Path, spec: ModelSpec, about: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-    yield from child_files(folder, spec.vocab_size, *_CARRIED, staging.MODEL_CARD)
+def _files(checkpoint: Checkpoint, spec: ModelSpec, about: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+    yield from child_files(checkpoint, *_CARRIED, staging.MODEL_CARD)
     yield from native_files(spec)
     yield json_file(FIXES, about, indent=1)
 

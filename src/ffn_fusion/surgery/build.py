@@ -68,7 +68,7 @@ def build(
 
 
 def _files(child: Child, model_card: str) -> Iterator[tuple[str, bytes]]:
-    yield from child_files(child.parent.folder, child.spec.vocab_size)
+    yield from child_files(child.parent)
     yield from modeling_files()
     yield json_file("config.json", child_config(child.spec, child.width_multiple))
     yield BLUEPRINT, child.blueprint.to_json().encode()
