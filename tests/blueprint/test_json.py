@@ -93,7 +93,7 @@ def test_only_gated_ffns_are_narrowed(tmp_path: Path) -> None:
     document = json.loads(NARROWED.to_json())
     document["parent"]["blocks"][0] = {"attention": "attention", "ffn": "linear", "ffn_width": 0}
     path.write_text(json.dumps(document))
-    with pytest.raises(BlueprintError, match="block 0: only gated FFNs can be narrowed; that of parent block 0"):
+    with pytest.raises(BlueprintError, match=r"block 0: a linear layer .* can't be narrowed: that of parent block 0"):
         Blueprint.load(path)
 
 
@@ -136,7 +136,7 @@ def reverse(document: Any) -> None:
         (at("blocks", 0, "attention", "source", value="one"), "blocks.0.attention"),
         (at("parent", "blocks", 1, "ffn", value=None), "parent block 1 has no ffn"),
         (at("parent", "blocks", 0, "attention", value=None), "parent block 0 has no attention"),
-        (at("parent", "blocks", 1, "ffn", value="linear"), "only gated FFNs can be fused"),
+        (at("parent", "blocks", 1, "ffn", value="linear"), "a linear layer in an FFN's place can't be fused"),
         (at("parent", "blocks", 1, "ffn_width", value=-1), "parent.blocks.1.ffn_width"),
         (at("parent", "blocks", 1, "ffn_width", value=1.5), "parent.blocks.1.ffn_width"),
         (at("blocks", 0, "ffn", value={"kind": "narrowed", "source": 1, "channels": "0"}), "don't lie in order in 0-0"),

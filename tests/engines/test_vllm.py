@@ -6,7 +6,6 @@ vLLM takes long to start: checkpoints are asked about together, in as few proces
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import subprocess
 import time
@@ -37,7 +36,7 @@ from ffn_fusion.portability import reference
 from ffn_fusion.portability.check import check
 from ffn_fusion.sources import open_model
 from ffn_fusion.surgery.build import build
-from ffn_fusion.surgery.child_config import MODELING_FILES
+from ffn_fusion.surgery.child_config import modeling_files
 
 pytestmark = [pytest.mark.engines, needs_vllm]
 
@@ -81,8 +80,8 @@ def make(folder: Path, blocks: Blocks, **changes: Any) -> Path:
             del block["ffn"]["ffn_mult"]
     made = write_model(folder, config, blocks)
     write_tokenizer(made.folder)
-    for name, source in MODELING_FILES.items():
-        shutil.copy(source, made.folder / name)
+    for name, content in modeling_files("nemotron-nas"):
+        (made.folder / name).write_bytes(content)
     return made.folder
 
 

@@ -74,3 +74,53 @@ def write_family(folder: Path, case: dict[str, Any], seed: int = 0) -> Any:
     model.tie_weights()
     model.save_pretrained(folder)
     return model
+
+
+OWN_FORM: dict[str, dict[str, Any]] = {
+    "mistral, window": {"model_type": "mistral", "sliding_window": 8},
+    "qwen2, windows": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 2,
+    },
+    "qwen3": {"model_type": "qwen3", "head_dim": 16},
+    "qwen3, tied and windowed": {
+        "model_type": "qwen3",
+        "head_dim": 8,
+        "tie_word_embeddings": True,
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
+    },
+    "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 0, 1, 1, 0]},
+    "gemma": {"model_type": "gemma", "head_dim": 16, "tie_word_embeddings": True},
+    "gpt2": {"model_type": "gpt2", "n_inner": None, "tie_word_embeddings": True},
+    "gpt2, narrow": {"model_type": "gpt2", "n_inner": 48, "tie_word_embeddings": True},
+    "opt": {"model_type": "opt", "ffn_dim": 48, "word_embed_proj_dim": 32, "tie_word_embeddings": True},
+    "gpt_neox": {"model_type": "gpt_neox", "rotary_pct": 0.25},
+    "gpt_neox, in sequence": {"model_type": "gpt_neox", "use_parallel_residual": False, "attention_bias": False},
+}
+"""Config of models that keep their family's own form."""
+
+NORM_AFTER: dict[str, dict[str, Any]] = {
+    "gemma2": {
+        "model_type": "gemma2",
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 8,
+        "tie_word_embeddings": True,
+    },
+    "gemma3_text": {
+        "model_type": "gemma3_text",
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 8,
+        "tie_word_embeddings": True,
+        "layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
+    },
+    "olmo2": {"model_type": "olmo2"},
+    "olmo3": {"model_type": "olmo3", "sliding_window": 8},
+    "glm4": {"model_type": "glm4", "head_dim": 8, "attention_bias": True, "partial_rotary_factor": 0.5},
+}
+"""Config of models that norm what is added: nothing is fused or repaired."""

@@ -8,18 +8,31 @@ from typing import Any
 
 import pytest
 import torch
-from families.cases import REWRITTEN, write_family
+from families.cases import NORM_AFTER, OWN_FORM, REWRITTEN, write_family
+from rounding import rounding
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from ffn_fusion.blockwise import Stack
 from ffn_fusion.checkpoint.reader import open_folder
+from ffn_fusion.data.window_rows import TokenWindows
+from ffn_fusion.distillation.distill import distill_child
+from ffn_fusion.distillation.settings import DistillSettings
+from ffn_fusion.distillation.write import write_distilled
+from ffn_fusion.evaluation.evaluate import evaluate
+from ffn_fusion.portability.verify import Against, verify
+from ffn_fusion.repair.repair import repair_child
 from ffn_fusion.surgery.build import build
+from ffn_fusion.surgery.child import Child
 
+FUSABLE = REWRITTEN | OWN_FORM
+FAMILIES = FUSABLE | NORM_AFTER
+ONE_EACH = [name for name in FAMILIES if "," not in name]
 EXACT = 1e-10  # relative, float64: some 1e6 products, each rounded at 1e-16
 
 
-def load(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
+def load(folder: Path, dtype: torch.dtype = torch.float64) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
 
 
 def logits(model: Any, ids: Tensor) -> Tensor:
@@ -47,9 +60,134 @@ def ids() -> Tensor:
     return torch.arange(40).view(2, 20) * 7 % 67
 
 
-@pytest.mark.parametrize("name", REWRITTEN)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_an_unchanged_child_is_the_model(tmp_path: Path, ids: Tensor, name: str) -> None:
-    model = write_family(tmp_path / "parent", REWRITTEN[name])
+    model = write_family(tmp_path / "parent", FAMILIES[name])
     parent = open_folder(tmp_path / "parent")
     child = build(parent, parent.blueprint(), tmp_path / "child", width_multiple=1)
     assert_close(logits(load(child), ids), logits(model, ids))
+
+
+BLOCKS = 5
+DROPPED = (0, 2, 3)  # the first, so that the cache begins with a block that has no attention
+FUSED = (2, 3)
+
+
+@pytest.mark.parametrize("name", FUSABLE)
+def test_a_child_is_the_parallel_form_of_its_parent(tmp_path: Path, ids: Tensor, name: str) -> None:
+    """Of the family's own modules: without attentions it's the model whose attentions write nothing, and FFNs fused
+    are those FFNs on one input.
+    """
+    model = write_family(tmp_path / "parent", FAMILIES[name])
+    parent = open_folder(tmp_path / "parent")
+    blueprint = parent.blueprint().drop_attention(DROPPED).fuse(*FUSED)
+    child = build(parent, blueprint, tmp_path / "child", width_multiple=32)
+    assert_close(logits(load(child), ids), parallel_logits(model, ids))
+
+
+def parallel_logits(model: Any, ids: Tensor) -> Tensor:
+    """The parent's own model with hooks: dropped attentions add zero; FFN 3 reads what FFN 2 read."""
+    layers = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    for i in DROPPED:
+        attention(layers[i]).register_forward_hook(lambda _, inputs, found: (torch.zeros_like(found[0]), *found[1:]))
+    first, second = (layers[i] for i in FUSED)
+    read: list[Tensor] = []
+    ffn_norm(first).register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    ffn_norm(second).register_forward_pre_hook(lambda _, inputs: (read[-1].view(inputs[0].shape),))
+    return logits(model, ids)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_without_sub_blocks_it_is_the_model_whose_sub_blocks_add_nothing(
+    tmp_path: Path, ids: Tensor, name: str
+) -> None:
+    model = write_family(tmp_path / "parent", FAMILIES[name])
+    parent = open_folder(tmp_path / "parent")
+    blueprint = parent.blueprint().drop_attention(DROPPED).drop_ffn([1, 3])
+    child = build(parent, blueprint, tmp_path / "child", width_multiple=1)
+    layers = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    with torch.no_grad():
+        for tensor in [tensor for i in DROPPED for tensor in output(attention(layers[i]))]:
+            tensor.zero_()
+        for tensor in [tensor for i in (1, 3) for tensor in output(getattr(layers[i], "mlp", layers[i]))]:
+            tensor.zero_()
+    assert_close(logits(load(child), ids), logits(model, ids))
+
+
+def output(module: Any) -> list[Tensor]:
+    """The weight and bias of what writes to the state."""
+    names = ("o_proj", "out_proj", "c_proj", "dense", "down_proj", "fc2", "dense_4h_to_h")
+    found = next(getattr(module, name) for name in names if hasattr(module, name))
+    return list(found.parameters())
+
+
+def attention(layer: Any) -> Any:
+    return next(getattr(layer, name) for name in ("self_attn", "attn", "attention") if hasattr(layer, name))
+
+
+def ffn_norm(layer: Any) -> Any:
+    names = ("post_attention_layernorm", "final_layer_norm", "ln_2")
+    return next(getattr(layer, name) for name in names if hasattr(layer, name))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_blocks_one_at_a_time_are_the_model(tmp_path: Path, ids: Tensor, name: str) -> None:
+    """In float32, since transformers rounds softmax to it: see ``rounding``."""
+    model = write_family(tmp_path / "parent", FAMILIES[name]).float()
+    stack = Stack(open_folder(tmp_path / "parent"))
+    with torch.no_grad():
+        x = stack.embed(ids)
+        for i in range(len(stack)):
+            added = stack.block(i).contributions(x)
+            x = x + added.attention + added.ffn
+        found, wanted = stack.logits(x), model(ids).logits
+    assert (found - wanted).abs().max() <= rounding(torch.float32, blocks=5, terms=64) * wanted.abs().max()
+
+
+@pytest.mark.parametrize("name", [name for name in ONE_EACH if name in FUSABLE])
+def test_repair_comes_closer_on_text_it_has_not_seen(tmp_path: Path, name: str) -> None:
+    write_family(tmp_path / "parent", FAMILIES[name])
+    parent = open_folder(tmp_path / "parent")
+    blueprint = parent.blueprint().drop_attention(DROPPED).fuse(*FUSED)
+    seen, unseen = (
+        [TokenWindows("random", torch.randint(67, (n, 20), generator=torch.Generator().manual_seed(n)).numpy())]
+        for n in (40, 6)
+    )
+    repairs = repair_child(parent, blueprint, seen, tmp_path / "repairs", dtype=torch.float64)
+    pruned, repaired = Child(parent, blueprint, 1), Child(parent, blueprint, 1, repairs)
+    scores = evaluate({"parent": parent, "pruned": pruned, "repaired": repaired}, unseen)[0].scores
+    assert scores["repaired"].kl < scores["pruned"].kl
+    child = build(parent, blueprint, tmp_path / "child", width_multiple=32, repairs=repairs)
+    found = {finding.check: finding for finding in verify(child, Against(parent, torch.arange(20).view(1, -1), "ids"))}
+    assert all(finding.ok for finding in found.values()), found
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_two_steps_of_distillation_make_a_child(tmp_path: Path, ids: Tensor, name: str) -> None:
+    write_family(tmp_path / "parent", FAMILIES[name])
+    parent = open_folder(tmp_path / "parent")
+    before = build(parent, parent.blueprint().drop_attention(DROPPED), tmp_path / "child", width_multiple=1)
+    texts = [TokenWindows("random", torch.randint(67, (8, 16), generator=torch.Generator().manual_seed(0)).numpy())]
+    settings = DistillSettings(batch=4, micro=4, learning_rate=1e-2, warmup=0.0)
+    done = distill_child(before, parent, texts, tmp_path / "work", settings=settings, teacher_dtype=torch.float64)
+    assert done.record["steps"] == 2
+    after = write_distilled(open_folder(before), done.weights, done.record, tmp_path / "distilled")
+    assert (logits(load(after), ids) - logits(load(before), ids)).abs().max() > 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_child_generates_with_its_cache_what_it_says_without(tmp_path: Path, name: str) -> None:
+    write_family(tmp_path / "parent", FAMILIES[name])
+    parent = open_folder(tmp_path / "parent")
+    blueprint = parent.blueprint().drop_attention(DROPPED)
+    if name in FUSABLE:
+        blueprint = blueprint.fuse(*FUSED)
+    # In float32: the mask of eager attention is -inf where transformers' softmax rounds float64 to float32.
+    model = load(build(parent, blueprint, tmp_path / "child", width_multiple=1), torch.float32)
+    ids = torch.tensor([[0, 0, 5, 9, 11, 3], [7, 8, 5, 9, 11, 3]])
+    mask = (ids > 0).long()
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    together, alone = (model.generate(ids, attention_mask=mask, use_cache=cache, **options) for cache in (True, False))
+    assert torch.equal(together, alone)
+    by_itself = model.generate(ids[:1, 2:], attention_mask=mask[:1, 2:], **options)
+    assert torch.equal(by_itself[0], together[0, 2:])

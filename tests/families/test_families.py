@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from makers import blocks_of, llama_config, nas_config, random_tensors
 
 from ffn_fusion.errors import CheckpointError, FamilyError, FfnFusionError
-from ffn_fusion.families import AttentionSpec, FfnSpec, read_spec
+from ffn_fusion.families import AttentionSpec, FfnSpec, read_spec, require
 from ffn_fusion.families.layout import ignorable, model_tensors
 from ffn_fusion.families.nemotron_nas import mult_of, width_of
 
@@ -172,8 +172,6 @@ def test_ignorable() -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"model_type": "gemma2"}, "normalises each FFN's output"),
-        ({"model_type": "olmo2"}, "isn't one wide FFN"),
         ({"model_type": "mixtral"}, "mixture of experts"),
         ({"model_type": "deepseek_v3"}, "router"),
         ({"model_type": "qwen9"}, "family 'qwen9' isn't known"),
@@ -196,6 +194,14 @@ def test_families_that_cant_be_fused(config: dict[str, Any], says: str) -> None:
     with pytest.raises(FamilyError, match=re.escape(says)) as caught:
         read_spec(config)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "olmo2", "olmo3", "glm4"])
+def test_ffns_with_a_norm_after_them_are_not_fused(model_type: str) -> None:
+    spec = read_spec(llama_config(model_type=model_type))
+    with pytest.raises(FamilyError, match="isn't one wide FFN"):
+        require(spec, "fuse")
+    require(spec, "drop attention")
 
 
 def nas_block(attention: Any = None, ffn: Any = None) -> dict[str, Any]:
@@ -301,3 +307,14 @@ def test_any_value_in_a_config_is_read_or_refused(data: st.DataObject) -> None:
 def test_incomplete_rotary_settings(settings: dict[str, object], says: str) -> None:
     with pytest.raises(CheckpointError, match=says):
         read_spec(llama_config(rope_scaling=settings))
+
+
+def test_every_family_is_listed_with_what_it_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    from ffn_fusion.cli.families import families
+
+    families(as_json=True)
+    listed = json.loads(capsys.readouterr().out)
+    assert {"llama", "qwen2", "qwen3", "gemma2", "gpt2"} <= set(listed)
+    assert [entry["form"] for entry in listed["qwen2"]] == ["nemotron-nas", "per-block"]
+    assert set(listed["gemma2"][0]["refuses"]) == {"fuse", "repair"}
+    assert listed["qwen3"] == [{"form": "per-block", "refuses": {}}]

@@ -7,6 +7,7 @@ from tools.docs.api import api_table
 from tools.docs.benchmarking import fusing_table, speed_results
 from tools.docs.command_line import exit_codes, help_texts
 from tools.docs.demo import demo_table, headline_table
+from tools.docs.families import family_table
 from tools.docs.hardware import (
     hardware_drafts,
     hardware_elsewhere,
@@ -25,7 +26,8 @@ from tools.docs.tensor_parallel import tensor_parallel_results
 
 __all__ = [
     "analysis_results", "api_table", "benchmark_table", "demo_table", "engine_reasons", "engine_table", "exit_codes",
-    "fixes_table", "fusing_table", "hardware_drafts", "hardware_elsewhere", "hardware_gpu_results", "hardware_results",
+    "family_table", "fixes_table", "fusing_table", "hardware_drafts", "hardware_elsewhere", "hardware_gpu_results",
+    "hardware_results",
     "headline_table", "help_texts", "machine_sources", "machine_table", "quantize_results", "recipe_table",
     "repair_scale", "results", "scale_table", "speed_results", "tensor_parallel_results",
 ]  # fmt: skip

@@ -38,7 +38,7 @@ def candidate_runs(spec: ModelSpec, allowed: Iterable[int], max_run: int, leave_
     for first in range(len(spec.blocks)):
         for last in range(first + 1, min(first + max_run, len(spec.blocks))):
             inside = spec.blocks[first : last + 1]
-            if any(block.ffn is None or block.ffn.kind != "gated" for block in inside):
+            if any(block.ffn is None or block.ffn.kind == "linear" for block in inside):
                 break
             if not set(range(first + 1, last + 1)) <= allowed:
                 break
@@ -78,7 +78,7 @@ def repaired_removals(spec: ModelSpec, bench: Workbench) -> dict[str, Edit]:
     return {
         repaired_name(removed("attention", i)): RepairedRun(i, i, i, False, bench)
         for i, block in enumerate(spec.blocks)
-        if block.attention and block.ffn and block.ffn.kind == "gated"
+        if block.attention and block.ffn and block.ffn.kind != "linear"
     }
 
 

@@ -131,7 +131,7 @@ def _sums(
     stack.forget_embedding()
     loader = ReadAhead(stack, range(len(stack)))
     for i, block in enumerate(stack.spec.blocks):
-        if block.ffn and block.ffn.kind == "gated":
+        if block.ffn and block.ffn.kind != "linear":
             yield i, _through_gated(loader.take(i), states, parts, block.ffn.width).cpu().numpy()
         else:
             _through(loader.take(i), states, parts)

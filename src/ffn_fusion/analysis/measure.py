@@ -56,7 +56,7 @@ from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.compute import compute_dtype
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import UsageError
-from ffn_fusion.families import ModelSpec, require
+from ffn_fusion.families import ModelSpec, family_of, require
 from ffn_fusion.processes import Progress, current, silent, together
 from ffn_fusion.repair.candidate import Workbench
 from ffn_fusion.surgery.build import build_id, child_bytes, files_state
@@ -143,7 +143,7 @@ class _Analysis:
         windows = len(self.ids_NT) // here.world  # of each process, at least
         self.bench = (
             Workbench(model.spec, self.ids_NT.shape[1], -(-len(self.ids_NT) // here.world), dtype)
-            if asked.repair and windows > 1
+            if asked.repair and windows > 1 and family_of(model.spec).can("repair") is None
             else None
         )
         self.folder = workspace / f"process-{here.rank}-of-{here.world}" if workspace else None
@@ -249,7 +249,7 @@ class _Analysis:
     def _widths(self) -> Iterator[tuple[int, int]]:
         """Every narrower width that an FFN is measured with."""
         for i, block in enumerate(self.stack.spec.blocks):
-            if block.ffn and block.ffn.kind == "gated":
+            if block.ffn and block.ffn.kind != "linear":
                 widths = {narrower(block.ffn.width, share) for share in self.asked.narrow}
                 yield from ((i, width) for width in sorted(widths - {block.ffn.width}, reverse=True))
 

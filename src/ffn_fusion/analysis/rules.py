@@ -149,7 +149,7 @@ def _runs(
     """
     identity = Blueprint.identity(evidence.parent)
     fusible = [
-        b.ffn is not None and b.ffn.kind == "gated" and (max_width is None or b.ffn_width <= max_width)
+        b.ffn is not None and b.ffn.kind != "linear" and (max_width is None or b.ffn_width <= max_width)
         for b in evidence.parent.blocks
     ]
     free = _free_runs(evidence, set(dropped), fusible)

@@ -177,7 +177,7 @@ class NarrowFfn(_OneBlock):
 
     def advance(self, i: int, block: Block, part: slice, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
         y = x + parent.attention
-        inner, _ = block.inner_and_outer("ffn", y)
+        inner, _ = block.inner_and_outer("ffn", block.ffn_input(x, parent.attention))
         down = block.projection("ffn")
         kept = torch.tensor(self.channels, device=x.device)
         narrow = nn.functional.linear(inner.index_select(-1, kept), down.weight.index_select(1, kept), down.bias)
@@ -206,8 +206,9 @@ class FusedRun(OwnWindows):
 
     def advance(self, i: int, block: Block, part: slice, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
         if i == self.first:
-            start = x + parent.attention if self.keeps_attention else x
-            carried = (start, start)
+            carried = (x, x)
+            if self.keeps_attention:
+                carried = (block.ffn_input(x, parent.attention), x + parent.attention)
         total = carried[-1]
         total = total + block.ffn(carried[0] if i <= self.fused_last else total)
         return (carried[0], total) if i < min(self.last, self.fused_last) else (total,)

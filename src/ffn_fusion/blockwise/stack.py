@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ffn_fusion.blockwise.memory import free_memory
 from ffn_fusion.blueprint import Part
 from ffn_fusion.families import ModelSpec, family_of, names_of
-from ffn_fusion.families.layout import block_tensors, output_names
+from ffn_fusion.families.layout import block_tensors, final_norm_names, outer_tensors, output_names
 from ffn_fusion.processes import neighbours
 
 _RESIDENT_SHARE = 0.4  # of the memory that's free: below it, weights stay loaded between uses
@@ -69,7 +69,9 @@ class Stack:
 
     def embed(self, ids_NT: Tensor) -> Tensor:
         """[N, T] -> [N, T, D]"""
-        return nn.functional.embedding(ids_NT.to(self.device), self._embedding)
+        weights = {names_of(self.spec).embedding: self._embedding, **self._before_blocks}
+        embedded: Tensor = self._frame.embed(ids_NT.to(self.device), weights)
+        return embedded
 
     def forget_embedding(self) -> None:
         """Where weights are streamed, the embedding is done with once the tokens are embedded; not if it's the head."""
@@ -99,13 +101,12 @@ class Stack:
     def logits(self, x: Tensor) -> Tensor:
         """Last hidden state [..., D] -> [..., V]. Callers slice: the logits of many tokens need much memory."""
         normed: Tensor = self._final_norm(x)
-        return nn.functional.linear(normed, self._head)
+        logits: Tensor = self._frame.logits(nn.functional.linear(normed, self._head))
+        return logits
 
-    def positions(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """Rotary cos and sin for positions 0..tokens-1."""
-        at = torch.arange(tokens, device=self.device).unsqueeze(0)
-        cos, sin = self._rotary(torch.empty(0, dtype=self.dtype, device=self.device), at)
-        return cos, sin
+    def arguments(self, tokens: int) -> Any:
+        """What blocks are given beside the state, for positions 0..tokens-1: see ``modules``."""
+        return self._frame.arguments(tokens)
 
     def load(self, name: str) -> Tensor:
         """A tensor on the device, in the dtype of the computation."""
@@ -130,11 +131,18 @@ class Stack:
 
     @cached_property
     def _final_norm(self) -> Any:
-        return self.modules.make_norm(self.spec, self.load(names_of(self.spec).final_norm))
+        return self._frame.make_norm({name: self.load(name) for name in final_norm_names(self.spec)})
 
     @cached_property
-    def _rotary(self) -> Any:
-        return self.modules.make_rotary(self.config, self.device)
+    def _before_blocks(self) -> dict[str, Tensor]:
+        """What the embedding needs beside its own table: a table of positions in some families."""
+        names = names_of(self.spec)
+        done = {names.embedding, names.head, *final_norm_names(self.spec)}
+        return {name: self.load(name) for name in outer_tensors(self.spec) if name not in done}
+
+    @cached_property
+    def _frame(self) -> Any:
+        return self.modules.Frame(self.spec, self.config, self.dtype, self.device)
 
     def _fits(self) -> bool:
         needed = parameters(self.source) * self.dtype.itemsize
@@ -164,15 +172,20 @@ class Block:
     def __init__(self, stack: Stack, i: int) -> None:
         names = names_of(stack.spec)
         weights = {tensor.key: stack.load(names.of(i, tensor.key)) for _, tensor in block_tensors(stack.spec, i)}
-        self._module = stack.modules.BlockModule(stack.spec, stack.config, i, weights, stack.positions)
+        self._module = stack.modules.BlockModule(stack.spec, stack.config, i, weights, stack.arguments)
         self._spec, self._number = stack.spec, i
         self.has_attention = stack.spec.blocks[i].attention is not None
         self.has_ffn = stack.spec.blocks[i].ffn is not None
+        self.side_by_side = stack.spec.side_by_side and self.has_attention and self.has_ffn
 
     def contributions(self, x: Tensor) -> Contributions:
         """What the block adds to x: [N, T, D] -> twice [N, T, D]."""
         attention = self.attention(x)
-        return Contributions(attention, self.ffn(x + attention))
+        return Contributions(attention, self.ffn(self.ffn_input(x, attention)))
+
+    def ffn_input(self, x: Tensor, attention: Tensor) -> Tensor:
+        """The state that the FFN reads, where the attention adds ``attention`` to x: all [N, T, D]."""
+        return x if self._spec.side_by_side else x + attention
 
     def attention(self, x: Tensor) -> Tensor:
         """Attn(n1(x)), causal: [N, T, D] -> [N, T, D]."""
@@ -195,7 +208,7 @@ class Block:
             outer = self.attention(x) if part == "attention" else self.ffn(x)
         finally:
             hook.remove()
-        return caught[0], outer
+        return caught[0].view(*x.shape[:-1], -1), outer
 
     def inner(self, part: Part, x: Tensor, channels: slice) -> Tensor:
         """Return some channels of what a sub-block's output projection reads: [N, T, D] -> [N, T, C].

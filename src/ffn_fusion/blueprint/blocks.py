@@ -20,7 +20,7 @@ class _WrittenBlock(Frozen):
     """A block of the parent in JSON: kinds, the FFN's width and, where attentions differ in them, KV heads."""
 
     attention: Literal["attention", "linear"] | None
-    ffn: Literal["gated", "linear"] | None
+    ffn: Literal["gated", "plain", "linear"] | None
     ffn_width: int = Field(ge=0)
     kv_heads: int = Field(default=0, ge=0)
 

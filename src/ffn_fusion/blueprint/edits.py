@@ -49,7 +49,7 @@ def fuse(parent: Parent, blocks: Blocks, first: int, last: int, norm: FusionNorm
     ffns = [block.ffn for block in inside if block.ffn.present]
     sources = tuple(source for ffn in ffns for source in ffn.sources)
     for source, had in zip(sources, parent.had("ffn", sources), strict=True):
-        if had.kind != "gated":
+        if had.kind == "linear":
             raise BlueprintError(f"{name}: the FFN of block {source} is {had.kind}, not gated", "end the run before it")
     for ffn in ffns:
         if not isinstance(ffn, KeptSubBlock | FusedFfn):

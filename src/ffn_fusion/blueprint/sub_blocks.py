@@ -26,9 +26,9 @@ class AttentionSpec:
 
 @dataclass(frozen=True)
 class FfnSpec:
-    """Gated FFN of ``width`` F, or one linear layer [D, D] in its place (``width`` 0)."""
+    """FFN of ``width`` F, gated or plain (without a gate), or one linear layer [D, D] in its place (``width`` 0)."""
 
-    kind: Literal["gated", "linear"]
+    kind: Literal["gated", "plain", "linear"]
     width: Annotated[int, Field(ge=0)]
 
     def padded(self, width_multiple: int) -> Self:

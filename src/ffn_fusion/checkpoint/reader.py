@@ -21,7 +21,7 @@ from ffn_fusion.checkpoint.safetensors_file import TensorInfo, read_bytes, read_
 from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.checkpoint.stored import read_stored
 from ffn_fusion.errors import CheckpointError, FamilyError
-from ffn_fusion.families import ModelSpec, names_of, read_spec
+from ffn_fusion.families import ModelSpec, names_of, nemotron_nas, per_block, read_spec
 from ffn_fusion.families.layout import ignorable, model_tensors
 from ffn_fusion.families.rewriting import Piece
 
@@ -138,7 +138,7 @@ def read_folder_spec(folder: Path, name: str | None = None, trust_links: bool = 
         CheckpointError: no usable config. FamilyError: a family that can't be fused, or code of its own is needed.
     """
     config = read_config(folder, trust_links)
-    if "auto_map" in config and config.get("model_type") != "nemotron-nas":
+    if "auto_map" in config and config.get("model_type") not in (nemotron_nas.MODEL_TYPE, per_block.MODEL_TYPE):
         raise FamilyError(
             f"{name or folder}: config.json asks for code of its own (auto_map), which is never run",
             "if the model is a plain Llama, remove auto_map from its config.json",

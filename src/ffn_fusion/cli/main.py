@@ -20,6 +20,7 @@ from ffn_fusion.cli import (
     evaluate,
     explain,
     export,
+    families,
     inspect,
     max_width,
     parallel,
@@ -89,6 +90,7 @@ _VERBS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "Understand": {
         "inspect": inspect.inspect,
+        "families": families.families,
         "explain": explain.explain,
         "score": score.score,
         "parallel": parallel.parallel,

@@ -15,7 +15,7 @@ from ffn_fusion.checkpoint.safetensors_file import make_header
 from ffn_fusion.distillation.sharding import gathered
 from ffn_fusion.distillation.trainer import DistillTrainer
 from ffn_fusion.processes import current
-from ffn_fusion.surgery.child_config import MODELING_FILES
+from ffn_fusion.surgery.child_config import modeling_files
 
 _NAMES = {torch.float32: "F32", torch.float64: "F64"}
 
@@ -77,8 +77,8 @@ def write_weights(model: Any, folder: Path) -> None:
         if not current().rank:
             folder.mkdir(parents=True, exist_ok=True)
             model.config.save_pretrained(folder)
-            for name, path in MODELING_FILES.items():
-                (folder / name).write_bytes(path.read_bytes())
+            for name, content in modeling_files(model.config.model_type):
+                (folder / name).write_bytes(content)
             with (folder / SINGLE).open("wb") as file:
                 file.writelines(stream)
     finally:

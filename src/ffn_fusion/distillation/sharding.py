@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.errors import MissingExtraError, UsageError
-from ffn_fusion.modeling.causal import blocks_of, embedding_of, head_of, renew_rotary
+from ffn_fusion.modeling.causal import blocks_of, embedding_of, head_of, renew_buffers
 from ffn_fusion.processes import current
 from ffn_fusion.registration import register
 
@@ -95,7 +95,7 @@ def load_sharded(folder: Path, dtype: torch.dtype, device: str, *, bf16: bool = 
     _shard(model, device, bf16, learns)
     model.to_empty(device=device)
     model.tie_weights()
-    renew_rotary(model, device)
+    renew_buffers(model, device)
     read_rows(model, open_folder(folder))
     return model
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ffn_fusion.checkpoint import staging
 from ffn_fusion.checkpoint.computed import ModelTensor
-from ffn_fusion.checkpoint.reader import Checkpoint, torch_dtype
+from ffn_fusion.checkpoint.reader import Checkpoint, read_folder_spec, torch_dtype
 from ffn_fusion.checkpoint.sidecars import sidecar_files
 from ffn_fusion.checkpoint.staging import MAX_SHARD_BYTES
 from ffn_fusion.checkpoint.write import json_file, output_tensors, write_checkpoint
 from ffn_fusion.errors import TrainingError
 from ffn_fusion.surgery.build import BLUEPRINT
-from ffn_fusion.surgery.child_config import modeling_files
+from ffn_fusion.surgery.child_config import form_of, modeling_files
 from ffn_fusion.surgery.repairs import RECORD
 
 
@@ -101,7 +101,7 @@ def write_distilled(
 def _files(folder: Path, record: Mapping[str, Any], model_card: str) -> Iterator[tuple[str, bytes]]:
     """What the child has beside its weights, and the record of its distillation."""
     yield from sidecar_files(folder, "config.json", BLUEPRINT, RECORD)
-    yield from modeling_files()
+    yield from modeling_files(form_of(read_folder_spec(folder)))
     yield json_file(staging.DISTILLATION, record, indent=1)
     if model_card:
         yield staging.MODEL_CARD, model_card.encode()

@@ -6,7 +6,6 @@ same FFN weights to read, so what a decode step takes more or less is what the w
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +23,7 @@ from ffn_fusion.latency.timing import Latency
 from ffn_fusion.latency.width_curve import WidthCurve, WidthPoint, most_fused, own_width, widest
 from ffn_fusion.latency.width_measure import UNCACHED, measure_widths
 from ffn_fusion.processes import Progress, silent
-from ffn_fusion.surgery.child_config import MODELING_FILES, child_config
+from ffn_fusion.surgery.child_config import child_config, form_of, modeling_files
 
 CONTEXT = 8
 """Tokens of the prompt."""
@@ -115,8 +114,8 @@ def _write(spec: ModelSpec, ffns: int, fused: int, folder: Path) -> None:
     made = replace(spec, blocks=tuple(blocks), vocab_size=_VOCABULARY, tied=True, config=config)
     write_random_model(folder, child_config(made, width_multiple=1))
     write_byte_tokenizer(folder)
-    for name, file in MODELING_FILES.items():
-        shutil.copyfile(file, folder / name)
+    for name, content in modeling_files(form_of(made)):
+        (folder / name).write_bytes(content)
 
 
 def _points(latency: Latency, width: int, ffns: int) -> tuple[WidthPoint, ...]:

@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ffn_fusion.blueprint import Block, Blueprint, Part, SubBlock
+from ffn_fusion.families.block_lists import cut_lists
 from ffn_fusion.families.registry import family_of
 from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
 
 
 def child_spec(parent: ModelSpec, blueprint: Blueprint, width_multiple: int) -> ModelSpec:
     """The child's sizes; blocks that are left empty are gone, FFNs are padded to ``width_multiple``."""
-    blocks = tuple(_block(parent, block, width_multiple) for block in blueprint.kept_blocks)
-    return replace(parent, family=family_of(parent).child, blocks=blocks, pieces={})
+    kept = blueprint.kept_blocks
+    blocks = tuple(_block(parent, block, width_multiple) for block in kept)
+    # A block's place in the parent is that of its attention, on which the lists of transformers' configs bear.
+    places = [block.attention.sources[0] if block.attention.present else block.parent_blocks[0] for block in kept]
+    config = cut_lists(parent.config, places, [block.attention is not None for block in blocks])
+    return replace(parent, family=family_of(parent).child, blocks=blocks, pieces={}, config=config)
 
 
 def _block(parent: ModelSpec, block: Block, width_multiple: int) -> BlockSpec:

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ffn_fusion.blueprint import Operation, SubBlock
+from ffn_fusion.families import per_block
+from ffn_fusion.families.block_lists import Rule, no_lists
+from ffn_fusion.families.per_block import PerBlockForm
 from ffn_fusion.families.spec import ModelSpec
 
 Shape = tuple[int, ...]
@@ -29,6 +32,7 @@ class SubBlockTensor:
 
     ``along`` says what ``axis`` counts; None where no axis is the sub-block's own. A matrix stored as ``Linear`` has
     its width in axis 0 on the way in and in axis 1 on the way out; ``Conv1D`` stores it the other way round.
+    ``plus`` is added to the stored numbers before they are used: 1 where a norm's scale is stored less 1.
     """
 
     key: str
@@ -36,6 +40,7 @@ class SubBlockTensor:
     role: Role
     along: Along | None = None
     axis: int = 0
+    plus: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,10 @@ class Family:
         read: config.json -> sizes. Raises: CheckpointError, FamilyError.
         names: what its tensors are called.
         tensors: the tensors of a sub-block with the norm in front of it, in the order of a forward pass.
-        modules: import path of the torch modules that compute it, with the functions of ``modeling.llama_shaped``.
-        child: the family whose form its children are written in.
-        write: sizes and the multiple that widths are padded to -> config.json; None: nothing is written in this form.
+        form: how its children keep the family's own names and config; None: they're written as Nemotron-NAS.
+        writer: sizes and the multiple that widths are padded to -> config.json, where ``form`` doesn't say it.
+        lists: what lists with an entry a block the config may leave out.
+        outer: the tensors outside the blocks beside embedding, final norm and head, by name.
         refuses: operations that it doesn't take, each with the reason.
     """
 
@@ -83,10 +89,28 @@ class Family:
     read: Callable[[Mapping[str, Any]], ModelSpec]
     names: Names
     tensors: Callable[[ModelSpec, SubBlock], Iterator[SubBlockTensor]]
-    modules: str = "ffn_fusion.modeling.llama_shaped"
-    child: str = "nemotron-nas"
-    write: Callable[[ModelSpec, int], dict[str, Any]] | None = None
+    form: PerBlockForm | None = None
+    writer: Callable[[ModelSpec, int], dict[str, Any]] | None = None
+    lists: Rule = no_lists
+    outer: Callable[[ModelSpec], Mapping[str, Shape]] = lambda spec: {}
     refuses: Mapping[Operation, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def child(self) -> str:
+        """The family in whose form its children are written."""
+        return self.name if self.form else "nemotron-nas"
+
+    @property
+    def modules(self) -> str:
+        """Import path of the torch modules that compute it, with the functions of ``modeling.llama_shaped``."""
+        return f"ffn_fusion.modeling.{'per_block' if self.form else 'llama_shaped'}"
+
+    def write(self, spec: ModelSpec, width_multiple: int) -> dict[str, Any]:
+        """config.json of a model in this family's form, with widths that are multiples of ``width_multiple``."""
+        if self.form:
+            return per_block.write(spec, self.read(spec.config).blocks[0], self.form)
+        assert self.writer, f"nothing is written as {self.name}"
+        return self.writer(spec, width_multiple)
 
     def can(self, operation: Operation) -> str | None:
         """Why an operation is impossible with this family; None: it's possible."""

@@ -44,10 +44,16 @@ def head_parameters(spec: ModelSpec) -> int:
 
 
 def outer_tensors(spec: ModelSpec) -> dict[str, Shape]:
-    """The tensors outside the blocks: embedding, final norm and, if it isn't tied, the head."""
+    """The tensors outside the blocks: embedding, final norm, what the family has beside them and an untied head."""
     names, table = names_of(spec), (spec.vocab_size, spec.hidden_size)
-    outer = {names.embedding: table, names.final_norm: (spec.hidden_size,)}
+    outer = {names.embedding: table, names.final_norm: (spec.hidden_size,), **family_of(spec).outer(spec)}
     return outer if spec.tied else outer | {names.head: table}
+
+
+def final_norm_names(spec: ModelSpec) -> tuple[str, ...]:
+    """The tensors of the norm in front of the head."""
+    module = names_of(spec).final_norm.rpartition(".")[0]
+    return tuple(name for name in outer_tensors(spec) if name.rpartition(".")[0] == module)
 
 
 def model_tensors(spec: ModelSpec) -> dict[str, Shape]:

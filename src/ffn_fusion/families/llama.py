@@ -63,4 +63,4 @@ def write(spec: ModelSpec, width_multiple: int) -> dict[str, Any]:
     return tidy_rotary(plain)
 
 
-FAMILY = Family("llama", read, NAMES, tensors, write=write)
+FAMILY = Family("llama", read, NAMES, tensors, writer=write)

@@ -16,6 +16,8 @@ from ffn_fusion.families.llama_shaped import NAMES, common, tensors
 from ffn_fusion.families.rotary import rotary_settings, tidy_rotary
 from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
 
+MODEL_TYPE = "nemotron-nas"
+
 WIDTH_MULTIPLE = 256
 """Engines compute an FFN's width from ffn_mult and round it up to this."""
 
@@ -154,4 +156,4 @@ def _written(block: BlockSpec, spec: ModelSpec, width_multiple: int) -> dict[str
     return says
 
 
-FAMILY = Family("nemotron-nas", read, NAMES, tensors, write=write)
+FAMILY = Family("nemotron-nas", read, NAMES, tensors, writer=write)

@@ -8,7 +8,20 @@ from typing import Any
 
 from ffn_fusion.blueprint import Operation
 from ffn_fusion.errors import CheckpointError, FamilyError
-from ffn_fusion.families import granite, llama, mistral, nemotron_nas, phi3, qwen2
+from ffn_fusion.families import (
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    llama_like,
+    mistral,
+    nemotron_nas,
+    norm_after,
+    opt,
+    per_block,
+    phi3,
+    qwen2,
+)
 from ffn_fusion.families.family import Family, Names
 from ffn_fusion.families.rewriting import Rewriting
 from ffn_fusion.families.spec import ModelSpec
@@ -21,18 +34,22 @@ REWRITTEN: dict[str, Callable[[Mapping[str, Any]], Rewriting | None]] = {
 }
 """By model_type: families that are Llamas in another notation; None where a model isn't."""
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (llama.FAMILY, nemotron_nas.FAMILY)}
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        llama.FAMILY,
+        nemotron_nas.FAMILY,
+        *llama_like.FAMILIES,
+        *norm_after.FAMILIES,
+        gpt2.FAMILY,
+        opt.FAMILY,
+        gpt_neox.FAMILY,
+    )
+}
 """By model_type."""
 
-_NORM_BEHIND = "it normalises each FFN's output before adding it, so the sum of several FFNs isn't one wide FFN"
 _EXPERTS = "its FFN is a mixture of experts; a router per block picks other experts, so they can't be concatenated"
 _UNFUSABLE = {
-    "gemma2": _NORM_BEHIND,
-    "gemma3": _NORM_BEHIND,
-    "gemma3_text": _NORM_BEHIND,
-    "olmo2": _NORM_BEHIND,
-    "olmo3": _NORM_BEHIND,
-    "glm4": _NORM_BEHIND,
     "mixtral": _EXPERTS,
     "qwen2_moe": _EXPERTS,
     "qwen3_moe": _EXPERTS,
@@ -56,6 +73,21 @@ def child_family(spec: ModelSpec) -> Family:
     return FAMILIES[family_of(spec).child]
 
 
+def known_families() -> dict[str, tuple[Family, ...]]:
+    """By model_type, the families that a model may be read as: the first is what most of them are.
+
+    Models of one that is rewritten in Llama's form are Llamas; those that aren't keep their family's own form.
+    """
+    names = dict.fromkeys([*FAMILIES, *REWRITTEN])
+    return {
+        name: (
+            *([FAMILIES[llama.FAMILY.name]] if name in REWRITTEN else []),
+            *([FAMILIES[name]] if name in FAMILIES else []),
+        )
+        for name in names
+    }
+
+
 def require(spec: ModelSpec, operation: Operation) -> None:
     """Raises: FamilyError: the model's family doesn't take the operation, with the reason."""
     if reason := family_of(spec).can(operation):
@@ -70,6 +102,8 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
         CheckpointError: the config is incomplete or wrong.
     """
     model_type = config.get("model_type")
+    if model_type == per_block.MODEL_TYPE:
+        model_type = config.get("base_model_type")
     supported = ", ".join(sorted(FAMILIES | REWRITTEN))
     if not isinstance(model_type, str):
         raise CheckpointError(
@@ -84,6 +118,16 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
             "the weights are quantised (config.json has quantization_config)",
             "start from the unquantised model and quantise the child",
         )
-    if model_type in REWRITTEN and (rewriting := REWRITTEN[model_type](config)):
+    own_form = config["model_type"] == per_block.MODEL_TYPE
+    if not own_form and model_type in REWRITTEN and (rewriting := REWRITTEN[model_type](config)):
         return replace(llama.read(rewriting.config), pieces=rewriting.pieces)
-    return FAMILIES[model_type].read(config)
+    if model_type not in FAMILIES:
+        raise FamilyError(
+            f"{model_type} models whose attention has a window or rotates a part of each head aren't supported",
+            "choose another parent",
+        )
+    family = FAMILIES[model_type]
+    spec = family.read(config)
+    lists = {key: made for key, made in family.lists(config, len(spec.blocks)).items() if config.get(key) is None}
+    spec = replace(spec, config={**spec.config, **lists})
+    return per_block.read_blocks(spec, family.form) if family.form else spec

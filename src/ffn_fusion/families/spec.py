@@ -18,7 +18,8 @@ class ModelSpec:
 
     ``config`` is its config.json, for what is passed on unchanged: as it was read, or rewritten in Llama's form where
     ``pieces`` says what tensors are made of that are stored in another one. ``attention_bias`` is that of Q, K, V and
-    the output; ``qkv_bias`` of Q, K and V alone.
+    the output; ``qkv_bias`` of Q, K and V alone. ``side_by_side``: a block's FFN reads the block's input and not what
+    its attention made of it.
     """
 
     family: str
@@ -34,6 +35,7 @@ class ModelSpec:
     norm_eps: float
     config: Mapping[str, Any] = field(repr=False, hash=False)
     qkv_bias: bool = False
+    side_by_side: bool = False
     pieces: Mapping[str, Piece] = field(default_factory=dict, repr=False, hash=False)
 
     def parent(self, name: str, revision: str | None = None) -> Parent:

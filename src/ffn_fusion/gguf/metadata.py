@@ -40,7 +40,7 @@ def architecture(spec: ModelSpec) -> Architecture:
     """``llama`` where every block has the same attention and the same gated FFN, else ``deci``."""
     first = spec.blocks[0]
     plain = first.attention is not None and first.attention.kind == "attention"
-    plain = plain and first.ffn is not None and first.ffn.kind == "gated"
+    plain = plain and first.ffn is not None and first.ffn.kind != "linear"
     return "llama" if plain and all(block == first for block in spec.blocks) else "deci"
 
 

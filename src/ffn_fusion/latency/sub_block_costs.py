@@ -97,7 +97,7 @@ def distinct_shapes(specs: Sequence[ModelSpec]) -> list[tuple[Shape, ModelSpec]]
 def _shape(spec: ModelSpec, part: AttentionSpec | FfnSpec) -> Shape:
     D = spec.hidden_size
     if isinstance(part, FfnSpec):
-        return Shape(part="ffn" if part.kind == "gated" else "linear ffn", hidden_size=D, size=part.width)
+        return Shape(part="ffn" if part.kind != "linear" else "linear ffn", hidden_size=D, size=part.width)
     if part.kind == "linear":
         return Shape(part="linear attention", hidden_size=D, size=0)
     return Shape(part="attention", hidden_size=D, size=part.kv_heads, heads=spec.heads, head_dim=spec.head_dim)

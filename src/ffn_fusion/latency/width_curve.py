@@ -111,7 +111,7 @@ def own_width(spec: ModelSpec) -> int:
     Raises:
         UsageError: there is none.
     """
-    widths = [block.ffn.width for block in spec.blocks if block.ffn and block.ffn.kind == "gated"]
+    widths = [block.ffn.width for block in spec.blocks if block.ffn and block.ffn.kind != "linear"]
     if not widths:
         raise UsageError("the model has no gated FFN to fuse", "nothing to measure")
     return max(set(widths), key=lambda width: (widths.count(width), width))
@@ -121,7 +121,7 @@ def most_fused(spec: ModelSpec) -> int:
     """How many FFNs of the model's own width its widest possible fused FFN holds, if every attention went."""
     longest = run = 0
     for block in spec.blocks:
-        run = run + 1 if block.ffn and block.ffn.kind == "gated" else 0
+        run = run + 1 if block.ffn and block.ffn.kind != "linear" else 0
         longest = max(longest, run)
     return longest
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 
 def blocks_of(model: Any) -> nn.ModuleList:
-    """The blocks, in order."""
-    found = model.model.layers
-    assert isinstance(found, nn.ModuleList)
-    return found
+    """The blocks, in order: the one list of modules that such a model has."""
+    return next(module for module in model.modules() if isinstance(module, nn.ModuleList))
 
 
 def final_norm_of(model: Any) -> nn.Module:
-    """The norm in front of the head."""
-    found = model.model.norm
-    assert isinstance(found, nn.Module)
-    return found
+    """The norm in front of the head: the one that stands beside the list of blocks."""
+    blocks = blocks_of(model)
+    inside = next(module for module in model.modules() if blocks in module.children())
+    return next(module for module in inside.children() if "norm" in type(module).__name__.lower())
 
 
 def head_of(model: Any) -> Any:
@@ -31,6 +30,10 @@ def embedding_of(model: Any) -> Any:
     return model.get_input_embeddings()
 
 
-def renew_rotary(model: Any, device: str) -> None:
-    """Compute the buffers of the rotary embedding on ``device``: they're not stored, and a meta device has none."""
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)
+def renew_buffers(model: Any, device: str | torch.device) -> None:
+    """Compute on ``device`` what isn't stored (rotary tables, scales of embeddings): a meta device has none of it."""
+    for module in model.modules():
+        for name in module._non_persistent_buffers_set:
+            module._buffers[name] = torch.empty_like(module._buffers[name], device=device)
+        if module._non_persistent_buffers_set:
+            model._init_weights(module)

@@ -10,33 +10,48 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
 from ffn_fusion.blueprint import Part
-from ffn_fusion.families import ModelSpec, child_family
-from ffn_fusion.modeling.causal import renew_rotary
+from ffn_fusion.families import ModelSpec, child_family, names_of
+from ffn_fusion.modeling.causal import renew_buffers
 from ffn_fusion.modeling.configuration_decilm import DeciLMConfig
 from ffn_fusion.modeling.modeling_decilm import DeciLMDecoderLayer, DeciLMForCausalLM
 
-Positions = Callable[[int], tuple[Tensor, Tensor]]
+Arguments = Callable[[int], tuple[Tensor, Tensor]]
 
 
 def make_config(spec: ModelSpec) -> DeciLMConfig:
     """The transformers config of a model of these sizes, widths as they are."""
-    write = child_family(spec).write
-    assert write is not None
-    config = DeciLMConfig(**write(spec, 1))
+    config = DeciLMConfig(**child_family(spec).write(spec, 1))
     config._attn_implementation = "sdpa"
     return config
 
 
-def make_norm(spec: ModelSpec, scale_D: Tensor) -> nn.Module:
-    """The final norm."""
-    norm: nn.Module = LlamaRMSNorm(spec.hidden_size, eps=spec.norm_eps)
-    norm.weight = nn.Parameter(scale_D, requires_grad=False)
-    return norm
+class Frame:
+    """What stands around the blocks."""
 
+    def __init__(self, spec: ModelSpec, config: DeciLMConfig, dtype: torch.dtype, device: torch.device) -> None:
+        self._spec, self._dtype, self._device = spec, dtype, device
+        self._rotary = LlamaRotaryEmbedding(config).to(device)
 
-def make_rotary(config: DeciLMConfig, device: torch.device) -> Any:
-    """(states, positions [1, T]) -> cos and sin."""
-    return LlamaRotaryEmbedding(config).to(device)
+    def embed(self, ids_NT: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """[N, T] -> [N, T, D]"""
+        return nn.functional.embedding(ids_NT, weights[names_of(self._spec).embedding])
+
+    def arguments(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Rotary cos and sin for positions 0..tokens-1."""
+        at = torch.arange(tokens, device=self._device).unsqueeze(0)
+        cos, sin = self._rotary(torch.empty(0, dtype=self._dtype, device=self._device), at)
+        return cos, sin
+
+    def make_norm(self, weights: Mapping[str, Tensor]) -> nn.Module:
+        """The final norm, of its weights by name."""
+        (scale_D,) = weights.values()
+        norm: nn.Module = LlamaRMSNorm(self._spec.hidden_size, eps=self._spec.norm_eps)
+        norm.weight = nn.Parameter(scale_D, requires_grad=False)
+        return norm
+
+    def logits(self, logits: Tensor) -> Tensor:
+        """What the head gives, as it is."""
+        return logits
 
 
 class BlockModule:
@@ -44,21 +59,21 @@ class BlockModule:
 
     Args:
         weights: by key of the family's tensors, as ``families.layout.block_tensors`` lists them.
-        positions: number of tokens -> rotary cos and sin.
+        arguments: number of tokens -> rotary cos and sin.
     """
 
     def __init__(
-        self, spec: ModelSpec, config: DeciLMConfig, block: int, weights: Mapping[str, Tensor], positions: Positions
+        self, spec: ModelSpec, config: DeciLMConfig, block: int, weights: Mapping[str, Tensor], arguments: Arguments
     ) -> None:
         self._layer = make_layer(spec, config, block, weights)
-        self._positions = positions
+        self._arguments = arguments
 
     def attention(self, x: Tensor) -> Tensor:
         """Attn(n1(x)), causal: [N, T, D] -> [N, T, D]."""
         out: Tensor
         out, _ = self._layer.self_attn(
             hidden_states=self._layer.input_layernorm(x),
-            position_embeddings=self._positions(x.shape[1]),
+            position_embeddings=self._arguments(x.shape[1]),
             attention_mask=None,
         )
         return out
@@ -96,13 +111,11 @@ def make_layer(spec: ModelSpec, config: DeciLMConfig, block: int, weights: Mappi
 
 def make_model(spec: ModelSpec, width_multiple: int, weights: Mapping[str, Tensor], device: str) -> Any:
     """A whole model as ``AutoModelForCausalLM`` gives it, with weights under the names of its family's children."""
-    write = child_family(spec).write
-    assert write is not None
-    config = DeciLMConfig(**write(spec, width_multiple))
+    config = DeciLMConfig(**child_family(spec).write(spec, width_multiple))
     with torch.device("meta"):
         model = DeciLMForCausalLM(config)
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
-    renew_rotary(model, device)
+    renew_buffers(model, device)
     assert not any(parameter.is_meta for parameter in model.parameters())
     return model.eval()

@@ -22,6 +22,7 @@ from ffn_fusion.checkpoint.staging import check_target, exclusive
 from ffn_fusion.compute import compute_dtype
 from ffn_fusion.distillation.estimate import DistillEstimate
 from ffn_fusion.errors import OutputError
+from ffn_fusion.families import family_of
 from ffn_fusion.pipeline.estimate import Pace, remaining_seconds
 from ffn_fusion.pipeline.planning import given_plan, make_plan
 from ffn_fusion.pipeline.recipe import Recipe
@@ -215,8 +216,9 @@ class Job:
 
     @cached_property
     def repairs(self) -> bool:
-        """Whether the child is repaired: it is wanted, and there is something to repair."""
-        return self.recipe.repair.enabled and bool(places(self.blueprint))
+        """Whether the child is repaired: it is wanted and possible, and there is something to repair."""
+        possible = family_of(self.parent.spec).can("repair") is None
+        return self.recipe.repair.enabled and possible and bool(places(self.blueprint))
 
     @property
     def analyzed(self) -> Checkpoint | Child:

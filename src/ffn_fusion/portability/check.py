@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.errors import CheckError, FamilyError, UsageError
+from ffn_fusion.families import nemotron_nas, per_block
 from ffn_fusion.portability.rewrite import plan_rewrite
 from ffn_fusion.portability.rule import ENGINES, Engine, EngineCheck, broken
 from ffn_fusion.portability.rules import problems
@@ -22,9 +23,12 @@ def check(checkpoint: Checkpoint, engines: Iterable[Engine] = ENGINES) -> tuple[
     Raises:
         FamilyError: it isn't a Nemotron-NAS checkpoint.
     """
-    if checkpoint.spec.family != "nemotron-nas":
+    model_type = checkpoint.spec.config.get("model_type")
+    if model_type == per_block.MODEL_TYPE:
+        return tuple(EngineCheck(engine, problems(checkpoint.spec, engine), ()) for engine in engines)
+    if model_type != nemotron_nas.MODEL_TYPE:
         raise FamilyError(
-            f"{checkpoint.name}: a plain {checkpoint.spec.family} model, which every engine knows by itself",
+            f"{checkpoint.name}: a plain {model_type} model, which every engine knows by itself",
             "check a child that ffn-fusion wrote, or another nemotron-nas model",
         )
     shipped = Shipped(checkpoint.folder, checkpoint.spec)

@@ -28,7 +28,7 @@ from ffn_fusion.portability.history import FIXES, REWRITTEN, Rewriting, history_
 from ffn_fusion.portability.rewrite import Rewrite
 from ffn_fusion.portability.rule import Engine
 from ffn_fusion.surgery.build import BLUEPRINT, files_state
-from ffn_fusion.surgery.child_config import child_config, modeling_files
+from ffn_fusion.surgery.child_config import child_config, form_of, modeling_files
 from ffn_fusion.surgery.fuse_ffn import fuse_columns, fuse_rows
 from ffn_fusion.surgery.repairs import RECORD
 
@@ -199,4 +199,4 @@ def _files(checkpoint: Checkpoint, spec: ModelSpec, about: Mapping[str, Any]) ->
 def native_files(spec: ModelSpec) -> Iterator[tuple[str, bytes]]:
     """config.json in the Nemotron-NAS form, and the files of code that travel with it."""
     yield json_file("config.json", child_config(spec))
-    yield from modeling_files()
+    yield from modeling_files(form_of(spec))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from math import lcm
 
-from ffn_fusion.families import ModelSpec
+from ffn_fusion.families import ModelSpec, family_of
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.families.rotary import read_rotary
 from ffn_fusion.portability.rule import Reason, Rule
@@ -78,7 +78,22 @@ _LLAMA_CPP_BLOCKS = 512
 _SILU_ONLY = "refuses an activation other than silu"
 _SILU_ALWAYS = "always computes silu, so the output would be silently wrong"
 
+_OWN_FORM = "has no model of this family whose blocks differ"
+
 FORM_RULES: tuple[Rule[ModelSpec], ...] = (
+    Rule(
+        "family",
+        "the model's family is one that Nemotron-NAS can hold",
+        "",
+        {
+            "vllm": Reason(_OWN_FORM),
+            "sglang": Reason(_OWN_FORM),
+            "trtllm": Reason(_OWN_FORM),
+            "llama.cpp": Reason(_OWN_FORM),
+            "mlx": Reason(_OWN_FORM),
+        },
+        _model(lambda spec: family_of(spec).form is not None),
+    ),
     Rule(
         "first-attention",
         "the first block has an attention",

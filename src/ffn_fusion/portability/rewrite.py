@@ -178,7 +178,7 @@ class _Work:
         changed = []
         for at, block in enumerate(self.blocks):
             ffn = block.spec.ffn
-            if ffn and ffn.kind == "gated" and to(ffn.width) != ffn.width:
+            if ffn and ffn.kind != "linear" and to(ffn.width) != ffn.width:
                 wider = FfnSpec("gated", to(ffn.width))
                 self.blocks[at] = replace(block, spec=replace(block.spec, ffn=wider))
                 changed.append(block.ffn or 0)

@@ -94,7 +94,7 @@ def converter_notes(shipped: Shipped) -> tuple[str, ...]:
 
 def _has_ffn(spec: ModelSpec, i: int) -> bool:
     ffn = spec.blocks[i].ffn
-    return ffn is not None and ffn.kind == "gated"
+    return ffn is not None and ffn.kind != "linear"
 
 
 def _blocks(breaks: Callable[[Shipped, int], bool]) -> Callable[[Shipped], Iterator[int]]:

@@ -233,12 +233,14 @@ def parallel_logits(
     stack = Stack(_ParentView(parent, blueprint, rounded, stored), dtype=dtype)
     x = stack.embed(ids_NT)
     for block in blueprint.kept_blocks:
+        attended = x
         for source in block.attention.sources:
-            x = x + stack.block(source).attention(x)
+            attended = attended + stack.block(source).attention(x)
+        read = x if parent.spec.side_by_side else attended
         total = torch.zeros_like(x)
         for source in block.ffn.sources:
-            total = total + stack.block(source).ffn(x)
-        x = x + total
+            total = total + stack.block(source).ffn(read)
+        x = attended + total
     return stack.logits(x)
 
 
@@ -271,7 +273,9 @@ def _changed_tensors(spec: ModelSpec, blueprint: Blueprint, rounded: bool) -> It
         for at, source in enumerate(kind.sources):
             parallel = TRANSFORMS[type(kind)].parallel
             assert parallel is not None
-            for owner, tensor in block_tensors(spec, source):
-                wanted = Wanted(tensor, partial(names.of_all, kind.sources))
+            tensors = list(block_tensors(spec, source))
+            beside = {tensor.key: tensor for _, tensor in tensors}
+            for owner, tensor in tensors:
+                wanted = Wanted(tensor, partial(names.of_all, kind.sources), beside)
                 if owner == part and (join := parallel(kind, wanted, at, rounded)):
                     yield names.of(source, tensor.key), join

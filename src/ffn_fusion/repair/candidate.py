@@ -191,7 +191,7 @@ class RepairedRun:
             kernels = _sum(kernels, self.bench.gather_kernels(partial(self._carried_kernels, carried)))
             total = self.bench.gather(partial(carried, 1))
         else:
-            total = self._start(i, block, carried)
+            total = self.bench.parent(block if self.keeps_attention else None)[0]
         self._now["dual"] = self._solve(i, block, kernels, total, outer)
 
     def advance(self, i: int, block: Block, part: slice, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
@@ -199,9 +199,11 @@ class RepairedRun:
             return (self._alone(block, part, carried[0]),)
         if self.lender and i < self.fused_last:
             return ()
-        start = carried[0] if carried else x + parent.attention if self.keeps_attention else x
+        start, before = (carried[0], carried[1]) if carried else (x, x)
+        if not carried and self.keeps_attention:
+            start, before = block.ffn_input(x, parent.attention), x + parent.attention
         step = self.bench.step(self._run, block, part, x, start)
-        total = (carried[1] if carried else start) + step.outer
+        total = before + step.outer
         anchors, dual = self.bench.anchors, self._now.get("dual")
         if not anchors.enough or (i == self.fused_last and dual is None):
             return (start, total) if i < self.fused_last else (total,)
@@ -243,10 +245,11 @@ class RepairedRun:
         return self.first, self.keeps_attention
 
     def _start(self, i: int, block: Block, carried: Callable[[int, slice], Tensor]) -> Folds:
-        """U at the anchors."""
+        """What the run's FFNs read, at the anchors."""
         if i > self.first:
             return self.bench.gather(partial(carried, 0))
-        return self.bench.parent(block if self.keeps_attention else None)[0]
+        attended = self.keeps_attention and not self.bench.spec.side_by_side
+        return self.bench.parent(block if attended else None)[0]
 
     def _carried_kernels(self, carried: Callable[[int, slice], Tensor], part: slice) -> Tensor:
         bench, shape = self.bench, self.bench.anchors.kernel_shape

@@ -70,6 +70,12 @@ class _Work:
         weight = self.block.projection(self.place.part).weight
         return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
+    def beside(self, x_NTD: Tensor) -> Tensor:
+        """What the sub-block's contribution is added to: x, and where attention and FFN stand side by side both."""
+        if self.place.part == "attention" or not self.block.side_by_side:
+            return x_NTD
+        return torch.cat([x + self.block.attention(x) for x in torch.split(x_NTD, 1)])
+
     def weights(self, goal_ND: Tensor, median: float) -> Tensor:
         return token_weights(goal_ND, self.settings.weighting, median=median)
 
@@ -110,7 +116,7 @@ def _solve_primal(work: _Work) -> Fit:
         for part in parts:
             x, goal = work.ours.read(SLOT, part), work.theirs.read(SLOT, part)
             inner, outer = work.block.inner_and_outer(work.place.part, x)
-            missing = (goal - x - outer).flatten(0, 1)
+            missing = (goal - work.beside(x) - outer).flatten(0, 1)
             added.add(inner.flatten(0, 1), missing, work.weights(goal.flatten(0, 1), median))
         added.sum_over(current().add_up)
         sums.append(added)
@@ -134,7 +140,7 @@ def _solve_dual(work: _Work) -> Fit:
     here.add_up(kernel, outer)
     mirror(kernel)
     goal_ND = goal.flatten(0, 1)
-    residual = (goal_ND - x.flatten(0, 1)).to(outer) - outer
+    residual = (goal_ND - work.beside(x).flatten(0, 1)).to(outer) - outer
     if projection.bias is not None:
         residual -= projection.bias
     weights = work.weights(goal_ND, median)

@@ -51,7 +51,7 @@ def _of_block(k: int, block: Block, blueprint: Blueprint, why: Why, attention: b
     found = []
     if attention and (sizes := blueprint.sizes(block, "attention")) and sizes.kind == "attention":
         found.append(Place(k, block.attention.sources[-1], why, "attention"))
-    if (ffn := blueprint.sizes(block, "ffn")) and ffn.kind == "gated":
+    if (ffn := blueprint.sizes(block, "ffn")) and ffn.kind != "linear":
         found.append(Place(k, block.parent_blocks[1], why))
     return found
 

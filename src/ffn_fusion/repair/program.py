@@ -38,11 +38,14 @@ class Program:
         return list(dict.fromkeys(step.block for step in self.steps if step.who == who))
 
 
-def make_program(blueprint: Blueprint, places: Sequence[Place], teacher: Sequence[int]) -> Program:
+def make_program(
+    blueprint: Blueprint, places: Sequence[Place], teacher: Sequence[int], *, side_by_side: bool = False
+) -> Program:
     """From the first block with a place to the last.
 
     Args:
         teacher: for every block of the teacher, the parent's block that it ends with, in order.
+        side_by_side: attention and FFN of a block read the same state: a block is one step, and no place an attention.
     """
     at: dict[int, list[Place]] = {}
     for place in places:
@@ -62,10 +65,11 @@ def make_program(blueprint: Blueprint, places: Sequence[Place], teacher: Sequenc
             steps += [Step("teacher", t, "ffn")]
             ahead.pop(0)
         steps += [Step("teacher", t, "block") for t in _taken(ahead, teacher, kept[k].parent_blocks[1])]
-        if kept[k].attention.present and not attention:
+        together = side_by_side and kept[k].attention.present and kept[k].ffn.present
+        if kept[k].attention.present and not attention and not together:
             steps.append(Step("child", k, "attention"))
         if kept[k].ffn.present:
-            steps.append(Step("child", k, "ffn", by_part.get("ffn")))
+            steps.append(Step("child", k, "block" if together else "ffn", by_part.get("ffn")))
     return Program(tuple(steps), fork, first)
 
 

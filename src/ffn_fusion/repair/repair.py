@@ -120,7 +120,8 @@ class _Repair:
 
     @cached_property
     def places(self) -> tuple[Place, ...]:
-        return places(self.blueprint, self.settings.horizon, attention=self.settings.attention)
+        attention = self.settings.attention and not self.parent.spec.side_by_side
+        return places(self.blueprint, self.settings.horizon, attention=attention)
 
     @cached_property
     def child(self) -> Child:
@@ -145,7 +146,7 @@ class _Repair:
             if isinstance(teacher, Child)
             else list(range(len(teacher.spec.blocks)))
         )
-        return make_program(self.blueprint, self.places, ends)
+        return make_program(self.blueprint, self.places, ends, side_by_side=self.parent.spec.side_by_side)
 
     @cached_property
     def mine(self) -> tuple[list[int], list[int]]:

@@ -154,10 +154,11 @@ def _copy(pair: Pair, windows: Windows) -> None:
 def _advance(states: FileStates, windows: Windows, block: Block, step: Step) -> None:
     for part in windows.parts:
         x = states.read(SLOT, part)
-        if step.what != "ffn":
-            x = x + block.attention(x)
-        if step.what != "attention":
-            x = x + block.ffn(x)
+        if step.what == "block":
+            added = block.contributions(x)
+            x = x + added.attention + added.ffn
+        else:
+            x = x + (block.attention(x) if step.what == "attention" else block.ffn(x))
         states.write(SLOT, part, x)
     states.turn()
 

@@ -21,7 +21,7 @@ from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families import require
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.surgery.child import Child
-from ffn_fusion.surgery.child_config import child_config, modeling_files
+from ffn_fusion.surgery.child_config import child_config, form_of, modeling_files
 from ffn_fusion.surgery.repairs import RECORD, Repairs
 
 BLUEPRINT = "blueprint.json"
@@ -69,7 +69,7 @@ def build(
 
 def _files(child: Child, model_card: str) -> Iterator[tuple[str, bytes]]:
     yield from child_files(child.parent)
-    yield from modeling_files()
+    yield from modeling_files(form_of(child.spec))
     yield json_file("config.json", child_config(child.spec, child.width_multiple))
     yield BLUEPRINT, child.blueprint.to_json().encode()
     if child.repairs is not None:

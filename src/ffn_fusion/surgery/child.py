@@ -66,12 +66,11 @@ class Child:
     def tensors(self) -> Mapping[str, ChildTensor]:
         """Every tensor of the child, in the order of a forward pass."""
         names, had = names_of(self.spec), names_of(self.parent.spec)
-        outer = {
-            names.embedding: had.embedding,
-            names.final_norm: had.final_norm,
-            names.head: had.head,
+        outer = {names.embedding: had.embedding, names.final_norm: had.final_norm, names.head: had.head}
+        made = {
+            name: self._tensor(name, shape, Copy(outer.get(name, name)))
+            for name, shape in outer_tensors(self.spec).items()
         }
-        made = {name: self._tensor(name, shape, Copy(outer[name])) for name, shape in outer_tensors(self.spec).items()}
         inside = {tensor.name: tensor for i in range(len(self.spec.blocks)) for tensor in self._block_tensors(i)}
         found = {names.embedding: made.pop(names.embedding), **inside, **made}
         assert {n: t.shape for n, t in found.items()} == model_tensors(self.spec)
@@ -89,12 +88,14 @@ class Child:
     def _block_tensors(self, i: int) -> Iterator[ChildTensor]:
         block, names, had = self.blueprint.kept_blocks[i], names_of(self.spec), names_of(self.parent.spec)
         padding = self.spec.blocks[i].ffn_width - self.blueprint.width(block)
-        for part, tensor in block_tensors(self.spec, i):
+        tensors = list(block_tensors(self.spec, i))
+        beside = {tensor.key: tensor for _, tensor in tensors}
+        for part, tensor in tensors:
             kind, name = block.part(part), names.of(i, tensor.key)
-            wanted = Wanted(tensor, partial(had.of_all, kind.sources), padding if tensor.along == "width" else 0)
-            join = TRANSFORMS[type(kind)].join(kind, wanted)
+            pad = padding if tensor.along == "width" else 0
+            join = TRANSFORMS[type(kind)].join(kind, Wanted(tensor, partial(had.of_all, kind.sources), beside, pad))
             if self.repairs is not None and name in self.repairs:
-                join = Repaired(self.repairs, name, wanted.padding, join.sources)
+                join = Repaired(self.repairs, name, pad, join.sources, tensor.axis)
             yield self._tensor(name, tensor.shape, join)
 
     def _tensor(self, name: str, shape: Shape, join: Join) -> ChildTensor:

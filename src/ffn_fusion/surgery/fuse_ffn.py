@@ -5,7 +5,9 @@
     D = [Wdown_1 ... Wdown_n]                               (columns, along F)
 
 Widths may differ. Zero channels at the end (``padding``) add nothing: exact for any gate, since up is 0 there.
-Biases: gate's and up's are concatenated like rows, down's are added.
+Biases: gate's and up's are concatenated like rows, down's are added. Without a gate, gate and its activation are left
+out of the formula and up has the activation. A LayerNorm's bias folds as well: (z * s + b) W^T + c =
+z (W diag(s))^T + (c + b W^T).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ffn_fusion.blueprint import FusedFfn
+from ffn_fusion.families.family import Role
 from ffn_fusion.surgery.fold_norm import fold_norm
 from ffn_fusion.surgery.joins import Copy, Filled, Join, Rows, Wanted
 
@@ -47,40 +50,98 @@ def fused_join(kind: FusedFfn, wanted: Wanted) -> Join:
     """With every FFN's own norm, its scale is folded into the matrices behind it and becomes ones; with the last FFN's
     norm the others' scales are dropped.
     """
-    role, norms = wanted.tensor.role, wanted.named("ffn.norm")
-    own = kind.norm == "own"
-    if role == "norm scale":
-        return Filled(1.0, norms) if own else Copy(norms[-1])
+    role, own = wanted.tensor.role, kind.norm == "own"
+    if role in _UNFOLDED:
+        return Filled(_UNFOLDED[role] - wanted.tensor.plus, wanted.sources) if own else Copy(wanted.sources[-1])
     if role == "out of bias":
         return Added(wanted.sources)
     assert role in ("into", "into bias", "out of"), f"{wanted.tensor.key}: no FFN with a tensor {role} can be fused"
-    scales = norms if own and role == "into" else ()
-    return Concatenated(wanted.sources, wanted.tensor.axis, wanted.padding, scales)
+    folds = tuple(_fold(wanted, at) for at in range(len(wanted.sources))) if own else ()
+    return Concatenated(wanted.sources, wanted.tensor.axis, wanted.padding, folds)
+
+
+_UNFOLDED: dict[Role, float] = {"norm scale": 1.0, "norm bias": 0.0}
+"""What a norm's tensors are once they're folded into the matrices after it."""
+
+
+def _fold(wanted: Wanted, at: int) -> Fold | None:
+    """What is folded into a tensor of FFN ``at``: the norm's scale into a matrix, its bias into the matrix's bias."""
+    if wanted.tensor.role == "into":
+        return Scale(wanted.named("ffn.norm")[at], wanted.beside["ffn.norm"].plus)
+    matrix = wanted.beside.get(wanted.tensor.key.removesuffix(".bias"))
+    if wanted.tensor.role == "into bias" and matrix and "ffn.norm.bias" in wanted.beside:
+        return Shift(wanted.named("ffn.norm.bias")[at], wanted.named(matrix.key)[at], matrix.axis)
+    return None
 
 
 def fused_parallel(kind: FusedFfn, wanted: Wanted, at: int, rounded: bool) -> Join | None:
     """What stands for a tensor of FFN ``at`` of the run where nothing is fused; see ``transforms.Transform``."""
-    role, norms = wanted.tensor.role, wanted.named("ffn.norm")
+    role, source = wanted.tensor.role, wanted.sources[at]
     if kind.norm == "last":
-        return Copy(norms[-1]) if role == "norm scale" else None
-    if not rounded or role not in ("norm scale", "into"):
+        return Copy(wanted.sources[-1]) if role in _UNFOLDED else None
+    if not rounded:
         return None
-    if role == "norm scale":
-        return Filled(1.0, (norms[at],))
-    return Concatenated((wanted.sources[at],), wanted.tensor.axis, scales=(norms[at],))
+    if role in _UNFOLDED:
+        return Filled(_UNFOLDED[role] - wanted.tensor.plus, (source,))
+    fold = _fold(wanted, at)
+    return Concatenated((source,), wanted.tensor.axis, folds=(fold,)) if fold else None
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A norm's scale (``norm`` + ``plus``), folded into the matrix that reads the normalised state."""
+
+    norm: str
+    plus: float
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.norm,)
+
+    def rows(self, parent: Rows, part: Tensor, axis: int, start: int, stop: int) -> Tensor:
+        """``part`` is rows ``start..stop-1`` of the matrix, stored as [F, D] (``axis`` 0) or [D, F] (``axis`` 1)."""
+        scale_D = parent.read(self.norm)
+        if self.plus:
+            scale_D = scale_D.to(torch.promote_types(part.dtype, torch.float32)) + self.plus
+        return fold_norm(part, scale_D[start:stop, None] if axis == 1 else scale_D)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A norm's bias, put through the matrix that reads the normalised state and folded into that matrix's bias.
+
+    ``matrix_axis``: the matrix is stored as [F, D] (0) or [D, F] (1).
+    """
+
+    norm: str
+    matrix: str
+    matrix_axis: int
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.norm, self.matrix)
+
+    def rows(self, parent: Rows, part: Tensor, axis: int, start: int, stop: int) -> Tensor:
+        """``part`` is elements ``start..stop-1`` of the bias [F]. Rounded once."""
+        wide = torch.promote_types(part.dtype, torch.float32)
+        if self.matrix_axis == 0:
+            matrix_FD = parent.rows(self.matrix, start, stop)
+        else:
+            matrix_FD = parent.read(self.matrix)[:, start:stop].T
+        return (part.to(wide) + matrix_FD.to(wide) @ parent.read(self.norm).to(wide)).to(part.dtype)
+
+
+Fold = Scale | Shift
 
 
 @dataclass(frozen=True)
 class Concatenated(Join):
-    """Several tensors along ``axis``, then ``padding`` zeros.
-
-    ``scales``, where given, are the norm scales folded into them first, one a source; they scale the other axis.
-    """
+    """Several tensors along ``axis``, then ``padding`` zeros. ``folds``, where given, has one for each of them."""
 
     parts: tuple[str, ...]
     axis: int
     padding: int = 0
-    scales: tuple[str, ...] = ()
+    folds: tuple[Fold | None, ...] = ()
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -88,31 +149,29 @@ class Concatenated(Join):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return (*self.parts, *self.scales)
+        return (*self.parts, *(name for fold in self.folds if fold for name in fold.reads))
 
     def rows(self, parent: Rows, shape: tuple[int, ...], dtype: torch.dtype, start: int, stop: int) -> Tensor:
-        scales = self.scales or (None,) * len(self.parts)
-        pairs = list(zip(self.parts, scales, strict=True))
+        pairs = list(zip(self.parts, self.folds or (None,) * len(self.parts), strict=True))
         if self.axis == 1:
-            parts = [self._columns(parent, name, scale, start, stop).to(dtype) for name, scale in pairs]
+            parts = [self._folded(parent, name, fold, start, stop).to(dtype) for name, fold in pairs]
             return fuse_columns(parts, self.padding)
         parts = []
         begin = 0  # where the current source begins among the rows of the result
-        for name, scale in pairs:
+        for name, fold in pairs:
             count = parent.tensors[name].shape[0]
             first, last = max(start - begin, 0), min(stop - begin, count)
             if first < last:
-                rows = parent.rows(name, first, last)
-                parts.append(fold_norm(rows, parent.read(scale)) if scale else rows)
+                parts.append(self._folded(parent, name, fold, first, last))
             begin += count
         missing = stop - start - sum(part.shape[0] for part in parts)
         if not parts:
             return torch.zeros(missing, *shape[1:], dtype=dtype)
         return fuse_rows(parts, missing).to(dtype)
 
-    def _columns(self, parent: Rows, name: str, scale: str | None, start: int, stop: int) -> Tensor:
+    def _folded(self, parent: Rows, name: str, fold: Fold | None, start: int, stop: int) -> Tensor:
         rows = parent.rows(name, start, stop)
-        return fold_norm(rows, parent.read(scale)[start:stop, None]) if scale else rows
+        return fold.rows(parent, rows, self.axis, start, stop) if fold else rows
 
 
 @dataclass(frozen=True)

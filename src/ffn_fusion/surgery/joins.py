@@ -32,10 +32,12 @@ class Wanted:
     """A tensor of a child's sub-block that a transform is to make.
 
     ``named`` gives the parent's tensors with a key, one a source; ``padding`` zero channels follow along its axis.
+    ``beside`` has all tensors of the sub-block by key.
     """
 
     tensor: SubBlockTensor
     named: Callable[[str], tuple[str, ...]]
+    beside: Mapping[str, SubBlockTensor]
     padding: int = 0
 
     @property

@@ -23,7 +23,7 @@ from ffn_fusion.checkpoint.notes import write_atomic
 from ffn_fusion.checkpoint.reader import torch_dtype
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo, read_bytes, read_header
 from ffn_fusion.errors import DataError, OutputError
-from ffn_fusion.surgery.fuse_ffn import fuse_columns
+from ffn_fusion.surgery.fuse_ffn import fuse_columns, fuse_rows
 from ffn_fusion.surgery.joins import Join, Rows
 
 RECORD = "repairs.json"
@@ -82,18 +82,26 @@ class Repairs(Mapping[str, TensorInfo]):
 
 @dataclass(frozen=True, eq=False)
 class Repaired(Join):
-    """A repaired tensor in place of what the blueprint makes of ``like``, with ``padding`` zero columns."""
+    """A repaired tensor in place of what the blueprint makes of ``like``, with ``padding`` zero channels.
+
+    Repairs are solved as [D, F]; ``axis`` 0 says that the child stores its matrix as [F, D]. Biases are vectors [D].
+    """
 
     repairs: Repairs
     name: str
     padding: int
     like: tuple[str, ...]
+    axis: int = 1
 
     @property
     def sources(self) -> tuple[str, ...]:
         return self.like
 
     def rows(self, parent: Rows, shape: tuple[int, ...], dtype: torch.dtype, start: int, stop: int) -> Tensor:
+        stored = self.repairs[self.name].shape
+        if self.axis == 0 and len(stored) == 2:
+            channels = self.repairs.rows(self.name, 0, stored[0]).to(dtype)[:, start:stop].T
+            return fuse_rows([channels], stop - start - len(channels))
         repaired = self.repairs.rows(self.name, start, stop).to(dtype)
         return fuse_columns([repaired], self.padding) if self.padding else repaired
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -27,11 +28,13 @@ class FusedFfn(Kind):
     norm: FusionNorm = "own"
 
     def sizes(self, had: Sequence[SubBlock]) -> FfnSpec:
-        return FfnSpec("gated", sum(_widths(had)))
+        first = had[0]
+        assert isinstance(first, FfnSpec)
+        return replace(first, width=sum(_widths(had)))
 
     def check(self, had: Sequence[SubBlock]) -> None:
-        if any(ffn.kind != "gated" for ffn in had):
-            raise ValueError(f"only gated FFNs can be fused; {list(self.sources)} holds a linear one")
+        if any(ffn.kind == "linear" for ffn in had):
+            raise ValueError(f"a linear layer in an FFN's place can't be fused, and {list(self.sources)} holds one")
 
     def operation(self, part: Part) -> Operation:
         return "fuse"

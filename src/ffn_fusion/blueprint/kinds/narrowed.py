@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -56,12 +57,14 @@ class NarrowedFfn(Kind):
         return (self.source,)
 
     def sizes(self, had: Sequence[SubBlock]) -> FfnSpec:
-        return FfnSpec("gated", len(self.channels))
+        ffn = had[0]
+        assert isinstance(ffn, FfnSpec)
+        return replace(ffn, width=len(self.channels))
 
     def check(self, had: Sequence[SubBlock]) -> None:
         ffn = had[0]
-        if not isinstance(ffn, FfnSpec) or ffn.kind != "gated":
-            raise ValueError(f"only gated FFNs can be narrowed; that of parent block {self.source} is linear")
+        if not isinstance(ffn, FfnSpec) or ffn.kind == "linear":
+            raise ValueError(f"a linear layer in an FFN's place can't be narrowed: that of parent block {self.source}")
         if self.channels[-1] >= ffn.width:
             raise ValueError(
                 f"channel {self.channels[-1]} is outside the FFN of parent block {self.source}, which has {ffn.width:,}"

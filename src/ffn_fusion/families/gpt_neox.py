@@ -1,0 +1,90 @@
+"""GPT-NeoX and Pythia: LayerNorms; in most, attention and FFN of a block side by side: x + Attn(n1(x)) + FFN(n2(x))."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ffn_fusion.blueprint import SubBlock
+from ffn_fusion.families.family import Family, Names, Shape, SubBlockTensor
+from ffn_fusion.families.fields import block_count, flag, number, whole
+from ffn_fusion.families.layer_norm import activation, ffn_tensors, matrix, norm_tensors
+from ffn_fusion.families.per_block import Modules, PerBlockForm
+from ffn_fusion.families.rewriting import Piece
+from ffn_fusion.families.rotary import check_rotary
+from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
+
+NAMES = Names(
+    embedding="gpt_neox.embed_in.weight",
+    final_norm="gpt_neox.final_layer_norm.weight",
+    head="lm_head.weight",
+    block="gpt_neox.layers.{}.",
+    inner={
+        "attention.norm": "input_layernorm.weight",
+        "attention.norm.bias": "input_layernorm.bias",
+        "attention.qkv": "attention.query_key_value.weight",
+        "attention.qkv.bias": "attention.query_key_value.bias",
+        "attention.o": "attention.dense.weight",
+        "attention.o.bias": "attention.dense.bias",
+        "ffn.norm": "post_attention_layernorm.weight",
+        "ffn.norm.bias": "post_attention_layernorm.bias",
+        "ffn.up": "mlp.dense_h_to_4h.weight",
+        "ffn.up.bias": "mlp.dense_h_to_4h.bias",
+        "ffn.down": "mlp.dense_4h_to_h.weight",
+        "ffn.down.bias": "mlp.dense_4h_to_h.bias",
+    },
+)
+
+
+def read(config: Mapping[str, Any]) -> ModelSpec:
+    """Raises: CheckpointError: a field is missing or wrong."""
+    hidden, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
+    # Checkpoints call the head by its old name, transformers' class by the new one, and so do children.
+    pieces = {NAMES.head: Piece("embed_out.weight")} if config["model_type"] == "gpt_neox" else {}
+    check_rotary(config)
+    block = BlockSpec(AttentionSpec("attention", heads), FfnSpec("plain", whole(config, "intermediate_size")))
+    return ModelSpec(
+        family="gpt_neox",
+        hidden_size=hidden,
+        heads=heads,
+        head_dim=hidden // heads,
+        vocab_size=whole(config, "vocab_size"),
+        blocks=(block,) * block_count(config),
+        tied=flag(config, "tie_word_embeddings"),
+        attention_bias=flag({"attention_bias": True, **config}, "attention_bias"),
+        mlp_bias=True,
+        activation=activation({"hidden_act": "gelu", **config}, "hidden_act"),
+        norm_eps=number(config, "layer_norm_eps", 1e-5),
+        config=config,
+        side_by_side=flag({"use_parallel_residual": True, **config}, "use_parallel_residual"),
+        pieces=pieces,
+    )
+
+
+def tensors(spec: ModelSpec, part: SubBlock) -> Iterator[SubBlockTensor]:
+    """An attention with Q, K and V interleaved head by head, or an FFN, with its norm."""
+    if isinstance(part, FfnSpec):
+        yield from ffn_tensors(spec, part)
+        return
+    D = spec.hidden_size
+    yield from norm_tensors("attention", D)
+    yield from matrix("attention.qkv", 3 * D, D, "into", None, bias=spec.attention_bias)
+    yield from matrix("attention.o", D, D, "out of", "heads", bias=spec.attention_bias)
+
+
+def outer(spec: ModelSpec) -> dict[str, Shape]:
+    """The last norm's bias."""
+    return {"gpt_neox.final_layer_norm.bias": (spec.hidden_size,)}
+
+
+FORM = PerBlockForm(
+    Modules("attention", ("input_layernorm",)), Modules("mlp", ("post_attention_layernorm",)), kv_heads=None
+)
+FAMILY = Family(
+    "gpt_neox",
+    read,
+    NAMES,
+    tensors,
+    outer=outer,
+    form=FORM,
+)

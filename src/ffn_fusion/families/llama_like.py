@@ -1,0 +1,84 @@
+"""Families that differ from Llama in a few places that Nemotron-NAS can't hold, and keep their own form for it.
+
+Mistral, Qwen2 and Phi-3 stand here too, for those of their models that aren't Llamas in another notation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from ffn_fusion.blueprint import SubBlock
+from ffn_fusion.errors import CheckpointError
+from ffn_fusion.families.block_lists import no_rotation, upper_windows
+from ffn_fusion.families.family import Family, SubBlockTensor
+from ffn_fusion.families.fields import block_count, whole
+from ffn_fusion.families.llama_shaped import NAMES, common
+from ffn_fusion.families.llama_shaped import tensors as llama_tensors
+from ffn_fusion.families.per_block import Modules, PerBlockForm
+from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
+
+FORM = PerBlockForm(Modules("self_attn", ("input_layernorm",)), Modules("mlp", ("post_attention_layernorm",)))
+
+
+def read(family: str, usual: Mapping[str, Any], config: Mapping[str, Any]) -> ModelSpec:
+    """Sizes of a model whose config has Llama's fields.
+
+    Args:
+        usual: what a field is where the config leaves it out, in this family.
+
+    Raises:
+        CheckpointError: a field is missing or wrong.
+    """
+    fields = common({**usual, **config})
+    kv_heads = whole(config, "num_key_value_heads", fields["heads"])
+    if fields["heads"] % kv_heads:
+        raise CheckpointError(
+            f"config.json: {fields['heads']} heads can't share {kv_heads} key/value heads evenly", "correct the config"
+        )
+    block = BlockSpec(AttentionSpec("attention", kv_heads), FfnSpec("gated", whole(config, "intermediate_size")))
+    return ModelSpec(family=family, blocks=(block,) * block_count(config), **{**fields, "config": config})
+
+
+def qk_norm_tensors(spec: ModelSpec, part: SubBlock) -> Iterator[SubBlockTensor]:
+    """Llama's, and a norm of each head's queries and keys."""
+    yield from llama_tensors(spec, part)
+    if isinstance(part, AttentionSpec):
+        for key in "qk":
+            yield SubBlockTensor(f"attention.{key}_norm", (spec.head_dim,), "copied")
+
+
+def gemma_tensors(spec: ModelSpec, part: SubBlock) -> Iterator[SubBlockTensor]:
+    """Llama's; of a norm's scale, what is stored is one less."""
+    for tensor in llama_tensors(spec, part):
+        yield replace(tensor, plus=1.0) if tensor.role == "norm scale" else tensor
+
+
+QK_NAMES = replace(
+    NAMES, inner={**NAMES.inner, **{f"attention.{key}_norm": f"self_attn.{key}_norm.weight" for key in "qk"}}
+)
+
+FAMILIES = (
+    Family("mistral", partial(read, "mistral", {}), NAMES, llama_tensors, form=FORM),
+    Family("qwen2", partial(read, "qwen2", {"qkv_bias": True}), NAMES, llama_tensors, form=FORM, lists=upper_windows),
+    Family(
+        "qwen3", partial(read, "qwen3", {"head_dim": 128}), QK_NAMES, qk_norm_tensors, form=FORM, lists=upper_windows
+    ),
+    Family(
+        "smollm3",
+        partial(read, "smollm3", {"tie_word_embeddings": True}),
+        NAMES,
+        llama_tensors,
+        form=FORM,
+        lists=no_rotation,
+    ),
+    Family(
+        "gemma",
+        partial(read, "gemma", {"hidden_act": "gelu_pytorch_tanh", "head_dim": 256, "tie_word_embeddings": True}),
+        NAMES,
+        gemma_tensors,
+        form=FORM,
+    ),
+)
