@@ -17,7 +17,7 @@ def family_names(names: Names, stored: Iterable[str]) -> dict[str, str]:
 
     Names of wrappers are left out, wherever they are. Then the embedding is looked for: what is in front of its name is
     taken away from every name that begins with it (``language_model.``), and the first word of the family's own names
-    is added where it's missing (``layers.0...`` for ``model.layers.0...``). Where that leads to no embedding, or to
+    is added where it's missing. Where that leads to no embedding, or to
     several, names stay as they are.
 
     Raises:
