@@ -297,11 +297,19 @@ def naive(logits: Tensor, other: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, T
     return loss, kl, (p.argmax(-1) == q.argmax(-1)).double().mean(1)
 
 
+@pytest.mark.parametrize("cached_bytes", [128 << 20, 1, 4 * 5 * 7])
 @pytest.mark.parametrize("slice_bytes", [128 << 20, 1, 4 * 61 * 5])
 def test_divergences(
-    slice_bytes: int, made: Made, stack: Stack, ids: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    slice_bytes: int,
+    cached_bytes: int,
+    made: Made,
+    stack: Stack,
+    ids: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(head_module, "LOGIT_BYTES", slice_bytes)
+    monkeypatch.setattr(head_module, "CACHED_BYTES", cached_bytes)
     parent, variants = run(stack, ids, {"no 2": RemoveBlock(2), "no 5": RemoveBlock(5)})
     other = Stack(open_folder(write_model(tmp_path, made.config, seed=9).folder))
     states = {name: (stack, state) for name, state in variants.items()} | {

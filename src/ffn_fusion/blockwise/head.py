@@ -1,12 +1,17 @@
 """The LM head in slices: loss, KL to the parent and agreement with it, without ever holding all logits.
 
-Shapes: N windows, T tokens, D hidden, V vocabulary. Token t predicts token t + 1, so there are T - 1 predictions per
-window.
+With z the logits of a model, z' and p the parent's logits and probabilities, and lse the log of a sum of exponentials,
+
+    loss = lse(z) - z[target]        KL(parent || model) = sum_v p_v (z'_v - z_v) + lse(z) - lse(z')
+
+so a model's logits are read a slice of the vocabulary at a time, while they are in the cache, and never normalised.
+Shapes: N windows, T tokens, D hidden, V vocabulary; t tokens at a time. Token t predicts token t + 1, so there are
+T - 1 predictions per window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -14,9 +19,11 @@ from torch import Tensor
 
 from ffn_fusion.blockwise.cosine import cosine_distance
 from ffn_fusion.blockwise.journal import Journal
+from ffn_fusion.blockwise.stack import Stack
 from ffn_fusion.blockwise.sweep import Final
 
-LOGIT_BYTES = 48 << 20  # a slice of logits that stays in the last-level cache between its few passes
+LOGIT_BYTES = 48 << 20  # of the parent's logits, held at a time
+CACHED_BYTES = 512 << 10  # of a model's logits, which stay in a core's own cache between their few passes
 
 
 @dataclass(frozen=True)
@@ -82,16 +89,65 @@ def _window(parent: Final, models: Mapping[str, Final], ids_NT: Tensor, n: int) 
     sums = torch.zeros(len(models), len(fields(Divergence)), dtype=torch.float64)
     for start in range(0, T - 1, step):
         part = slice(start, min(start + step, T - 1))
-        targets = ids_NT[n, start + 1 : part.stop + 1].unsqueeze(1).to(stack.device)
-        parent_state = parent.read(slice(n, n + 1), part)[0]
-        log_p = stack.logits(parent_state).float().log_softmax(-1)
-        p, top = log_p.exp(), log_p.argmax(-1)
+        targets = ids_NT[n, start + 1 : part.stop + 1].to(stack.device)
+        state = parent.read(slice(n, n + 1), part)[0]
+        reference = _Reference.of(stack, state)
         for k, model in enumerate(models.values()):
-            state = model.read(slice(n, n + 1), part)[0]
-            log_q = model.stack.logits(state).float().log_softmax(-1)
-            loss = -log_q.gather(1, targets).double().sum()
-            kl = torch.linalg.vecdot(p, log_p - log_q).double().sum()
-            same = (log_q.argmax(-1) == top).double().sum()
-            distance = cosine_distance(parent_state, state).double().sum()
-            sums[k] += torch.stack([loss, kl, same, distance]).cpu()
+            theirs = model.read(slice(n, n + 1), part)[0]
+            figures = (*reference.compare(model.stack, theirs, targets), cosine_distance(state, theirs))
+            sums[k] += torch.stack([figure.double().sum() for figure in figures]).cpu()
     return sums / (T - 1)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """The parent's logits [t, V], their lse [t], its probabilities [t, V] and the likeliest token [t]."""
+
+    logits: Tensor
+    lse: Tensor
+    p: Tensor
+    top: Tensor
+
+    @classmethod
+    def of(cls, stack: Stack, state: Tensor) -> _Reference:
+        slices = list(_logits(stack, state))
+        lse = _joined_lse([_lse(z, z.amax(-1)) for z in slices])
+        logits = torch.cat(slices, -1)
+        return cls(logits, lse, (logits - lse[:, None].float()).exp_(), logits.argmax(-1))
+
+    def compare(self, stack: Stack, state: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a model's loss, KL and agreement at each token [t], from its last states [t, D]."""
+        named_t2 = torch.stack([targets, self.top], 1)
+        found_t2, moved = torch.zeros_like(named_t2, dtype=torch.float32), torch.zeros_like(self.lse)
+        lses, highest, start = [], [], 0
+        for z in _logits(stack, state):
+            size = z.shape[1]
+            difference = self.logits[:, start : start + size] - z
+            moved += torch.bmm(self.p[:, None, start : start + size], difference[:, :, None]).view(-1)
+            here, places = (named_t2 >= start) & (named_t2 < start + size), (named_t2 - start).clamp(0, size - 1)
+            found_t2 = torch.where(here, z.gather(1, places), found_t2)
+            highest.append(z.amax(-1))
+            lses.append(_lse(z, highest[-1]))
+            start += size
+        lse = _joined_lse(lses)
+        wanted, at_top = found_t2.unbind(1)
+        return lse - wanted, moved + lse - self.lse, at_top == torch.stack(highest).amax(0)
+
+
+def _logits(stack: Stack, state: Tensor) -> Iterator[Tensor]:
+    """Yield the logits [t, C] of some last states [t, D], a slice of the vocabulary at a time."""
+    normed, vocabulary = stack.final_norm(state), stack.spec.vocab_size
+    # Elsewhere than on a CPU, the steps of a slice cost more than its passes through memory.
+    size = max(1, CACHED_BYTES // (4 * len(state))) if state.device.type == "cpu" else vocabulary
+    for start in range(0, vocabulary, size):
+        yield stack.head(normed, slice(start, start + size)).float()
+
+
+def _lse(z: Tensor, highest: Tensor) -> Tensor:
+    """Return the lse [t] of logits [t, C] with these maxima [t]."""
+    return (z - highest[:, None]).exp_().sum(-1).log() + highest
+
+
+def _joined_lse(lses: Sequence[Tensor]) -> Tensor:
+    """Return the lse [t] of logits from that of each slice, in float64."""
+    return torch.stack(list(lses)).double().logsumexp(0)

@@ -30,7 +30,7 @@ _CHUNK_BYTES = 1 << 30  # states of a chunk where chunks cost nothing
 _SLACK = 1.1  # what allocators and buffers add
 _STATES_OF_ROW = 16  # hidden states that one token of a matmul has at a time: inputs, norms, q, k, v, contributions
 _WIDTHS_OF_ROW = 4  # FFN activations: gate, its activation, up, their product
-_LOGITS_AT_ONCE = 6  # slices of logits that stand at a time: the parent's and the variant's, in their forms
+_LOGITS_AT_ONCE = 4  # slices of logits in memory at a time: the parent's as they come, whole, and as probabilities
 
 
 @dataclass(frozen=True)

@@ -100,8 +100,16 @@ class Stack:
 
     def logits(self, x: Tensor) -> Tensor:
         """Last hidden state [..., D] -> [..., V]. Callers slice: the logits of many tokens need much memory."""
+        return self.head(self.final_norm(x))
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        """Return what the LM head reads of the last hidden state: [..., D] -> [..., D]."""
         normed: Tensor = self._final_norm(x)
-        logits: Tensor = self._frame.logits(nn.functional.linear(normed, self._head))
+        return normed
+
+    def head(self, normed: Tensor, vocabulary: slice = slice(None)) -> Tensor:
+        """Return the logits of C entries of the vocabulary: [..., D] -> [..., C]."""
+        logits: Tensor = self._frame.logits(nn.functional.linear(normed, self._head[vocabulary]))
         return logits
 
     def arguments(self, tokens: int) -> Any:
