@@ -297,6 +297,29 @@ def test_unrepaired_figures_are_the_same_without(measured: Measured) -> None:
     assert not plain.repaired
 
 
+def test_questions_on_fewer_windows_and_fewer_attentions(measured: Measured) -> None:
+    """What isn't scored may be looked at on some windows, and attentions measured repaired only among the least
+    important: what is measured all the same is what a whole analysis measures of it."""
+    checkpoint, ids, _ = measured
+    asked = AnalysisSettings(max_run=3, candidate_share=0.5, leave_last=False, dependency_share=0.5, repair_share=0.5)
+    found = analyze(checkpoint, windows(ids), asked)
+    whole = analyze(checkpoint, windows(ids), AnalysisSettings(max_run=3, candidate_share=0.5, leave_last=False))
+    some = analyze(checkpoint, windows(ids[::2]), AnalysisSettings(max_run=1, repair=False))
+    for part in ("block", "ffn"):
+        assert np.allclose(found.dependency(part), some.dependency(part), rtol=1e-4, atol=1e-6, equal_nan=True)
+    assert np.allclose(found.dependency("attention"), whole.dependency("attention"), rtol=0, atol=0, equal_nan=True)
+    assert found.geometry == whole.geometry
+    least = sorted(whole.importance, key=lambda row: row.damage.kl)[: round(len(whole.importance) / 2)]
+    repaired = {row.block: row.repaired for row in whole.importance if row in least and row.repaired}
+    assert {row.block for row in found.importance if row.repaired} == set(repaired)
+    for row in found.importance:
+        assert row.damage == next(other.damage for other in whole.importance if other.block == row.block)
+        if row.repaired:
+            assert row.repaired.kl == pytest.approx(repaired[row.block].kl, rel=1e-4)
+    names = [plan.name for plan in estimate_analysis(checkpoint, windows(ids), asked)]
+    assert names[:2] == ["dependency and importance", "dependency"]
+
+
 def test_one_window_is_not_repaired(measured: Measured) -> None:
     checkpoint, ids, _ = measured
     assert not analyze(checkpoint, windows(ids[:1]), AnalysisSettings(max_run=1)).repaired

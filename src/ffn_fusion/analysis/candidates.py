@@ -6,7 +6,7 @@ paper. Its first block may keep its attention: then that block's FFN joins the s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from ffn_fusion.analysis.evidence import Removal
 from ffn_fusion.analysis.observe import removed
@@ -73,12 +73,12 @@ def run_edits(runs: Sequence[FusedRun], bench: Workbench | None = None) -> dict[
     return edits
 
 
-def repaired_removals(spec: ModelSpec, bench: Workbench) -> dict[str, Edit]:
-    """Every attention dropped alone, with its block's FFN repaired where it's a gated one."""
+def repaired_removals(spec: ModelSpec, bench: Workbench, among: Container[int] | None = None) -> dict[str, Edit]:
+    """Every attention (``among`` these blocks) dropped alone, with its block's FFN repaired where it's a gated one."""
     return {
         repaired_name(removed("attention", i)): RepairedRun(i, i, i, False, bench)
         for i, block in enumerate(spec.blocks)
-        if block.attention and block.ffn and block.ffn.kind != "linear"
+        if block.attention and block.ffn and block.ffn.kind != "linear" and (among is None or i in among)
     }
 
 

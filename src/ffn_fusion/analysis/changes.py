@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ffn_fusion.analysis.damages import damage_of
 from ffn_fusion.analysis.evidence import Damage
-from ffn_fusion.analysis.measure import damage_of
 from ffn_fusion.analysis.passes import Pass, carry_out, estimate_pass
 from ffn_fusion.blockwise import PARENT, Edit, ReplaceBlocks, Stack
 from ffn_fusion.blueprint import Block, Blueprint

@@ -21,8 +21,8 @@ from ffn_fusion.analysis.candidates import (
     run_name,
 )
 from ffn_fusion.analysis.channels import Contributions, contributions_of, largest_first
+from ffn_fusion.analysis.damages import damages_of, removals_of
 from ffn_fusion.analysis.evidence import (
-    PARTS,
     Calibration,
     Damage,
     Evidence,
@@ -39,7 +39,6 @@ from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.analysis.widths import narrower
 from ffn_fusion.blockwise import (
     PARENT,
-    Divergence,
     Edit,
     FusedRun,
     NarrowFfn,
@@ -49,7 +48,6 @@ from ffn_fusion.blockwise import (
     RemoveFfn,
     Stack,
     measure_pace,
-    standard_error,
 )
 from ffn_fusion.blueprint import Parent
 from ffn_fusion.checkpoint.reader import Checkpoint
@@ -155,25 +153,49 @@ class _Analysis:
         Args:
             channels: None for an estimate, which needn't know which channels stay.
         """
-        edits: dict[str, Edit] = {}
-        for i, block in enumerate(self.stack.spec.blocks):
-            there = {"block": block.attention or block.ffn, "attention": block.attention, "ffn": block.ffn}
-            for part in self.asked.parts:
-                if there[part]:
-                    edits[removed(part, i)] = _REMOVE[part](i)
-        scored = [name for name in edits if name.split()[0] in self.asked.scores]
+        asked = self.asked
+        scored = self._removed(asked.scores)
+        edits = scored if asked.dependency_share < 1 else self._removed(asked.parts)
         runs = reverse_order_edits(self.model, self.asked.reverse, self.stack.dtype, str(self.stack.device))
         if self.one_pass:
             runs |= run_edits(self._runs(range(len(self.stack.spec.blocks))), self.bench)
         for i, width in self._widths():
             kept = range(width) if channels is None else sorted(largest_first(channels[i])[:width].tolist())
             runs[narrowed_name(i, width)] = NarrowFfn(i, tuple(kept))
-        if self.bench and "attention" in self.asked.scores:
+        if self.bench and "attention" in asked.scores and asked.repair_share >= 1:
             runs |= repaired_removals(self.stack.spec, self.bench)
         observe = ContributionObserver(self.stack.spec)
         name = "dependency, importance and runs" if self.one_pass else "dependency and importance"
         name = name if edits or runs else "geometry"
-        return Pass(name, edits | runs, (*scored, *runs), observe)
+        return Pass(name, edits | runs, (*(name for name in edits if name in scored), *runs), observe)
+
+    def dependency(self) -> Pass | None:
+        """What is removed only to be looked at, on some of the windows; None where the first pass does that."""
+        asked = self.asked
+        edits = self._removed([part for part in asked.parts if part not in asked.scores])
+        if not edits or asked.dependency_share >= 1:
+            return None
+        every = max(1, round(1 / asked.dependency_share))
+        return Pass("dependency", edits, (), ContributionObserver(self.stack.spec), every)
+
+    def candidates(self, removals: Sequence[Removal]) -> tuple[list[FusedRun], Pass | None]:
+        """Runs among the least important attentions, and a pass for them and what else depends on importance."""
+        asked, runs, edits = self.asked, list[FusedRun](), dict[str, Edit]()
+        if asked.max_run > 1:
+            runs = self._runs(least_important(removals, asked.candidate_share))
+            edits = {} if self.one_pass else run_edits(runs, self.bench)
+        if self.bench and asked.repair_share < 1:
+            edits |= repaired_removals(self.stack.spec, self.bench, least_important(removals, asked.repair_share))
+        name = "runs" if runs and not self.one_pass else "repaired attentions"
+        return runs, Pass(name, edits, tuple(edits)) if edits else None
+
+    def _removed(self, parts: Sequence[Part]) -> dict[str, Edit]:
+        """Every sub-block that is there, removed alone."""
+        edits: dict[str, Edit] = {}
+        for i, block in enumerate(self.stack.spec.blocks):
+            there = {"block": block.attention or block.ffn, "attention": block.attention, "ffn": block.ffn}
+            edits |= {removed(part, i): _REMOVE[part](i) for part in parts if there[part]}
+        return edits
 
     @property
     def one_pass(self) -> bool:
@@ -185,12 +207,8 @@ class _Analysis:
     def estimates(self) -> tuple[PassEstimate, ...]:
         first = self.first()
         pace = self._pace(first)
-        estimates = [self._estimate(first, pace)]
-        if self.asked.max_run > 1 and not self.one_pass:
-            runs = self._about_as_many()
-            if runs:
-                estimates.append(self._estimate(_run_pass(runs, self.bench), pace))
-        return tuple(estimates)
+        passes = [first, self.dependency(), self._about_as_many()]
+        return tuple(self._estimate(pass_, pace) for pass_ in passes if pass_)
 
     def carry_out(self, seed: int, on_plan: Callable[[PassEstimate], None] | None, progress: Progress) -> Evidence:
         asked, spec = self.asked, self.stack.spec
@@ -198,16 +216,15 @@ class _Analysis:
         pass_ = self.first(channels)
         pace = self._pace(pass_) if on_plan else None
         found = self._carry_out(pass_, pace, on_plan, progress)
-        damages = _damages(found.divergences)
-        removals = _removals(damages, len(spec.blocks))
+        damages = damages_of(found.divergences)
         matrices, geometry = observed(found.chunks, len(spec.blocks))
         parent_loss = float(found.divergences[PARENT].loss_N.mean())
-        runs: list[FusedRun] = []
-        if asked.max_run > 1:
-            runs = self._runs(least_important(removals, asked.candidate_share))
-            if runs and not self.one_pass:
-                pass_ = _run_pass(runs, self.bench)
-                damages |= _damages(self._carry_out(pass_, pace, on_plan, progress).divergences)
+        if dependency := self.dependency():
+            looked = self._carry_out(dependency, pace, on_plan, progress)
+            matrices |= observed(looked.chunks, len(spec.blocks))[0]
+        runs, candidates = self.candidates(removals_of(damages, len(spec.blocks)))
+        if candidates:
+            damages |= damages_of(self._carry_out(candidates, pace, on_plan, progress).divergences)
         return Evidence(
             parent=self.parent,
             fingerprint=self.fingerprint,
@@ -218,7 +235,7 @@ class _Analysis:
                 seed=seed,
             ),
             parent_loss=parent_loss,
-            removals=removals,
+            removals=removals_of(damages, len(spec.blocks)),
             runs=tuple(
                 MeasuredRun(
                     **vars(run),
@@ -253,15 +270,21 @@ class _Analysis:
                 widths = {narrower(block.ffn.width, share) for share in self.asked.narrow}
                 yield from ((i, width) for width in sorted(widths - {block.ffn.width}, reverse=True))
 
-    def _about_as_many(self) -> list[FusedRun]:
-        """Runs as if the attentions that count for little lay side by side, where that gives the most."""
+    def _about_as_many(self) -> Pass | None:
+        """The last pass, as if the attentions that count for little were those in a row that give the most runs."""
         blocks = [i for i, block in enumerate(self.stack.spec.blocks) if block.attention]
-        count = round(self.asked.candidate_share * len(blocks))
-        places = range(max(1, len(blocks) - count + 1))
-        return max((self._runs(blocks[start : start + count]) for start in places), key=len)
+        nothing = Damage(kl=0, kl_error=0, loss_increase=0, agreement=1, hidden_distance=0)
+
+        def from_(start: int) -> Pass | None:
+            rows = blocks[start:] + blocks[:start]
+            return self.candidates([Removal(part="attention", block=i, damage=nothing) for i in rows])[1]
+
+        places = range(max(1, len(blocks) - round(self.asked.candidate_share * len(blocks)) + 1))
+        return max((from_(start) for start in places), key=lambda pass_: len(pass_.edits) if pass_ else 0)
 
     def _estimate(self, pass_: Pass, pace: Pace | None) -> PassEstimate:
-        return estimate_pass(pass_, self.stack, self.ids_NT, self.stored, self.memory, self.folder, pace)
+        ids_NT = self.ids_NT[:: pass_.every]
+        return estimate_pass(pass_, self.stack, ids_NT, self.stored, self.memory, self.folder, pace)
 
     def _pace(self, pass_: Pass) -> Pace:
         return measure_pace(self.stack, self.ids_NT.shape[1], self._estimate(pass_, None).schedule.rows)
@@ -272,16 +295,12 @@ class _Analysis:
         estimate = self._estimate(pass_, pace)
         if on_plan:
             on_plan(estimate)
-        return carry_out(pass_, estimate, self.stack, self.ids_NT, self.folder, self.key, progress)
+        ids_NT = self.ids_NT[:: pass_.every]
+        return carry_out(pass_, estimate, self.stack, ids_NT, self.folder, self.key, progress)
 
 
 def narrowed_name(block: int, width: int) -> str:
     return f"narrowed {block} to {width}"
-
-
-def _run_pass(runs: Sequence[FusedRun], bench: Workbench | None) -> Pass:
-    edits = run_edits(runs, bench)
-    return Pass("runs", edits, tuple(edits))
 
 
 def _check(spec: ModelSpec, asked: AnalysisSettings) -> None:
@@ -312,35 +331,4 @@ def _identity(model: Checkpoint | Child) -> tuple[Parent, str, int, str]:
         fingerprint,
         child_bytes(model) if isinstance(model, Child) else checkpoint.nbytes,
         f"{fingerprint}\n{files_state(checkpoint)}",
-    )
-
-
-def _removals(damages: Mapping[str, Damage], blocks: int) -> tuple[Removal, ...]:
-    """The sub-blocks that were removed alone and scored, one row each."""
-    return tuple(
-        Removal(
-            part=part,
-            block=i,
-            damage=damages[removed(part, i)],
-            repaired=damages.get(repaired_name(removed(part, i))),
-        )
-        for part in PARTS
-        for i in range(blocks)
-        if removed(part, i) in damages
-    )
-
-
-def _damages(divergences: Mapping[str, Divergence]) -> dict[str, Damage]:
-    parent_loss = float(divergences[PARENT].loss_N.mean())
-    return {name: damage_of(values, parent_loss) for name, values in divergences.items() if name != PARENT}
-
-
-def damage_of(values: Divergence, parent_loss: float) -> Damage:
-    """Means over all windows, with the standard error of the KL."""
-    return Damage(
-        kl=float(values.kl_N.mean()),
-        kl_error=standard_error(values.kl_N),
-        loss_increase=float(values.loss_N.mean()) - parent_loss,
-        agreement=float(values.agreement_N.mean()),
-        hidden_distance=float(values.hidden_distance_N.mean()),
     )

@@ -43,12 +43,16 @@ from ffn_fusion.processes import Progress, current
 
 @dataclass(frozen=True)
 class Pass:
-    """A sweep that is to be made: edits by name, and which of them are compared with the parent at the head."""
+    """A sweep that is to be made: edits by name, and which of them are compared with the parent at the head.
+
+    It runs on every ``every``-th window.
+    """
 
     name: str
     edits: Mapping[str, Edit]
     scored: tuple[str, ...]
     observe: Observer | None = None
+    every: int = 1
 
     def work(self, stack: Stack, context: int) -> Work:
         return count_work(stack.spec, list(self.edits.values()), scored=len(self.scored), context=context)

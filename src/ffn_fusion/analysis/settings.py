@@ -38,6 +38,13 @@ class AnalysisSettings(Settings):
         description="Measure runs among this share of the attentions, the least important ones; 1 measures all "
         "runs in a single pass over the weights.",
     )
+    dependency_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the calibration windows on which sub-blocks are removed that aren't scored, only to see "
+        "what depends on them; below 1 in a pass of their own.",
+    )
     leave_last: bool = Field(
         True, description="Leave the last FFN of a run out of the fusion, as in the paper; otherwise measure both ways."
     )
@@ -47,6 +54,13 @@ class AnalysisSettings(Settings):
     reverse: Runs = Field((), description="Runs to measure in reverse order as well, e.g. 5-8,17-20.")
     repair: bool = Field(
         True, description="Also measure runs, and attentions dropped alone, as they will be after the repair."
+    )
+    repair_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the attentions, the least important ones, that are also measured dropped alone and "
+        "repaired; below 1 together with the runs, which are then chosen by the damage before repair.",
     )
     dtype: DtypeName = Field(
         "auto", description="Precision to compute in; auto: float32 on a CPU, otherwise the model's own."
