@@ -19,10 +19,14 @@ from ffn_fusion.errors import UsageError
 from ffn_fusion.units import parse_bytes
 
 
-class Settings(BaseModel):
-    """Base of all settings: frozen, and unknown names are refused. Every field has a ``Field(description=...)``."""
+class Frozen(BaseModel):
+    """Base of all data that is kept as JSON: frozen, and unknown names are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Settings(Frozen):
+    """Base of all settings. Every field has a ``Field(description=...)``."""
 
     def replaced(self, **changes: Any) -> Self:
         """The same settings with some changed. Raises: pydantic.ValidationError: a value is refused."""

@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -19,6 +19,7 @@ from ffn_fusion.analysis.settings import PARTS, Part
 from ffn_fusion.blueprint import Parent
 from ffn_fusion.checkpoint.notes import write_atomic
 from ffn_fusion.errors import DataError
+from ffn_fusion.settings import Frozen
 
 Statistic = Literal["mean", "median", "p95"]
 STATISTICS: tuple[Statistic, ...] = ("mean", "median", "p95")
@@ -44,9 +45,9 @@ EVIDENCE_VERSION: Literal[3] = 3
 Matrix = npt.NDArray[np.float64]
 
 
-class _Frozen(BaseModel):
+class _Frozen(Frozen):
     # A standard error of one window is NaN; JSON says so in a word of its own.
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(ser_json_inf_nan="constants")
 
 
 class _Version(BaseModel):
@@ -158,10 +159,10 @@ class Evidence(_Frozen):
     removals: tuple[Removal, ...]
     runs: tuple[MeasuredRun, ...] = ()
     narrowed: tuple[MeasuredWidth, ...] = ()
-    channels: dict[int, bytes] = {}
+    channels: dict[int, bytes] = Field(default_factory=dict)
     reverse_order: tuple[ReverseOrder, ...] = ()
     geometry: tuple[Geometry, ...] = ()
-    matrices: dict[str, list[list[float]]] = {}
+    matrices: dict[str, list[list[float]]] = Field(default_factory=dict)
 
     @property
     def repaired(self) -> bool:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from ffn_fusion.analysis.evidence import Geometry, Part
+from ffn_fusion.settings import Frozen
 
 SubBlock = Literal["attention", "ffn"]
 Fate = str
@@ -18,11 +17,7 @@ Instead = Literal["kept", "dropped", "unfused", "fused"]
 ChosenBy = Literal["programme", "person", "unknown"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Decision(_Frozen):
+class Decision(Frozen):
     """What became of a sub-block. ``words`` say it with its number; ``child_block`` is where it went, if anywhere."""
 
     part: SubBlock
@@ -31,7 +26,7 @@ class Decision(_Frozen):
     words: str
 
 
-class Alone(_Frozen):
+class Alone(Frozen):
     """The damage when a sub-block or whole block alone is dropped; ``rank`` 1 of ``ranked`` does the least."""
 
     kl: float
@@ -40,7 +35,7 @@ class Alone(_Frozen):
     ranked: int
 
 
-class Neighbour(_Frozen):
+class Neighbour(Frozen):
     """A block near the one explained (or that one): what became of it, and what was measured about it."""
 
     block: int
@@ -50,7 +45,7 @@ class Neighbour(_Frozen):
     geometry: tuple[Geometry, ...]
 
 
-class Choice(_Frozen):
+class Choice(Frozen):
     """A measured change that touches the block: an attention dropped alone, or a run.
 
     ``allowed``: not above the plan's ``max_damage``. ``per_step``: damage for each sequential step saved.
@@ -67,14 +62,14 @@ class Choice(_Frozen):
     allowed: bool
 
 
-class Link(_Frozen):
+class Link(Frozen):
     """A block (or sub-block) that depends on the one explained, or that it depends on: an entry of M."""
 
     block: int
     distance: float
 
 
-class Dependency(_Frozen):
+class Dependency(Frozen):
     """The strongest entries of the block's column and row in one matrix M, the strongest first."""
 
     part: Part
@@ -82,7 +77,7 @@ class Dependency(_Frozen):
     needed_by: tuple[Link, ...]
 
 
-class Counterfactual(_Frozen):
+class Counterfactual(Frozen):
     """The least summed damage of a child of the same size in which this sub-block had another fate.
 
     ``damage`` is None where no child of this size has it; ``more`` is the difference to the child's own summed damage,
@@ -97,7 +92,7 @@ class Counterfactual(_Frozen):
     runs: tuple[tuple[int, int], ...]
 
 
-class Explanation(_Frozen):
+class Explanation(Frozen):
     """Why a block's attention and FFN are what they are in a child.
 
     ``chosen_by``: the exact programme (the child has the least summed damage of its size), a person (the recipe names

@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WrapValidator, field_validator
+from pydantic import Field, PlainSerializer, WrapValidator, field_validator
 
 from ffn_fusion.blueprint.kinds import Kind, PlannedAttention, PlannedFfn
 from ffn_fusion.blueprint.sub_blocks import AttentionSpec, BlockSpec, FfnSpec, Part, SubBlock
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from ffn_fusion.settings import Frozen
 
 
 class _WrittenBlock(Frozen):

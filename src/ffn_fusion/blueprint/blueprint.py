@@ -23,10 +23,11 @@ from typing import Literal, Self
 from pydantic import ValidationError, model_validator
 
 from ffn_fusion.blueprint import edits
-from ffn_fusion.blueprint.blocks import Block, Frozen, Parent
+from ffn_fusion.blueprint.blocks import Block, Parent
 from ffn_fusion.blueprint.kinds import FusionNorm, KeptSubBlock, NoSubBlock, Operation
 from ffn_fusion.blueprint.sub_blocks import PARTS, FfnSpec, Part, SubBlock
 from ffn_fusion.errors import BlueprintError
+from ffn_fusion.settings import Frozen
 
 
 class Blueprint(Frozen):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from ffn_fusion.settings import Frozen
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Score(_Frozen):
+class Score(Frozen):
     """One model on one text; errors are standard errors over windows; KL in nats a token, agreement a share."""
 
     perplexity: float
@@ -21,7 +17,7 @@ class Score(_Frozen):
     agreement_error: float
 
 
-class TextScores(_Frozen):
+class TextScores(Frozen):
     """All models on one held-out text. ``scores`` in the order they're shown: parent, pruned, fused, then controls."""
 
     text: str
@@ -31,7 +27,7 @@ class TextScores(_Frozen):
     scores: dict[str, Score]
 
 
-class Control(_Frozen):
+class Control(Frozen):
     """A child of the same size that another rule chose (``analysis.rules``), to compare with."""
 
     name: str
@@ -40,7 +36,7 @@ class Control(_Frozen):
     runs: str
 
 
-class Quality(_Frozen):
+class Quality(Frozen):
     """``texts`` one by one; ``controls`` says what the further columns are."""
 
     texts: tuple[TextScores, ...]

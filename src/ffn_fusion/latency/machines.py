@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ffn_fusion.errors import UsageError
+from ffn_fusion.settings import Frozen
 
 Precision = Literal["fp32", "bf16", "fp16", "fp8", "fp4", "int8", "int4"]
 _SHIPPED = Path(__file__).parent / "machines.yaml"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class AllReduce(_Frozen):
+class AllReduce(Frozen):
     """One way to sum a message of b bytes over n devices: latency + (n - 1) per_device + b seconds_per_byte."""
 
     latency: float = Field(ge=0)
@@ -30,7 +27,7 @@ class AllReduce(_Frozen):
         return self.latency + self.per_device * (devices - 1) + self.seconds_per_byte * message
 
 
-class Machine(_Frozen):
+class Machine(Frozen):
     """One kind of device, and how several of them work together. Seconds, bytes, FLOPs, each of one device.
 
     ``attention_seconds``, ``ffn_seconds`` and ``linear_seconds`` are what a sub-block takes beside reading and
@@ -53,7 +50,7 @@ class Machine(_Frozen):
     sync_seconds: float = Field(default=0.0, ge=0)
     all_reduces: tuple[AllReduce, ...] = ()
     max_devices: int = Field(default=1, ge=1)
-    sources: dict[str, str] = {}
+    sources: dict[str, str] = Field(default_factory=dict)
     fitted: tuple[str, ...] = ()
 
     @classmethod

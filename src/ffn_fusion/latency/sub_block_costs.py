@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.spec import AttentionSpec, FfnSpec
 from ffn_fusion.latency.timing import Bound, Phase, Roofline, Work
+from ffn_fusion.settings import Frozen
 
 Part = Literal["attention", "linear attention", "ffn", "linear ffn", "head"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Shape(_Frozen):
+class Shape(Frozen):
     """A sub-block with its norm, as far as its time goes; or the head, with the final norm.
 
     Args:
@@ -39,7 +34,7 @@ class Shape(_Frozen):
         return f"{self.part.replace('ffn', 'FFN')}{', ' if self.size else ''}{size.get(self.part, '')}"
 
 
-class SubBlockTiming(_Frozen):
+class SubBlockTiming(Frozen):
     """Seconds of one sub-block under one workload: the mean over ``copies`` of it that ran one after another."""
 
     shape: Shape
@@ -56,7 +51,7 @@ class SubBlockTiming(_Frozen):
     limited_by: Bound
 
 
-class SubBlocks(_Frozen):
+class SubBlocks(Frozen):
     """All timings of one interleaved run; ``cuda_graph``: launched as a recorded graph, without the host's overhead."""
 
     engine: str

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
+
+from ffn_fusion.settings import Frozen
 
 Phase = Literal["prefill", "decode"]
 BenchEngine = Literal["transformers", "vllm", "llama.cpp"]
@@ -12,11 +14,7 @@ BenchEngine = Literal["transformers", "vllm", "llama.cpp"]
 Bound = Literal["bandwidth", "compute"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Roofline(_Frozen):
+class Roofline(Frozen):
     """What the device did at best in the same run: bytes read a second, and FLOPs a second of a matrix product."""
 
     bytes_per_second: float
@@ -28,7 +26,7 @@ class Roofline(_Frozen):
         return (moving, "bandwidth") if moving >= computing else (computing, "compute")
 
 
-class Work(_Frozen):
+class Work(Frozen):
     """What one prefill, or one decode step, can't do without: each weight read once, the KV cache read and written
     (``kv_bytes``), the FLOPs of matrices and of attention. States between the layers are left out.
     """
@@ -42,7 +40,7 @@ class Work(_Frozen):
         return self.weight_bytes + self.kv_bytes
 
 
-class Timing(_Frozen):
+class Timing(Frozen):
     """A model under a workload: seconds of one run (a prefill of ``context`` tokens, or ``new_tokens`` decode steps).
 
     The ratios are medians of the ratios of runs that stood side by side: how many times as fast as that model.
@@ -65,7 +63,7 @@ class Timing(_Frozen):
     p90_s: float
     tokens_per_second: float
     speedup: dict[str, float]
-    speedup_error: dict[str, float] = {}
+    speedup_error: dict[str, float] = Field(default_factory=dict)
     work: Work | None = None
     limit_share: float | None = None
     limited_by: Bound | None = None
@@ -84,7 +82,7 @@ class Timing(_Frozen):
         return self.work.moved_bytes / self.batch / (self.context if self.phase == "prefill" else 1)
 
 
-class Latency(_Frozen):
+class Latency(Frozen):
     """All timings of one interleaved run. ``models`` in the order they're shown: parent, pruned, fused.
 
     Args:

@@ -10,20 +10,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from ffn_fusion.errors import DataError, UsageError
 from ffn_fusion.families import ModelSpec
+from ffn_fusion.settings import Frozen
 
 SURE = 2.0
 """Standard errors by which a ratio has to be above 1 for a fused FFN to count as slower."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class WidthPoint(_Frozen):
+class WidthPoint(Frozen):
     """FFNs of one width at one batch.
 
     Args:
@@ -48,7 +45,7 @@ class WidthPoint(_Frozen):
         return self.ratio - SURE * self.error > 1
 
 
-class WidthCurve(_Frozen):
+class WidthCurve(Frozen):
     """One interleaved run over widths and batches, and the widest FFN that a plan should make by it.
 
     Args:

@@ -6,10 +6,11 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, SerializeAsAny, WrapValidator
+from pydantic import SerializeAsAny, WrapValidator
 
 from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.blueprint.sub_blocks import Part, SubBlock
+from ffn_fusion.settings import Frozen
 
 Operation = Literal["analyse", "drop attention", "drop FFN", "narrow", "fuse", "repair", "distil"]
 """What can be done with a model; a family says which of them it doesn't take, and why."""
@@ -17,13 +18,11 @@ Operation = Literal["analyse", "drop attention", "drop FFN", "narrow", "fuse", "
 NAMES: Mapping[Part, str] = {"attention": "attention", "ffn": "FFN"}
 
 
-class Kind(BaseModel):
-    """One way to make a sub-block of a child. Frozen; ``kind`` is its word in JSON.
+class Kind(Frozen):
+    """One way to make a sub-block of a child; ``kind`` is its word in JSON.
 
     ``had`` is always what the parent has at ``sources``, one description a source.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     parts: ClassVar[frozenset[Part]]
     """Which sub-blocks can be made in this way."""
