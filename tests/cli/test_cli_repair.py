@@ -27,7 +27,11 @@ def test_on_the_command_line(ffn_fusion: Run, parent: Path, tmp_path: Path) -> N
         ((child, "--parent", parent, "-o", tmp_path / "n", *text[:3], 64, "--context", 32), 7, "too few"),
         ((parent, "--parent", parent, "-o", tmp_path / "n", *text), 5, "blueprint"),
         ((child, "--parent", parent, "-o", tmp_path / "n", *text, "--lambdas", "0.1,x"), 2, "--lambdas"),
-        ((child, "--parent", parent, "-o", tmp_path / "n", *text, "--memory", "1MiB"), 2, "too little for this repair"),
+        (
+            (child, "--parent", parent, "-o", tmp_path / "n", *text, "--memory", "1MiB"),
+            2,
+            "too little: this repair needs",
+        ),
     ]
     for words, expected, says in mistakes:
         code, out, err = ffn_fusion("repair", *words)

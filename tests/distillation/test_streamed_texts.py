@@ -21,7 +21,7 @@ from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.data import source
 from ffn_fusion.errors import DataError
-from ffn_fusion.pipeline.job import Silent
+from ffn_fusion.pipeline.listener import Listener
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.run import begin
 from ffn_fusion.pipeline.workspace import Workspace
@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Heard(Silent):
+class Heard(Listener):
     """Passes progress on."""
 
     def __init__(self, progress: Progress) -> None:

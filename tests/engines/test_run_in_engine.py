@@ -13,12 +13,12 @@ from tiny import tiny_model, tiny_text
 from ffn_fusion.checkpoint.random_model import write_byte_tokenizer
 from ffn_fusion.errors import CheckError, MissingExtraError, UsageError
 from ffn_fusion.latency.width_curve import WidthCurve
-from ffn_fusion.pipeline.job import Silent
+from ffn_fusion.pipeline.listener import Listener
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.run import run
 
 
-class Stages(Silent):
+class Stages(Listener):
     """Which stages were done."""
 
     def __init__(self) -> None:

@@ -28,7 +28,7 @@ from ffn_fusion.distillation.write import write_distilled
 from ffn_fusion.errors import DataError, MissingExtraError, OutputError, RecipeError, UsageError
 from ffn_fusion.pipeline import preflight
 from ffn_fusion.pipeline.distilling import cut_windows, distillation_estimates
-from ffn_fusion.pipeline.job import Silent
+from ffn_fusion.pipeline.listener import Listener
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.run import begin, republish, run
 from ffn_fusion.pipeline.workspace import Workspace
@@ -69,7 +69,7 @@ def write_recipe(folder: Path, dtype: str = "BF16", **changes: Any) -> Path:
     return folder / "recipe.yaml"
 
 
-class Told(Silent):
+class Told(Listener):
     """What a run told: stages, plans, and steps of the trainings."""
 
     def __init__(self, stop: tuple[str, int] | None = None) -> None:
@@ -400,10 +400,10 @@ def test_sums_of_stages() -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ffn_fusion.pipeline.job import Silent
+from ffn_fusion.pipeline.listener import Listener
 from ffn_fusion.pipeline.run import Recipe, run
 
-class Killed(Silent):
+class Killed(Listener):
     def progress(self, what, done, total):
         if (what, done) == ("distillation, stage 2", 3):
             os.kill(os.getpid(), signal.SIGKILL)

@@ -12,12 +12,13 @@ from tiny import tiny_model
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.checkpoint.staging import exclusive
 from ffn_fusion.errors import DataError, OutputError
-from ffn_fusion.pipeline.job import Job, Silent, Stage
+from ffn_fusion.pipeline.job import Job, Stage
+from ffn_fusion.pipeline.listener import Listener
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.workspace import Workspace
 
 
-class Heard(Silent):
+class Heard(Listener):
     """Notes which stages begin, with their numbers, and which are skipped."""
 
     def __init__(self) -> None:

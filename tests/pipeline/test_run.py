@@ -21,7 +21,7 @@ from ffn_fusion.checkpoint.staging import mismatches
 from ffn_fusion.errors import BlueprintError, CheckError, DataError, OutputError, RecipeError
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.latency.width_curve import WidthCurve, WidthPoint
-from ffn_fusion.pipeline.job import Silent
+from ffn_fusion.pipeline.listener import Listener
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.run import republish, run
 
@@ -48,7 +48,7 @@ def write_recipe(folder: Path, **changes: object) -> Path:
     return folder / "recipe.yaml"
 
 
-class Stages(Silent):
+class Stages(Listener):
     """Which stages were done, and which skipped."""
 
     def __init__(self) -> None:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -387,7 +388,7 @@ def test_the_smaller_form_is_taken_and_too_small_a_budget_refused(
         )
 
     room = Room(used=0, free=1 << 30, cache=1 << 30, disk=1 << 30)
-    monkeypatch.setattr(Room, "here", lambda device, folder: room)
+    monkeypatch.setattr(Room, "here", lambda device, folder, limit: replace(room, limit=limit))
     assert not any(found.dual for found in plan(1 << 30).places)  # 640 tokens
     few = plan(1 << 30, windows=5).places  # 80 tokens
     assert [found.dual for found in few] == [found.width > 80 for found in few]
@@ -395,16 +396,16 @@ def test_the_smaller_form_is_taken_and_too_small_a_budget_refused(
     assert all(found.dual for found in plan(1 << 30, solver="dual").places)
     monkeypatch.setattr("ffn_fusion.repair.estimate.dual_bytes", lambda tokens, F, hidden, dtype: 50 * tokens * tokens)
     monkeypatch.setattr("ffn_fusion.repair.estimate.primal_bytes", lambda F, hidden, dtype: 1000 * F * F)
-    with pytest.raises(UsageError, match="too little for this repair: it needs") as refused:
+    with pytest.raises(UsageError, match="too little: this repair needs") as refused:
         plan(1 << 23)
     fitting = int(re.findall(r"at most ([\d,]+)", str(refused.value.hint))[0].replace(",", ""))
     assert plan(1 << 23, windows=fitting // 16).peak_memory <= 1 << 23
-    with pytest.raises(UsageError, match="too little for this repair"):
+    with pytest.raises(UsageError, match="too little: this repair needs"):
         plan(1 << 23, windows=fitting // 16 + 1)
-    with pytest.raises(UsageError, match="too little for this repair") as refused:
+    with pytest.raises(UsageError, match="too little: this repair needs") as refused:
         plan(1 << 14)
     assert "--max-width" in str(refused.value.hint)
-    monkeypatch.setattr(Room, "here", lambda device, folder: Room(used=0, free=1 << 30, cache=1 << 30, disk=1000))
+    monkeypatch.setattr(Room, "here", lambda device, folder, limit: replace(room, limit=limit, disk=1000))
     with pytest.raises(OutputError, match="states of 640 tokens"):
         plan(1 << 30)
     assert not (tmp_path / "r").exists()

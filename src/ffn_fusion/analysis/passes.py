@@ -102,8 +102,7 @@ def estimate_pass(
         windows=mine,
         stored=stored,
         dtype=stack.dtype,
-        room=Room.here(stack.device, folder),
-        memory=memory,
+        room=Room.here(stack.device, folder, memory),
         in_files=folder is not None,
     )
     seconds = pace.seconds(work, schedule, mine) if pace else None

@@ -12,7 +12,8 @@ from ffn_fusion.blockwise.edits import (
 from ffn_fusion.blockwise.head import Divergence, compare, joined, standard_error
 from ffn_fusion.blockwise.journal import Journal
 from ffn_fusion.blockwise.pace import Pace, measure_pace
-from ffn_fusion.blockwise.schedule import Room, Schedule, make_schedule
+from ffn_fusion.blockwise.room import Room
+from ffn_fusion.blockwise.schedule import Schedule, make_schedule
 from ffn_fusion.blockwise.stack import Contributions, Stack, TensorSource
 from ffn_fusion.blockwise.states import FileStates, MemoryStates, States
 from ffn_fusion.blockwise.sweep import (

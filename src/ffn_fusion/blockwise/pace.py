@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import inf
+from pathlib import Path
 
 import torch
 
 from ffn_fusion.blockwise.cosine import cosine_distance
 from ffn_fusion.blockwise.schedule import Schedule
 from ffn_fusion.blockwise.stack import Stack
-from ffn_fusion.blockwise.work import Work, attention_flops, ffn_flops
+from ffn_fusion.blockwise.work import Work, block_flops
+from ffn_fusion.checkpoint.notes import write_atomic
 
 _PROBE_FLOPS = 5e10  # half a second on a small machine
 _HEAD_ROWS, _HEAD_VOCABULARY = 256, 16_384
@@ -20,13 +24,29 @@ _STATE_BYTES_PER_SECOND = 2e9  # states to files and back: copies to and from th
 
 @dataclass(frozen=True)
 class Pace:
-    """Rates: FLOPs per second inside blocks and at the head, and bytes per second from the checkpoint to a loaded
-    block.
+    """Rates of one process.
+
+    Args:
+        block_flops: FLOPs per second inside blocks.
+        head_flops: FLOPs per second at the head.
+        load_bytes: bytes per second from the checkpoint to a loaded block; infinite if the other rates include it.
     """
 
     block_flops: float
     head_flops: float
-    load_bytes: float
+    load_bytes: float = inf
+
+    def save(self, path: Path) -> None:
+        """Write the rates to a JSON file."""
+        write_atomic(path, (json.dumps(asdict(self)) + "\n").encode())
+
+    @classmethod
+    def load(cls, path: Path) -> Pace | None:
+        """Return the rates in a file that ``save`` wrote, or None if there is none."""
+        try:
+            return cls(**json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return None
 
     def seconds(self, work: Work, schedule: Schedule, windows: int) -> float:
         """Return the time of a sweep over ``windows`` windows, including heads; loading overlaps with computing."""
@@ -50,7 +70,7 @@ def measure_pace(stack: Stack, context: int, rows: int) -> Pace:
     block = stack.preload(i)
     loading = time.perf_counter() - began
     stored = sum(t.nbytes if hasattr(t, "nbytes") else 0 for n, t in stack.source.tensors.items() if f".{i}." in n)
-    a_window = attention_flops(spec, i, context) + ffn_flops(spec, i, context)
+    a_window = block_flops(spec, i, context)
     windows = int(max(1, min(rows // context, _PROBE_FLOPS // max(1.0, a_window))))
     x = torch.randn(windows, context, spec.hidden_size, device=stack.device).to(stack.dtype)
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from ffn_fusion.blockwise.memory import free_memory
+from ffn_fusion.blockwise.room import free_memory
 from ffn_fusion.blueprint import Part
 from ffn_fusion.families import ModelSpec, family_of, names_of
 from ffn_fusion.families.layout import block_tensors, final_norm_names, outer_tensors, output_names

@@ -8,9 +8,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from ffn_fusion.blockwise.edits import Cost, Edit
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.layout import sub_block_parameters
+
+_STATES_OF_ROW = 16  # hidden states of one token at a time: inputs, norms, q, k, v, contributions
+_WIDTHS_OF_ROW = 4  # FFN activations: gate, its activation, up, their product
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,18 @@ def attention_flops(spec: ModelSpec, i: int, context: int) -> float:
 
 def ffn_flops(spec: ModelSpec, i: int, context: int) -> float:
     return 2.0 * context * sub_block_parameters(spec, spec.blocks[i].ffn)
+
+
+def block_flops(spec: ModelSpec, i: int, context: int) -> float:
+    """Return the FLOPs of one block on one window."""
+    return attention_flops(spec, i, context) + ffn_flops(spec, i, context)
+
+
+def row_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
+    """Return the bytes of activations that a token takes in any block."""
+    widest = max((block.ffn.width for block in spec.blocks if block.ffn), default=0)
+    heads = 3 * spec.heads * spec.head_dim
+    return (_STATES_OF_ROW * spec.hidden_size + heads + _WIDTHS_OF_ROW * widest) * dtype.itemsize
 
 
 def count_work(spec: ModelSpec, edits: Collection[Edit], *, scored: int, context: int) -> Work:

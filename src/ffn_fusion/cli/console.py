@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ffn_fusion.cli.time_left import TimeLeft
+from ffn_fusion.pipeline.listener import Listener
 from ffn_fusion.units import duration
 
 if TYPE_CHECKING:
@@ -97,8 +98,8 @@ def progress_bars() -> Iterator[Bars]:
         yield Bars(progress)
 
 
-class TerminalListener:
-    """Prints a job's stages, estimates and progress; see ``pipeline.job.Listener``."""
+class TerminalListener(Listener):
+    """Prints a job's stages, estimates and progress."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars

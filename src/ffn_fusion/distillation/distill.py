@@ -14,7 +14,7 @@ from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import read_manifest
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.checkpoints import Saved, newest, prepare
-from ffn_fusion.distillation.checks import check_extras, read_record
+from ffn_fusion.distillation.checks import read_record
 from ffn_fusion.distillation.lora import Merged, with_adapters
 from ffn_fusion.distillation.settings import PARTS, DistillSettings
 from ffn_fusion.distillation.sharding import forget_deepspeed, load_sharded, take_over
@@ -84,7 +84,6 @@ def train(training: Training, *, progress: Progress = silent) -> Distilled:
 
 def _carried_out(training: Training, progress: Progress) -> Distilled:
     here = current()
-    check_extras(training.settings, training.tracking)
     here.gather([None])  # all have looked at the folder, and nobody has anything against it
     if not here.rank:
         prepare(training.work, training.key())

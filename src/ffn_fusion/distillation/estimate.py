@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 import torch
 
 from ffn_fusion.blockwise import Pace, Stack, measure_pace
-from ffn_fusion.blockwise.work import attention_flops, ffn_flops
+from ffn_fusion.blockwise.work import block_flops
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.distillation.objective import LOGIT_BYTES
 from ffn_fusion.distillation.teacher_cache import bytes_per_token
 from ffn_fusion.distillation.trained import trained_blocks
 from ffn_fusion.distillation.training import Training
 from ffn_fusion.families import ModelSpec
-from ffn_fusion.families.layout import block_tensors
+from ffn_fusion.families.layout import block_parameters
 from ffn_fusion.processes import current
 
 _ROWS = 4096
@@ -87,7 +86,7 @@ def _flops(training: Training, context: int) -> tuple[float, float]:
     child = training.checkpoint.spec
     learns = trained_blocks(training.checkpoint, training.blueprint, training.settings)
     first, to_weights = min(learns), () if training.settings.lora else learns
-    forward = [attention_flops(child, i, context) + ffn_flops(child, i, context) for i in range(len(child.blocks))]
+    forward = [block_flops(child, i, context) for i in range(len(child.blocks))]
     blocks = sum(forward)
     for i, flops in enumerate(forward):
         blocks += flops * ((i >= first) * (1 + training.settings.checkpointing) + (i in to_weights))
@@ -105,7 +104,7 @@ def _flops(training: Training, context: int) -> tuple[float, float]:
 
 def _forward(model: Checkpoint, context: int) -> float:
     spec = model.spec
-    return sum(attention_flops(spec, i, context) + ffn_flops(spec, i, context) for i in range(len(spec.blocks)))
+    return sum(block_flops(spec, i, context) for i in range(len(spec.blocks)))
 
 
 def _memory(training: Training, context: int) -> int:
@@ -125,14 +124,11 @@ def _memory(training: Training, context: int) -> int:
         )
     head = wide * child.spec.vocab_size * child.spec.hidden_size
     if world > 1:
-        total += 2 * wide * _largest_block(child) + (2 + training.teacher_beside) * head
+        total += (
+            2 * wide * max(block_parameters(child.spec, i) for i in range(len(child.spec.blocks)))
+            + (2 + training.teacher_beside) * head
+        )
     return total + head + _LOGIT_SLICES * LOGIT_BYTES[training.device]
-
-
-def _largest_block(model: Checkpoint) -> int:
-    """Numbers in the block that has most."""
-    blocks = range(len(model.spec.blocks))
-    return max(sum(prod(tensor.shape) for _, tensor in block_tensors(model.spec, i)) for i in blocks)
 
 
 def _row_bytes(spec: ModelSpec, i: int) -> int:

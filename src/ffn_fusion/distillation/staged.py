@@ -13,19 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.staging import bytes_in, check_space
-from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.checkpoints import finish, finished, keep_record, keep_weights, newest
 from ffn_fusion.distillation.distill import train, weights_of
 from ffn_fusion.distillation.estimate import DistillEstimate, estimate_training
-from ffn_fusion.distillation.settings import DistillSettings
-from ffn_fusion.distillation.teacher_cache import CacheSettings
 from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.write import Weights
-from ffn_fusion.errors import DataError, FfnFusionError, UsageError
+from ffn_fusion.errors import FfnFusionError, UsageError
 from ffn_fusion.processes import Progress
 
 Gains = list[dict[str, Any]]
@@ -36,16 +30,6 @@ _OF_A_STAGE = ("texts", "context", "tokens", "steps", "settings", "teacher", "ca
 
 
 @dataclass(frozen=True)
-class TrainingStage:
-    """One training of several, before it's known which child it's for."""
-
-    texts: Sequence[TokenWindows]
-    settings: DistillSettings
-    teacher_dtype: torch.dtype
-    cache: CacheSettings | None = None
-
-
-@dataclass(frozen=True)
 class Staged:
     """A distillation in stages that is to be made, or goes on. ``work`` holds a folder for each of several stages."""
 
@@ -53,26 +37,19 @@ class Staged:
     work: Path
 
     @classmethod
-    def of(
-        cls,
-        first: Callable[..., Training],
-        stages: Sequence[TrainingStage],
-        work: Path,
-        device: str,
-        memory: int | None,
-    ) -> Staged:
-        """``first``: ``Training``, with child and parent given already."""
-        trainings: list[Training] = []
-        for number, stage in enumerate(stages, 1):
-            alone = len(stages) == 1
-            cache = stage.cache
-            if cache and not alone:  # windows differ, so each has a cache of its own
-                cache = replace(cache, folder=cache.folder / f"stage-{number}")
-            place = work if alone else work / f"stage-{number}"
-            training = first(stage.texts, place, stage.settings, stage.teacher_dtype, cache, device, memory)
-            with of_stage(number, len(stages)):
-                trainings.append(replace(training, start=trainings[-1].leaves) if trainings else training)
-        return cls(tuple(trainings), work)
+    def of(cls, trainings: Sequence[Training], work: Path) -> Staged:
+        """Let each training start from the weights that the one before it leaves, in a folder of its own."""
+        if len(trainings) == 1:
+            return cls((replace(trainings[0], work=work),), work)
+        found: list[Training] = []
+        for number, training in enumerate(trainings, 1):
+            stage, cache = f"stage-{number}", training.cache
+            if cache:  # windows differ, so each has a cache of its own
+                cache = replace(cache, folder=cache.folder / stage)
+            with of_stage(number, len(trainings)):
+                start = found[-1].leaves if found else None
+            found.append(replace(training, work=work / stage, cache=cache, start=start))
+        return cls(tuple(found), work)
 
     def check(self, beside: int = 0) -> None:
         """Raises: what :func:`distill_child` raises before it begins, of every stage.
@@ -82,7 +59,6 @@ class Staged:
         """
         for number, training in enumerate(self.trainings, 1):
             with of_stage(number, len(self.trainings)):
-                check_context(training.parent, training.ids_NT.shape[1])
                 training.check()
                 if training.settings.lora and number < len(self.trainings):
                     raise UsageError("adapters are merged in the end", "train with LoRA in the last stage alone")
@@ -156,16 +132,6 @@ def of_stage(number: int, of: int) -> Iterator[None]:
 
 def _of_stage(progress: Progress, number: int, of: int) -> Progress:
     return progress if of == 1 else lambda what, done, total: progress(f"{what}, stage {number + 1}", done, total)
-
-
-def check_context(parent: Checkpoint, context: int) -> None:
-    """Raises: DataError: windows longer than the model can read."""
-    longest = parent.spec.config.get("max_position_embeddings")
-    if isinstance(longest, int) and context > longest:
-        raise DataError(
-            f"windows of {context:,} tokens, and {parent.name} reads {longest:,} (max_position_embeddings)",
-            "choose a shorter context",
-        )
 
 
 def joined(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

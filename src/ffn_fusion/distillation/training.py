@@ -18,7 +18,7 @@ from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import bytes_in, check_space
 from ffn_fusion.data.window_rows import TokenWindows, WindowRows
 from ffn_fusion.distillation.checkpoints import folder_of
-from ffn_fusion.distillation.checks import check_cache, check_pair, check_settings
+from ffn_fusion.distillation.checks import check_cache, check_extras, check_pair, check_settings
 from ffn_fusion.distillation.depths import Depth, matched_depths
 from ffn_fusion.distillation.settings import DistillSettings
 from ffn_fusion.distillation.sharding import launched_deepspeed
@@ -131,6 +131,7 @@ class Training:
         """What can be known without child and text. Raises: see :func:`distill_child`."""
         check_settings(self.settings, current().world, self.device)
         check_cache(self.cache, self.settings.objective.cosine, self.settings.objective.temperature)
+        check_extras(self.settings, self.tracking)
 
     def check(self) -> None:
         """Raises: see :func:`distill_child`."""
@@ -138,9 +139,15 @@ class Training:
         self.check_texts()
 
     def check_texts(self) -> None:
-        """Raises: DataError: too little text, or windows of several lengths."""
+        """Raises: DataError: too little text, windows of several lengths, or longer than the parent can read."""
         if len({text.ids_NT.shape[1] for text in self.texts}) > 1:
             raise DataError("the texts come in windows of different lengths", "cut all of them with one context")
+        context, longest = self.ids_NT.shape[1], self.parent.spec.config.get("max_position_embeddings")
+        if isinstance(longest, int) and context > longest:
+            raise DataError(
+                f"windows of {context:,} tokens, and {self.parent.name} reads {longest:,} (max_position_embeddings)",
+                "choose a shorter context",
+            )
         if not self.steps:
             raise DataError(
                 f"{len(self.ids_NT)} windows of text are less than one batch of {self.settings.batch}",

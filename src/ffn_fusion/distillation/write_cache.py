@@ -178,8 +178,7 @@ class Writing:
             windows=windows,
             stored=self.parent.nbytes,
             dtype=self.dtype,
-            room=Room.here(self.stack.device, self.settings.folder),
-            memory=self.memory,
+            room=Room.here(self.stack.device, self.settings.folder, self.memory),
             in_files=True,
         )
 

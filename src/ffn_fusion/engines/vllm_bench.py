@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ffn_fusion.blockwise.memory import free_memory
+from ffn_fusion.blockwise.room import free_memory
 from ffn_fusion.engines.bench_settings import check_contexts, check_loads, dtype_of
 from ffn_fusion.engines.settings import BenchRequest
 from ffn_fusion.engines.vllm import environment, find_python, refusal

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from ffn_fusion.blockwise.memory import free_memory
+from ffn_fusion.blockwise.room import free_memory
 from ffn_fusion.checkpoint.random_model import SMALLEST_VOCABULARY, write_byte_tokenizer, write_random_model
 from ffn_fusion.checkpoint.staging import check_space
 from ffn_fusion.compute import on_device

@@ -38,6 +38,11 @@ def sub_block_parameters(spec: ModelSpec, part: SubBlock | None) -> int:
     return sum(prod(tensor.shape) for tensor in sub_block_tensors(spec, part)) if part else 0
 
 
+def block_parameters(spec: ModelSpec, block: int) -> int:
+    """Parameters of a block, with its norms."""
+    return sum(sub_block_parameters(spec, spec.blocks[block].part(part)) for part in PARTS)
+
+
 def head_parameters(spec: ModelSpec) -> int:
     """Parameters of the output head: read whole for every step, while of the embedding a row a token is."""
     return spec.vocab_size * spec.hidden_size

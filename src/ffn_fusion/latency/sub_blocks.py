@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ffn_fusion.blockwise.memory import free_memory
+from ffn_fusion.blockwise.room import free_memory
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec
 from ffn_fusion.latency.interleave import Workload, turned

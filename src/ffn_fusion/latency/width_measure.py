@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ffn_fusion.blockwise.memory import free_memory
+from ffn_fusion.blockwise.room import free_memory
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.latency.machine import machine
 from ffn_fusion.latency.summary import median_error

@@ -9,7 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ffn_fusion.blockwise.pace import Pace
 from ffn_fusion.blockwise.stack import TensorSource
+from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo
 from ffn_fusion.checkpoint.sidecars import read_licence
@@ -20,11 +22,10 @@ from ffn_fusion.data.settings import TextSettings
 from ffn_fusion.data.text import BUILT_IN_CALIBRATION
 from ffn_fusion.data.window_file import read_origin
 from ffn_fusion.data.window_rows import TokenWindows
-from ffn_fusion.distillation.checks import check_extras
 from ffn_fusion.distillation.estimate import DistillEstimate
 from ffn_fusion.distillation.settings import DistillSettings
 from ffn_fusion.distillation.sharding import launched_sharded
-from ffn_fusion.distillation.staged import Gains, Staged, TrainingStage, check_context, of_stage
+from ffn_fusion.distillation.staged import Gains, Staged, of_stage
 from ffn_fusion.distillation.teacher_cache import CacheSettings
 from ffn_fusion.distillation.tracking import Tracking
 from ffn_fusion.distillation.training import Training
@@ -32,7 +33,6 @@ from ffn_fusion.distillation.write import AsStored, Weights, distilled_id, write
 from ffn_fusion.errors import OutputError, UsageError
 from ffn_fusion.evaluation.evaluate import PARENT, evaluate
 from ffn_fusion.families.layout import sub_block_parameters
-from ffn_fusion.pipeline.estimate import Pace, flops_seconds
 from ffn_fusion.pipeline.job import Job
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.texts import all_windows, calibration_windows, held_out_windows, training_windows, without
@@ -91,21 +91,16 @@ def check_distillation(job: Job) -> None:
     """
     builds = job.has("build")
     if not builds:
-        _first(job)((), job.space.distillation, job.recipe.distillation.trainings[0]).check_models()
-    stages = _stages(job, cut_windows(job, None, silent)[0])
+        _training(job, job.recipe.distillation.trainings[0], ()).check_models()
+    trainings = _trainings(job, cut_windows(job, None, silent)[0])
     for text in distinct_texts(job.recipe):
         _check_tokens(job, text)
-    for number, stage in enumerate(stages, 1):
-        training = Training(
-            job.built, job.parent, stage.texts, job.built, stage.settings, cache=stage.cache, device=_device(job)
-        )
-        with of_stage(number, len(stages)):
-            check_context(job.parent, training.ids_NT.shape[1])
-            training.check_early()
+    for number, training in enumerate(trainings, 1):
+        with of_stage(number, len(trainings)):
             training.check_texts()
-            check_extras(stage.settings, tracking(job.recipe))
+            training.check_early()
     if builds:
-        learns = any(stage.settings.trained == "all" for stage in stages)
+        learns = any(training.settings.trained == "all" for training in trainings)
         spec = job.parent.spec
         least = job.parent.parameters - sum(sub_block_parameters(spec, block.attention) for block in spec.blocks)
         _check_space(job, 3 * 4 * least * (1 + 2 * learns))
@@ -128,7 +123,7 @@ def distillation_estimates(job: Job) -> list[DistillEstimate]:
     pace = Pace.load(job.space.pace)
     if pace is None:
         return plans
-    return [replace(plan, seconds=flops_seconds(plan.flops, job.parent, pace)) for plan in plans]
+    return [replace(plan, seconds=plan.flops / pace.block_flops) for plan in plans]
 
 
 def cut_windows(
@@ -162,42 +157,58 @@ def cut_windows(
     return used, kept_back
 
 
-def _stages(job: Job, windows: Sequence[Sequence[TokenWindows]]) -> list[TrainingStage]:
-    trainings, found = job.recipe.distillation.trainings, list[TrainingStage]()
-    for number, (section, texts) in enumerate(zip(trainings, windows, strict=True), 1):
+def _training(
+    job: Job,
+    section: DistillSettings,
+    texts: Sequence[TokenWindows],
+    described: tuple[Checkpoint, Blueprint] | None = None,
+) -> Training:
+    cache = None
+    if section.teacher_cache:
+        cache = CacheSettings(section.teacher_cache, section.top_k, section.objective.temperature)
+    return Training(
+        job.built,
+        job.parent,
+        texts,
+        job.space.distillation,
+        section,
+        job.dtype(section.teacher_dtype),
+        cache,
+        job.recipe.device,
+        job.memory,
+        tracking(job.recipe),
+        description=described,
+        seed=job.recipe.seed,
+    )
+
+
+def _trainings(
+    job: Job, windows: Sequence[Sequence[TokenWindows]], described: tuple[Checkpoint, Blueprint] | None = None
+) -> list[Training]:
+    """Return the recipe's trainings, each on its windows.
+
+    Args:
+        described: the child and its blueprint, if the child isn't built yet.
+    """
+    sections = job.recipe.distillation.trainings
+    for number, section in enumerate(sections, 1):
         if launched_sharded() and not section.shard:
             hint = "write shard: true under distillation"
-            with of_stage(number, len(trainings)):
+            with of_stage(number, len(sections)):
                 raise UsageError("accelerate's configuration asks for FSDP, and the recipe doesn't", hint)
-        cache = None
-        if section.teacher_cache:
-            cache = CacheSettings(section.teacher_cache, section.top_k, section.objective.temperature)
-        found.append(TrainingStage(texts, section, job.dtype(section.teacher_dtype), cache))
-    return found
+    return [_training(job, *pair, described) for pair in zip(sections, windows, strict=True)]
 
 
 def _staged(job: Job, windows: Sequence[Sequence[TokenWindows]]) -> Staged:
-    return Staged.of(_first(job), _stages(job, windows), job.space.distillation, _device(job), job.memory)
-
-
-def _first(job: Job) -> partial[Training]:
-    """Return what makes a training, with the models given already; a child that isn't built yet is described."""
-    description = None
-    if job.has("build") and not job.built.exists():
-        description = _described(job.child), job.blueprint
-    return partial(
-        Training, job.built, job.parent, tracking=tracking(job.recipe), description=description, seed=job.recipe.seed
-    )
+    unbuilt = job.has("build") and not job.built.exists()
+    described = (_described(job.child), job.blueprint) if unbuilt else None
+    return Staged.of(_trainings(job, windows, described), job.space.distillation)
 
 
 def _described(child: Child) -> Checkpoint:
     """Describe a child that isn't built by the sizes of its tensors."""
     tensors = {name: TensorInfo(name, t.dtype, t.shape, Path(), 0) for name, t in child.tensors.items()}
     return Checkpoint(Path(), child.spec, tensors, "", "")
-
-
-def _device(job: Job) -> str:
-    return job.recipe.device
 
 
 def tracking(recipe: Recipe) -> Tracking | None:

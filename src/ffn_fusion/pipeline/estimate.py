@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-from ffn_fusion.checkpoint.reader import Checkpoint
+from ffn_fusion.blockwise.pace import Pace
 from ffn_fusion.distillation.estimate import DistillEstimate
-from ffn_fusion.families.layout import sub_block_parameters
+from ffn_fusion.families import ModelSpec
+from ffn_fusion.families.layout import block_parameters, head_parameters
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.processes import current
 from ffn_fusion.repair.estimate import RepairEstimate
@@ -21,26 +19,15 @@ _MODELS_SCORED = 3  # parent, pruned, fused
 _CONTROLS_SCORED = 3
 
 
-@dataclass(frozen=True)
-class Pace:
-    """Block evaluations of one token a second, as one process of the analysis ran."""
-
-    tokens_per_second: float
-
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps({"block_tokens_per_second": self.tokens_per_second}) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> Pace | None:
-        try:
-            return cls(float(json.loads(path.read_text(encoding="utf-8"))["block_tokens_per_second"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+def pace_of(spec: ModelSpec, tokens: float, seconds: float) -> Pace:
+    """Return the pace of a process that evaluated this many tokens, each in one block, heads and loading included."""
+    rate = tokens * _block_flops(spec) / len(spec.blocks) / seconds
+    return Pace(block_flops=rate, head_flops=rate)
 
 
 def remaining_seconds(
     recipe: Recipe,
-    checkpoint: Checkpoint,
+    spec: ModelSpec,
     child_bytes: int,
     estimates: Mapping[str, Any],
     pace: Pace,
@@ -50,46 +37,33 @@ def remaining_seconds(
     A decode step counts as a forward pass of 16 tokens: it reads the weights once, whatever the batch.
 
     Args:
+        spec: the parent.
         child_bytes: size of the child.
         estimates: what the repair and the distillation will take, by the names of the stages.
     """
-    blocks = len(checkpoint.spec.blocks) + _head_blocks(checkpoint)
+    token = (_block_flops(spec) + 2.0 * head_parameters(spec)) / pace.block_flops
     texts = max(1, len(recipe.evaluation.texts))
     distilled = recipe.distillation.enabled
-    one_model = texts * recipe.evaluation.tokens * blocks / (pace.tokens_per_second * current().world)
+    one_model = texts * recipe.evaluation.tokens * token / current().world
     scored = _MODELS_SCORED + distilled + (_CONTROLS_SCORED if recipe.evaluation.controls else 0)
     repair: RepairEstimate | None = estimates.get("repair")
     distillation: Sequence[DistillEstimate] = estimates.get("distill", ())
     found = {
-        "repair": flops_seconds(repair.flops if repair else 0.0, checkpoint, pace),
+        "repair": repair.flops / pace.block_flops if repair else 0.0,
         "build": child_bytes / _DISK_BYTES_PER_SECOND,
     }
     if distilled:  # after every stage the parent and the child are scored
-        learning = flops_seconds(sum(plan.flops for plan in distillation), checkpoint, pace)
+        learning = sum(plan.flops for plan in distillation) / pace.block_flops
         found["distill"] = learning + 2 * len(recipe.distillation.trainings) * one_model
     found["evaluate"] = scored * one_model
     if recipe.bench.enabled:
         bench = recipe.bench
         workloads = product(bench.batches, bench.contexts)
         tokens = sum(batch * context + bench.new_tokens * max(16, batch) for batch, context in workloads)
-        found["bench"] = 3 * (bench.rounds + 1) * tokens * blocks / pace.tokens_per_second
+        found["bench"] = 3 * (bench.rounds + 1) * tokens * token
     return found
 
 
-def flops_seconds(flops: float, checkpoint: Checkpoint, pace: Pace) -> float:
-    """Seconds that one process takes for a number of FLOPs."""
-    return flops / (pace.tokens_per_second * _token_flops(checkpoint))
-
-
-def _head_blocks(checkpoint: Checkpoint) -> float:
-    """The head's size in blocks."""
-    spec = checkpoint.spec
-    head = spec.vocab_size * spec.hidden_size
-    return len(spec.blocks) * head / max(1, checkpoint.parameters - head)
-
-
-def _token_flops(checkpoint: Checkpoint) -> float:
-    """One token through a block, in the mean."""
-    blocks = checkpoint.spec.blocks
-    parts = [sub_block_parameters(checkpoint.spec, part) for block in blocks for part in (block.attention, block.ffn)]
-    return 2.0 * sum(parts) / max(1, len(blocks))
+def _block_flops(spec: ModelSpec) -> float:
+    """Return the FLOPs of one token in the matrices of all blocks."""
+    return 2.0 * sum(block_parameters(spec, i) for i in range(len(spec.blocks)))

@@ -3,93 +3,36 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from ffn_fusion.analysis.evidence import Evidence
-from ffn_fusion.analysis.passes import PassEstimate
 from ffn_fusion.analysis.plan import Plan
 from ffn_fusion.analysis.settings import PlanSettings
+from ffn_fusion.blockwise.pace import Pace
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.notes import write_atomic
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.staging import check_target, exclusive
 from ffn_fusion.compute import compute_dtype
-from ffn_fusion.distillation.estimate import DistillEstimate
 from ffn_fusion.errors import OutputError
 from ffn_fusion.families import family_of
-from ffn_fusion.pipeline.estimate import Pace, remaining_seconds
+from ffn_fusion.pipeline.estimate import remaining_seconds
+from ffn_fusion.pipeline.listener import Listener
 from ffn_fusion.pipeline.planning import given_plan, make_plan
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.widths import limited
 from ffn_fusion.pipeline.workspace import Workspace, stage_key
 from ffn_fusion.processes import Progress
-from ffn_fusion.repair.estimate import RepairEstimate
 from ffn_fusion.repair.places import places
 from ffn_fusion.settings import DtypeName
 from ffn_fusion.surgery.build import check_blueprint, child_bytes, files_state
 from ffn_fusion.surgery.child import Child
-
-
-class Listener(Protocol):
-    """Hears what a job does: the terminal implements it, and ``Silent`` says nothing."""
-
-    def opened(self, checkpoint: Checkpoint) -> None:
-        """The model is opened; nothing is measured yet."""
-
-    def stage(self, name: str, number: int, total: int) -> None:
-        """A stage begins."""
-
-    def skipped(self, name: str) -> None:
-        """A stage was finished by an earlier call."""
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        """A part of the present stage's work is done."""
-
-    def measuring(self, plan: PassEstimate) -> None:
-        """What a pass of the analysis will take; called before it begins."""
-
-    def repairing(self, plan: RepairEstimate) -> None:
-        """What the repair will take; called before it begins."""
-
-    def distilling(self, plans: Sequence[DistillEstimate], child_bytes: int) -> None:
-        """What each stage of the distillation will take.
-
-        Args:
-            child_bytes: size of the child that is built first and kept, 0 if there is none.
-        """
-
-    def planned(self, checkpoint: Checkpoint, plan: Plan, remaining: Mapping[str, float]) -> None:
-        """The plan, before anything is built.
-
-        Args:
-            remaining: estimated seconds of each stage to come.
-        """
-
-
-class Silent:
-    """A listener that says nothing."""
-
-    def opened(self, checkpoint: Checkpoint) -> None: ...
-
-    def stage(self, name: str, number: int, total: int) -> None: ...
-
-    def skipped(self, name: str) -> None: ...
-
-    def progress(self, what: str, done: int, total: int) -> None: ...
-
-    def measuring(self, plan: PassEstimate) -> None: ...
-
-    def repairing(self, plan: RepairEstimate) -> None: ...
-
-    def distilling(self, plans: Sequence[DistillEstimate], child_bytes: int) -> None: ...
-
-    def planned(self, checkpoint: Checkpoint, plan: Plan, remaining: Mapping[str, float]) -> None: ...
 
 
 def _nothing(job: Job) -> tuple[Path, ...]:
@@ -292,7 +235,7 @@ class Job:
         size = child_bytes(self.child)
         if self.estimates.get("distill"):
             self.listener.distilling(self.estimates["distill"], size)
-        remaining = remaining_seconds(self.recipe, self.parent, size, self.estimates, pace) if pace else {}
+        remaining = remaining_seconds(self.recipe, self.parent.spec, size, self.estimates, pace) if pace else {}
         self.listener.planned(self.parent, self.plan, remaining)
 
     def _finish(self, stage: Stage, number: int) -> None:

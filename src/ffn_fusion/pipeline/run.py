@@ -10,7 +10,8 @@ from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.compute import on_device
 from ffn_fusion.errors import DataError
-from ffn_fusion.pipeline.job import Job, Listener, Silent
+from ffn_fusion.pipeline.job import Job
+from ffn_fusion.pipeline.listener import Listener
 from ffn_fusion.pipeline.preflight import preflight
 from ffn_fusion.pipeline.publish import publish
 from ffn_fusion.pipeline.recipe import Recipe
@@ -57,7 +58,7 @@ def begin(
     Raises:
         FfnFusionError: whatever can be known to fail before any stage begins.
     """
-    listener, recipe = listener or Silent(), on_device(recipe)
+    listener, recipe = listener or Listener(), on_device(recipe)
     preflight(recipe, stages)
     chosen = [stage for stage in STAGES if stage.name in stages]
     parent = open_parent(recipe, listener)
@@ -82,7 +83,7 @@ def republish(folder: Path) -> Result:
     if missing:
         raise DataError(f"{space.folder}: no finished run there ({missing[0]} is missing)", "run its recipe first")
     recipe = Recipe.load(space.recipe)
-    job = Job(recipe, open_parent(recipe, Silent()), STAGES, space, Silent())
+    job = Job(recipe, open_parent(recipe, Listener()), STAGES, space, Listener())
     publish(job)
     return result_of(job)
 

@@ -26,7 +26,7 @@ from ffn_fusion.latency.load import load_model
 from ffn_fusion.latency.machine import machine
 from ffn_fusion.pipeline.benching import measure_widths_for, time_models
 from ffn_fusion.pipeline.distilling import check_distillation, distill, distillation_estimates, distinct_texts
-from ffn_fusion.pipeline.estimate import Pace
+from ffn_fusion.pipeline.estimate import pace_of
 from ffn_fusion.pipeline.job import Job, Stage
 from ffn_fusion.pipeline.models import scored_models
 from ffn_fusion.pipeline.planning import check_early, given_plan
@@ -67,7 +67,7 @@ def analyze(job: Job) -> None:
     )
     evidence.save(job.space.evidence)
     tokens = sum(work.values()) * job.recipe.calibration.context / current().world
-    Pace(tokens / (time.perf_counter() - began)).save(job.space.pace)
+    pace_of(job.parent.spec, tokens, time.perf_counter() - began).save(job.space.pace)
 
 
 def estimate_analysis(job: Job) -> Sequence[PassEstimate]:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from ffn_fusion.blockwise import Pace, Room
-from ffn_fusion.blockwise.work import attention_flops, ffn_flops
-from ffn_fusion.errors import OutputError, UsageError
+from ffn_fusion.blockwise.work import attention_flops, ffn_flops, row_bytes
 from ffn_fusion.families import ModelSpec
-from ffn_fusion.families.layout import sub_block_parameters
+from ffn_fusion.families.layout import block_parameters, head_parameters
 from ffn_fusion.repair.fit import CHANNELS
 from ffn_fusion.repair.places import Place
 from ffn_fusion.repair.program import Program, Step
@@ -19,14 +18,9 @@ from ffn_fusion.repair.settings import RepairSettings, Solver
 from ffn_fusion.solve.dual import dual_bytes
 from ffn_fusion.solve.normal_equations import adding_bytes
 from ffn_fusion.solve.primal import primal_bytes
-from ffn_fusion.units import gib
 
 ROWS = 2048
 """Tokens that go through a block together, if the budget allows."""
-_DEFAULT_SHARE = 0.5  # of the free memory, where no budget is given
-_SLACK = 1.1  # what allocators and buffers add
-_STATES_OF_ROW = 16  # hidden states that one token has at a time
-_WIDTHS_OF_ROW = 5  # FFN activations: gate, its activation, up, their product, and that once more in float32
 _TYPICAL_LAMBDAS = 5  # of the path, before the error rises again
 
 
@@ -74,7 +68,6 @@ def make_estimate(
     stored: int,
     dtype: torch.dtype,
     room: Room,
-    memory: int | None = None,
     pace: Pace | None = None,
 ) -> RepairEstimate:
     """Decide for the ``windows`` windows of this process.
@@ -82,18 +75,17 @@ def make_estimate(
     Args:
         tokens: of all processes.
         stored: bytes of a stored element.
-        memory: bytes that the process may have; default: half of what's free.
 
     Raises:
-        UsageError: the budget is too small, with what's enough. OutputError: the disk is too small for the states.
+        UsageError: there is too little memory; says how much is enough.
+        OutputError: the disk is too small for the states.
     """
-    budget = memory if memory is not None else int(room.used + _DEFAULT_SHARE * room.free)
-    hidden = child.hidden_size
+    hidden, budget = child.hidden_size, room.budget
     blocks = _blocks_bytes(program, teacher, child, dtype)
 
     def peak(rows: int, solver: int) -> int:
-        activations = rows * (_STATES_OF_ROW * hidden + _WIDTHS_OF_ROW * max(widths)) * dtype.itemsize
-        return int(room.used + _SLACK * (blocks + activations + solver))
+        kept = max(widths) * dtype.itemsize  # what a projection reads is kept
+        return room.peak(blocks + rows * (row_bytes(child, dtype) + kept) + solver)
 
     places = [step.place for step in program.steps if step.place]
     rows = min(max(ROWS // context, 1), windows) * context
@@ -106,12 +98,16 @@ def make_estimate(
     while peak(rows, need(tokens)) > budget and rows > context:
         rows -= context
     if peak(rows, need(tokens)) > budget:
-        raise UsageError(
-            f"{gib(budget)} of memory are too little for this repair: it needs {gib(peak(rows, need(tokens)))}, "
+        raise room.too_little(
+            "this repair",
+            peak(rows, need(tokens)),
             f"for two blocks of each model and the widest place ({max(widths):,} channels)",
             _way_out([n for n in range(context, tokens, context) if peak(rows, need(n)) <= budget]),
         )
-    disk = _disk(windows * context, hidden, dtype, room)
+    disk = 4 * windows * context * hidden * dtype.itemsize  # both models' states, before and after a block
+    if disk > room.disk:
+        states = f"the states of {windows * context:,} tokens"
+        raise room.disk_full(states, disk, "free some space, or repair on less text (--tokens)")
     flops = _flops(program, found, teacher, child, windows, context, tokens)
     return RepairEstimate(
         places=tuple(found),
@@ -124,21 +120,6 @@ def make_estimate(
         flops=flops,
         seconds=flops / pace.block_flops if pace else None,
     )
-
-
-def _disk(tokens: int, hidden: int, dtype: torch.dtype, room: Room) -> int:
-    """Bytes of both models' states, before and after a block.
-
-    Raises:
-        OutputError: the disk has less.
-    """
-    disk = 4 * tokens * hidden * dtype.itemsize
-    if disk > room.disk:
-        raise OutputError(
-            f"the states of {tokens:,} tokens take {gib(disk)}, and {gib(room.disk)} are free on the disk",
-            "free some space, or repair on less text (--tokens)",
-        )
-    return disk
 
 
 def width(child: ModelSpec, place: Place) -> int:
@@ -174,25 +155,21 @@ def _blocks_bytes(program: Program, teacher: ModelSpec, child: ModelSpec, dtype:
     """One block of each model in use and the next one that's being read; before them the embedding, which stays where
     it's also the head.
     """
-    embedding = teacher.vocab_size * teacher.hidden_size
+    embedding = head_parameters(teacher)
     used = _neighbours(teacher, program.blocks("teacher")) + _neighbours(child, program.blocks("child"))
     return dtype.itemsize * (used + embedding if teacher.tied else max(used, embedding))
 
 
 def _neighbours(spec: ModelSpec, blocks: Sequence[int]) -> int:
     """Parameters of two blocks in a row, at most."""
-    sizes = [_block(spec, i) for i in blocks]
+    sizes = [block_parameters(spec, i) for i in blocks]
     return max((a + b for a, b in zip(sizes, [*sizes[1:], 0], strict=True)), default=0)
 
 
-def _block(spec: ModelSpec, i: int) -> int:
-    return sub_block_parameters(spec, spec.blocks[i].attention) + sub_block_parameters(spec, spec.blocks[i].ffn)
-
-
 def _weights(program: Program, teacher: ModelSpec, child: ModelSpec) -> int:
-    blocks = sum(_block(teacher, i) for i in program.blocks("teacher"))
-    blocks += sum(_block(child, i) for i in program.blocks("child"))
-    return blocks + teacher.vocab_size * teacher.hidden_size
+    blocks = sum(block_parameters(teacher, i) for i in program.blocks("teacher"))
+    blocks += sum(block_parameters(child, i) for i in program.blocks("child"))
+    return blocks + head_parameters(teacher)
 
 
 def _flops(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ffn_fusion.blockwise import FileStates, Journal, Pace, Room, Stack, measure_pace
+from ffn_fusion.blockwise import FileStates, Journal, Room, Stack, measure_pace
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.notes import Notes
 from ffn_fusion.checkpoint.reader import Checkpoint, torch_dtype
@@ -169,9 +169,8 @@ class _Repair:
             processes=current().world,
             stored=torch_dtype(self.parent.dtype).itemsize,
             dtype=self.dtype,
-            room=Room.here(teacher.device, self.folder),
-            memory=self.memory,
-            pace=self._pace(context) if timed else None,
+            room=Room.here(teacher.device, self.folder, self.memory),
+            pace=measure_pace(teacher, context, ROWS) if timed else None,
         )
 
     def carry_out(self, plan: RepairEstimate | None, progress: Progress) -> Repairs:
@@ -217,9 +216,6 @@ class _Repair:
         finally:
             theirs.close(keep=True)
             ours.close(keep=True)
-
-    def _pace(self, context: int) -> Pace:
-        return measure_pace(self.stacks[0], context, ROWS)
 
     def _key(self, plan: RepairEstimate | None) -> str:
         """A hash over all that the result depends on."""
