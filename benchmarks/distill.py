@@ -36,6 +36,7 @@ from ffn_fusion.distillation.distill import distill_child
 from ffn_fusion.distillation.settings import DistillSettings, Objective
 from ffn_fusion.distillation.teacher import load_causal
 from ffn_fusion.distillation.teacher_cache import CacheSettings
+from ffn_fusion.distillation.training import Training
 from ffn_fusion.sources import open_model
 from ffn_fusion.surgery.build import build
 
@@ -152,13 +153,15 @@ def _ours(variant: str, place: Path, parent: Checkpoint, ids: Any, options: argp
     times: list[float] = []
     with tempfile.TemporaryDirectory(dir=place) as work:
         distill_child(
-            place / "child",
-            parent,
-            [TokenWindows("random", ids)],
-            Path(work) / "work",
-            settings=settings,
-            teacher_dtype=torch.bfloat16 if options.bf16 else torch.float32,
-            cache=CacheSettings(place / "cache", DistillSettings().top_k) if variant == "cached" else None,
+            Training(
+                place / "child",
+                parent,
+                [TokenWindows("random", ids)],
+                Path(work) / "work",
+                settings=settings,
+                teacher_dtype=torch.bfloat16 if options.bf16 else torch.float32,
+                cache=CacheSettings(place / "cache", DistillSettings().top_k) if variant == "cached" else None,
+            ),
             progress=lambda what, done, total: times.append(time.perf_counter()) if what == "distillation" else None,
         )
     return times[1:]

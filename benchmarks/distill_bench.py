@@ -22,6 +22,7 @@ from ffn_fusion.data.windows import make_windows
 from ffn_fusion.distillation.distill import distill_child
 from ffn_fusion.distillation.settings import DistillSettings
 from ffn_fusion.distillation.teacher_cache import CacheSettings
+from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.write import AsStored
 from ffn_fusion.repair.repair import repair_child
 from ffn_fusion.surgery.build import build
@@ -131,7 +132,7 @@ class DistillBench:
         cache = CacheSettings(kept, top_k) if top_k else None
         began = time.monotonic()
         text = [_cut(text, context or self.context) for text in self._text(tokens, how.batch)]
-        done = distill_child(child, self.parent, text, work, settings=how, cache=cache, device=self.device)
+        done = distill_child(Training(child, self.parent, text, work, settings=how, cache=cache, device=self.device))
         trained = Trained(done.weights.folder, AsStored(open_folder(child), done.weights))
         return trained, {"tokens": float(done.record["tokens"]), "seconds": time.monotonic() - began}
 

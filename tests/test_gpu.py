@@ -20,6 +20,7 @@ from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.distill import Distilled, distill_child
 from ffn_fusion.distillation.settings import DistillSettings, Objective
 from ffn_fusion.distillation.teacher_cache import CacheSettings
+from ffn_fusion.distillation.training import Training
 from ffn_fusion.evaluation.evaluate import evaluate
 from ffn_fusion.latency.load import load_model, realise
 from ffn_fusion.latency.measure import bench
@@ -111,7 +112,7 @@ def test_repair(made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: 
 
 def train(made: Made, parent: Checkpoint, child: Path, work: Path, device: str, **more: object) -> Distilled:
     given = {"settings": SETTINGS, **more}
-    return distill_child(child, parent, texts(made), work, device=device, **given)  # type: ignore[arg-type]
+    return distill_child(Training(child, parent, texts(made), work, device=device, **given))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("case", ["both", "cached", "lora", "bf16", "checkpointing"])

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ffn_fusion.distillation.settings import DistillSettings, Objective
     from ffn_fusion.distillation.teacher_cache import CacheSettings
     from ffn_fusion.distillation.tracking import Tracking
+    from ffn_fusion.distillation.training import Training
     from ffn_fusion.distillation.write import write_distilled
     from ffn_fusion.distillation.write_cache import write_cache
     from ffn_fusion.engines.bench import BenchRequest, bench_in
@@ -92,6 +93,7 @@ _HOMES = {
     "distillation.settings": ("DistillSettings", "Objective"),
     "distillation.teacher_cache": ("CacheSettings",),
     "distillation.tracking": ("Tracking",),
+    "distillation.training": ("Training",),
     "distillation.write": ("write_distilled",),
     "distillation.write_cache": ("write_cache",),
     "engines.bench": ("BenchRequest", "bench_in"),
@@ -131,7 +133,8 @@ __all__ = [  # noqa: RUF022  (in the order of a run)
     "channel_contributions", "narrow_ffns",
     "repair_child", "estimate_repair", "RepairSettings", "RepairEstimate",
     "build", "Child", "export_model", "plan_export",
-    "distill_child", "DistillSettings", "Objective", "Tracking", "write_distilled", "write_cache", "CacheSettings",
+    "distill_child", "Training", "DistillSettings", "Objective", "Tracking", "write_distilled",
+    "write_cache", "CacheSettings",
     "check_trainable", "write_trained",
     "evaluate", "Quality",
     "bench", "Latency", "load_model", "realise", "bench_in", "BenchRequest", "time_sub_blocks", "SubBlocks",

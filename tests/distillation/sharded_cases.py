@@ -48,7 +48,9 @@ def train(
     ids = torch.load(pair / "ids.pt")[: 24 if settings.save_every == SHORT.save_every else None]
     cache = CacheSettings(work.with_name(f"{work.name}-cache"), k=8) if cached else None
     texts, parent = [TokenWindows("t", ids.numpy())], open_folder(pair / "parent")
-    return distill_child(pair / "child", parent, texts, work, settings=settings, cache=cache, progress=progress)
+    return distill_child(
+        Training(pair / "child", parent, texts, work, settings=settings, cache=cache), progress=progress
+    )
 
 
 def compare(pairs: Path, out: Path) -> None:

@@ -38,7 +38,7 @@ QUICK = DistillSettings(batch=4, micro=2, learning_rate=1e-3, warmup=0.3)
 
 
 def train(pair: Pair, work: Path, settings: DistillSettings = QUICK, **more: object) -> Distilled:
-    return distill_child(pair.child, pair.parent, pair.texts(), work, settings=settings, **more)  # type: ignore[arg-type]
+    return distill_child(Training(pair.child, pair.parent, pair.texts(), work, settings=settings, **more))  # type: ignore[arg-type]
 
 
 def test_depths_and_what_was_touched(pair: Pair) -> None:
@@ -145,7 +145,7 @@ def test_order_takes_every_window_once_an_epoch(pair: Pair, tmp_path: Path) -> N
 def test_it_comes_closer_and_is_a_child_like_any(pair: Pair, tmp_path: Path) -> None:
     """On windows that were never seen; written in the child's dtype, padding still zero, and it verifies."""
     settings = QUICK.replaced(epochs=3, learning_rate=3e-3, checkpointing=True, save_every=100)
-    done = distill_child(pair.child, pair.parent, pair.texts(24), tmp_path / "w", settings=settings)
+    done = distill_child(Training(pair.child, pair.parent, pair.texts(24), tmp_path / "w", settings=settings))
     child = open_folder(pair.child)
     folder = write_distilled(child, done.weights, done.record, tmp_path / "out", model_card="# x")
     out = open_folder(folder)
@@ -178,7 +178,9 @@ def test_only_what_surgery_touched(pair: Pair, tmp_path: Path) -> None:
     assert all(f.ok for f in findings.values())
     assert f"{len(child.tensors) - len(touched)} copied" in findings["tensors"].words
 
-    again = distill_child(folder, pair.parent, pair.texts(), tmp_path / "w2", settings=QUICK.replaced(trained="all"))
+    again = distill_child(
+        Training(folder, pair.parent, pair.texts(), tmp_path / "w2", settings=QUICK.replaced(trained="all"))
+    )
     assert again.record["before"]["tokens"] == 12 * 16
     assert again.record["trained"] == list(child.tensors)
 
@@ -193,7 +195,7 @@ def test_mistakes_are_one_line(exact: Pair, pair: Pair, tmp_path: Path, monkeypa
     def refused(kind: type[Exception], says: str, **changes: object) -> None:
         made = {"child": pair.child, "parent": pair.parent, "texts": pair.texts(), "settings": QUICK} | changes
         with pytest.raises(kind, match=says):
-            distill_child(work=tmp_path / "w", **made)  # type: ignore[arg-type]
+            distill_child(Training(work=tmp_path / "w", **made))  # type: ignore[arg-type]
         assert not (tmp_path / "w").exists()
 
     refused(CheckpointError, "not the parent that", parent=exact.parent)
@@ -232,7 +234,9 @@ def test_texts_of_a_child_that_is_the_parent(pair: Pair, tmp_path: Path) -> None
 
     same = build(pair.parent, Blueprint.identity(pair.blueprint.parent).apply([], []), tmp_path / "same")
     with pytest.raises(UsageError, match="touched no block"):
-        distill_child(same, pair.parent, pair.texts(), tmp_path / "w", settings=QUICK.replaced(trained="touched"))
+        distill_child(
+            Training(same, pair.parent, pair.texts(), tmp_path / "w", settings=QUICK.replaced(trained="touched"))
+        )
 
 
 @pytest.mark.slow

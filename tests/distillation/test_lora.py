@@ -33,6 +33,7 @@ from ffn_fusion.distillation.write import Weights, write_distilled
 from ffn_fusion.errors import MissingExtraError
 from ffn_fusion.evaluation.evaluate import evaluate
 from ffn_fusion.portability.verify import Against, verify
+from ffn_fusion.processes import silent
 from ffn_fusion.surgery.build import build
 
 SETTINGS = DistillSettings(
@@ -42,8 +43,12 @@ WINDOWS = 24
 Progress = Callable[[str, int, int], None]
 
 
-def train(pair: Pair, work: Path, settings: DistillSettings = SETTINGS, **more: object) -> Distilled:
-    return distill_child(pair.child, pair.parent, pair.texts(WINDOWS), work, settings=settings, **more)  # type: ignore[arg-type]
+def train(
+    pair: Pair, work: Path, settings: DistillSettings = SETTINGS, *, progress: Progress = silent, **more: object
+) -> Distilled:
+    texts = pair.texts(WINDOWS)
+    training = Training(pair.child, pair.parent, texts, work, settings=settings, **more)  # type: ignore[arg-type]
+    return distill_child(training, progress=progress)
 
 
 def same(one: Weights, two: Weights) -> bool:
@@ -138,7 +143,7 @@ def test_the_objective_sees_through_the_wrapping(exact: Pair) -> None:
 
 def test_it_comes_closer_and_is_a_child_like_any(pair: Pair, tmp_path: Path) -> None:
     settings = SETTINGS.replaced(checkpointing=True, bf16=True, save_every=100)
-    done = distill_child(pair.child, pair.parent, pair.texts(WINDOWS), tmp_path / "w", settings=settings)
+    done = distill_child(Training(pair.child, pair.parent, pair.texts(WINDOWS), tmp_path / "w", settings=settings))
     child = open_folder(pair.child)
     folder = write_distilled(child, done.weights, done.record, tmp_path / "out", model_card="# x")
     models = {"parent": pair.parent, "before": child, "after": open_folder(folder)}
@@ -182,6 +187,7 @@ from makers import random_ids
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.distill import distill_child
+from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.settings import DistillSettings
 parent, child, work = map(Path, sys.argv[2:])
 config = json.loads((parent / "config.json").read_text())
@@ -189,7 +195,7 @@ texts = [TokenWindows("t", random_ids(config, 24, 16, 0).numpy())]
 settings = DistillSettings(
     trained="lora", lora_rank=4, lora_alpha=8, batch=4, micro=1, learning_rate=1e-2, warmup=0.0, save_every=2
 )
-distill_child(child, open_folder(parent), texts, work, settings=settings)
+distill_child(Training(child, open_folder(parent), texts, work, settings=settings))
 """
 
 

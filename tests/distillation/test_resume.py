@@ -19,6 +19,7 @@ from ffn_fusion.distillation import trainer
 from ffn_fusion.distillation.checkpoints import mark_whole, newest, remove_torn
 from ffn_fusion.distillation.distill import Distilled, distill_child
 from ffn_fusion.distillation.settings import DistillSettings
+from ffn_fusion.distillation.training import Training
 from ffn_fusion.errors import OutputError
 
 SETTINGS = DistillSettings(batch=4, micro=1, learning_rate=1e-3, save_every=2)
@@ -31,7 +32,7 @@ def train(
 ) -> Distilled:
     texts = pair.texts(WINDOWS)
     told = progress or (lambda *words: None)
-    return distill_child(pair.child, pair.parent, texts, work, settings=settings, seed=seed, progress=told)
+    return distill_child(Training(pair.child, pair.parent, texts, work, settings=settings, seed=seed), progress=told)
 
 
 def same(one: Checkpoint, two: Checkpoint) -> bool:
@@ -145,12 +146,13 @@ import json
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.distill import distill_child
+from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.settings import DistillSettings
 parent, child, work = map(Path, sys.argv[2:])
 config = json.loads((parent / "config.json").read_text())
 texts = [TokenWindows("t", random_ids(config, 24, 16, 0).numpy())]
 settings = DistillSettings(batch=4, micro=1, learning_rate=1e-3, save_every=2)
-distill_child(child, open_folder(parent), texts, work, settings=settings)
+distill_child(Training(child, open_folder(parent), texts, work, settings=settings))
 """
 
 

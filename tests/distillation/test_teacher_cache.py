@@ -26,6 +26,7 @@ from ffn_fusion.distillation.teacher_cache import (
     TeacherCache,
     bytes_per_token,
 )
+from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.write_cache import write_cache
 from ffn_fusion.errors import DataError, OutputError, UsageError
 
@@ -97,12 +98,14 @@ def test_the_whole_distribution_teaches_as_the_parent_does(pair: Pair, tmp_path:
 
 def test_trained_from_a_cache(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """About what the parent beside the child gives, and the parent is never loaded."""
-    one = distill_child(pair.child, pair.parent, pair.texts(), tmp_path / "w1", settings=SETTINGS)
+    one = distill_child(Training(pair.child, pair.parent, pair.texts(), tmp_path / "w1", settings=SETTINGS))
     monkeypatch.setattr("ffn_fusion.distillation.distill.OnlineTeacher", None)
     losses = {}
     for k in (8, 61):
         cache = CacheSettings(tmp_path / f"c{k}", k)
-        done = distill_child(pair.child, pair.parent, pair.texts(), tmp_path / "w2", settings=SETTINGS, cache=cache)
+        done = distill_child(
+            Training(pair.child, pair.parent, pair.texts(), tmp_path / "w2", settings=SETTINGS, cache=cache)
+        )
         losses[k] = [row["divergence"] for row in done.record["history"]]
         assert done.record["cache"]["k"] == k
         assert done.record["cache"]["bytes_per_token"] == bytes_per_token(k, 61)
@@ -170,7 +173,9 @@ def test_mistakes(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(OutputError, match="something else"):
         write_cache(pair.parent, ids[:5], cache)
     with pytest.raises(UsageError, match="hidden states"):
-        distill_child(pair.child, pair.parent, pair.texts(), tmp_path / "w", settings=DistillSettings(), cache=cache)
+        distill_child(
+            Training(pair.child, pair.parent, pair.texts(), tmp_path / "w", settings=DistillSettings(), cache=cache)
+        )
     shard = tmp_path / "c" / "teacher-00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(DataError, match=r"teacher-00000.safetensors: can't be read"):
@@ -192,5 +197,6 @@ def test_mistakes(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_language_model_loss_alone_needs_no_parent(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ffn_fusion.distillation.distill.OnlineTeacher", None)
     settings = SETTINGS.replaced(objective=Objective(kl=0.0, cosine=0.0, lm=1.0))
-    history = distill_child(pair.child, pair.parent, pair.texts(), tmp_path / "w", settings=settings).record["history"]
+    done = distill_child(Training(pair.child, pair.parent, pair.texts(), tmp_path / "w", settings=settings))
+    history = done.record["history"]
     assert all(row["loss"] == pytest.approx(row["lm"]) and row["divergence"] == 0 for row in history)

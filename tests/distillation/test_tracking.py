@@ -21,15 +21,17 @@ from ffn_fusion.distillation.tracking import Tracking
 from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.write import Weights
 from ffn_fusion.errors import MissingExtraError, UsageError
+from ffn_fusion.processes import silent
 
 SETTINGS = DistillSettings(batch=4, micro=2, learning_rate=1e-3, warmup=0.0, save_every=2)
 SHOWN = ("loss", *PARTS, "learning_rate", "grad_norm", "tokens_per_second")
 Progress = Callable[[str, int, int], None]
 
 
-def train(pair: Pair, work: Path, logs: Path | None, **more: object) -> Distilled:
+def train(pair: Pair, work: Path, logs: Path | None, progress: Progress = silent) -> Distilled:
     tracking = Tracking("tensorboard", logs) if logs else None
-    return distill_child(pair.child, pair.parent, pair.texts(24), work, tracking=tracking, settings=SETTINGS, **more)  # type: ignore[arg-type]
+    training = Training(pair.child, pair.parent, pair.texts(24), work, settings=SETTINGS, tracking=tracking)
+    return distill_child(training, progress=progress)
 
 
 def same(one: Weights, two: Weights) -> bool:
@@ -101,6 +103,7 @@ from makers import random_ids
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.distill import distill_child
+from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.settings import DistillSettings
 from ffn_fusion.distillation.tracking import Tracking
 parent, child, work, logs = map(Path, sys.argv[2:])
@@ -115,10 +118,11 @@ def stop(what, done, total):
         raise KeyboardInterrupt
 
 
+training = Training(child, open_folder(parent), texts, work, settings=settings, tracking=tracking)
 try:
-    distill_child(child, open_folder(parent), texts, work, settings=settings, tracking=tracking, progress=stop)
+    distill_child(training, progress=stop)
 except KeyboardInterrupt:
-    distill_child(child, open_folder(parent), texts, work, settings=settings, tracking=tracking)
+    distill_child(training)
 """
 
 

@@ -24,6 +24,7 @@ from ffn_fusion.checkpoint.staging import mismatches
 from ffn_fusion.distillation.distill import distill_child
 from ffn_fusion.distillation.estimate import DistillEstimate
 from ffn_fusion.distillation.staged import joined
+from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.write import write_distilled
 from ffn_fusion.errors import DataError, MissingExtraError, OutputError, RecipeError, UsageError
 from ffn_fusion.pipeline import preflight
@@ -254,7 +255,9 @@ def test_two_stages_are_two_distillations(tmp_path: Path, dtype: str) -> None:
     texts, _ = cut_windows(begin(recipe), tmp_path / "windows", silent)
     for number, (section, windows) in enumerate(zip(recipe.distillation.trainings, texts, strict=True)):
         folder = tmp_path / str(number)
-        done = distill_child(child, parent, windows, tmp_path / f"w{number}", settings=section, seed=recipe.seed)
+        done = distill_child(
+            Training(child, parent, windows, tmp_path / f"w{number}", settings=section, seed=recipe.seed)
+        )
         child = write_distilled(open_folder(child), done.weights, done.record, folder)
     one, two = open_folder(child), open_folder(recipe.output)
     exact = [torch.equal(one.read(name), two.read(name)) for name in one.tensors]

@@ -61,8 +61,7 @@ def _scale(spec: ModelSpec, name: str) -> tuple[str, ...]:
     options: dict[str, Any] = {
         "windows": windows,
         "stored": 2 * sum(prod(shape) for shape in model_tensors(spec).values()),
-        "room": Room(used=_GIB // 2, free=machine.memory, cache=machine.cache, disk=4 << 40),
-        "memory": machine.memory,
+        "room": Room(used=_GIB // 2, free=machine.memory, cache=machine.cache, disk=4 << 40, limit=machine.memory),
         "in_files": True,
     }
     try:

@@ -71,7 +71,7 @@ def _widest(machine: str, spec: ModelSpec, first: int, last: int) -> tuple[Repai
 
     memory, flops, processes = _MACHINES[machine]
     tokens = RepairSettings().tokens
-    room = Room(used=_GIB // 2, free=memory, cache=memory, disk=4 << 40)
+    room = Room(used=_GIB // 2, free=memory, cache=memory, disk=4 << 40, limit=memory)
     width = spec.blocks[0].ffn.width if spec.blocks[0].ffn else 0
     for together, dtype in product((last - first, 4, 3, 2), (torch.float32, torch.bfloat16)):
         blueprint = Blueprint.identity(spec.parent("")).apply(
@@ -83,7 +83,7 @@ def _widest(machine: str, spec: ModelSpec, first: int, last: int) -> tuple[Repai
                 program, spec, child_spec(spec, blueprint, 1), RepairSettings(),
                 windows=tokens // 512 // processes, context=512, tokens=tokens, processes=processes,
                 stored=2, dtype=dtype,
-                room=room, memory=memory, pace=Pace(flops, flops, 1e9),
+                room=room, pace=Pace(flops, flops, 1e9),
             )  # fmt: skip
             return estimate, dtype
     return None

@@ -130,7 +130,10 @@ class _Planner:
         spec, blocks = self.work.spec, self._blocks
         end = self.dtype.itemsize * head_parameters(spec)
         logits = _LOGITS_AT_ONCE * LOGIT_BYTES if self.work.heads else 0
-        activations = rows * (row_bytes(spec, self.dtype) + self.work.row_held) + self.work.held
+        width = max((block.ffn.width for block in spec.blocks if block.ffn), default=0)
+        heads = 3 * spec.heads * spec.head_dim * self.dtype.itemsize
+        row = row_bytes(spec.hidden_size, width, self.dtype) + heads + self.work.row_held
+        activations = rows * row + self.work.held
         if resident:
             return self.room.peak(sum(blocks) + end * (1 if spec.tied else 2) + max(activations, logits))
         streamed = (end if spec.tied else 0) + 2 * max(blocks) + activations

@@ -81,11 +81,9 @@ def block_flops(spec: ModelSpec, i: int, context: int) -> float:
     return attention_flops(spec, i, context) + ffn_flops(spec, i, context)
 
 
-def row_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
-    """Return the bytes of activations that a token takes in any block."""
-    widest = max((block.ffn.width for block in spec.blocks if block.ffn), default=0)
-    heads = 3 * spec.heads * spec.head_dim
-    return (_STATES_OF_ROW * spec.hidden_size + heads + _WIDTHS_OF_ROW * widest) * dtype.itemsize
+def row_bytes(hidden: int, width: int, dtype: torch.dtype) -> int:
+    """Return the bytes of activations that one token takes in a block with an FFN of this width."""
+    return (_STATES_OF_ROW * hidden + _WIDTHS_OF_ROW * width) * dtype.itemsize
 
 
 def count_work(spec: ModelSpec, edits: Collection[Edit], *, scored: int, context: int) -> Work:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
+from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.checkpoint.staging import read_manifest
-from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.checkpoints import Saved, newest, prepare
 from ffn_fusion.distillation.checks import read_record
 from ffn_fusion.distillation.lora import Merged, with_adapters
-from ffn_fusion.distillation.settings import PARTS, DistillSettings
+from ffn_fusion.distillation.settings import PARTS
 from ffn_fusion.distillation.sharding import forget_deepspeed, load_sharded, take_over
 from ffn_fusion.distillation.teacher import NoTeacher, OnlineTeacher, Teacher, load_causal
 from ffn_fusion.distillation.teacher_cache import CachedTeacher, CacheSettings, TeacherCache
-from ffn_fusion.distillation.tracking import Tracking
 from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.write import Weights
 from ffn_fusion.distillation.write_cache import Writing
@@ -36,53 +33,25 @@ class Distilled:
 
 
 @together
-def distill_child(
-    child: Path,
-    parent: Checkpoint,
-    texts: Sequence[TokenWindows],
-    work: Path,
-    *,
-    settings: DistillSettings = DistillSettings(),
-    seed: int = 0,
-    teacher_dtype: torch.dtype = torch.float32,
-    cache: CacheSettings | None = None,
-    device: str = "cpu",
-    memory: int | None = None,
-    tracking: Tracking | None = None,
-    progress: Progress = silent,
-) -> Distilled:
+def distill_child(training: Training, *, progress: Progress = silent) -> Distilled:
     """Train a child's weights to match its parent's predictions, with both in memory or the parent's predictions on
     disk.
 
+    An interrupted call continues from its last complete checkpoint, on a CPU with the same bits.
+
     Args:
-        child: a folder that ``build`` wrote. texts: training windows, all of one length.
-        work: the folder for checkpoints. An interrupted call continues from the last complete one, on a CPU with the
-            same bits; anything else in the folder is removed. ``Distilled`` reads from it.
-        cache: train on the parent's distributions stored there; they are written first if necessary.
-        device: cpu or cuda.
-        memory: bytes that a process may use while it writes the cache (default: half of the free memory).
-        tracking: where to log progress.
         progress: counts windows of the cache, then optimiser steps.
 
     Raises:
-        CheckpointError: the child was made from another parent, or the vocabularies differ. BlueprintError: the child
-            has no blueprint. DataError: too little text. UsageError: inconsistent settings. TrainingError: a loss is
-            not finite.
-        OutputError: the disk is full. MissingExtraError: accelerate, peft (for LoRA) or the tracking tool is missing.
+        CheckpointError: the child was made from another parent, or the vocabularies differ.
+        BlueprintError: the child has no blueprint.
+        DataError: too little text.
+        UsageError: inconsistent settings.
+        TrainingError: a loss is not finite.
+        OutputError: the disk is full.
+        MissingExtraError: accelerate, peft (for LoRA) or the tracking tool is missing.
     """
-    training = Training(child, parent, texts, work, settings, teacher_dtype, cache, device, memory, tracking, seed=seed)
     training.check()
-    return _carried_out(training, progress)
-
-
-@together
-def train(training: Training, *, progress: Progress = silent) -> Distilled:
-    """Carry out a training; see :func:`distill_child` for the errors."""
-    training.check()
-    return _carried_out(training, progress)
-
-
-def _carried_out(training: Training, progress: Progress) -> Distilled:
     here = current()
     here.gather([None])  # all have looked at the folder, and nobody has anything against it
     if not here.rank:

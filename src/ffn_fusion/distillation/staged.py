@@ -15,7 +15,7 @@ from typing import Any
 
 from ffn_fusion.checkpoint.staging import bytes_in, check_space
 from ffn_fusion.distillation.checkpoints import finish, finished, keep_record, keep_weights, newest
-from ffn_fusion.distillation.distill import train, weights_of
+from ffn_fusion.distillation.distill import distill_child, weights_of
 from ffn_fusion.distillation.estimate import DistillEstimate, estimate_training
 from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.write import Weights
@@ -89,7 +89,7 @@ class Staged:
         for number in range(self.done, len(self.trainings)):
             training, tell = self.trainings[number], _of_stage(progress, number, len(self.trainings))
             with of_stage(number + 1, len(self.trainings)):
-                trained = train(training, progress=tell)
+                trained = distill_child(training, progress=tell)
                 gains = measure(training, trained.weights, self._gains(number - 1), tell)
             finish(training.work, training.key(), {**trained.record, "gains": gains})
             self._tidy(number)

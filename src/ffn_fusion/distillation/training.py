@@ -41,27 +41,39 @@ class Start:
     key: str
 
 
+Description = tuple[Checkpoint, Blueprint]
+"""A child that isn't built yet: the sizes of its tensors, and its blueprint."""
+
+
 @dataclass(frozen=True)
 class Training:
-    """One training that is to be made.
+    """One training of a child against its parent.
 
     Args:
+        child: a folder that ``build`` wrote.
+        texts: training windows, all of one length.
+        work: the folder for checkpoints, from which the weights are read at the end. Anything else in it is removed.
+        cache: train on the parent's distributions stored there; they are written first if necessary.
+        device: cpu or cuda.
+        memory: bytes that a process may use while it writes the cache; None: half of the free memory.
+        tracking: where to log progress.
         start: what it begins with, if it isn't the first.
-        description: the child and its blueprint, if the child isn't built yet; enough to estimate the training.
+        description: the child, if it isn't built yet; enough to estimate the training.
+        seed: of the order of the windows.
     """
 
     child: Path
     parent: Checkpoint
     texts: Sequence[TokenWindows]
     work: Path
-    settings: DistillSettings
+    settings: DistillSettings = DistillSettings()
     teacher_dtype: torch.dtype = torch.float32
     cache: CacheSettings | None = None
     device: str = "cpu"
     memory: int | None = None
     tracking: Tracking | None = None
     start: Start | None = None
-    description: tuple[Checkpoint, Blueprint] | None = None
+    description: Description | None = None
     seed: int = 0
 
     @cached_property

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ffn_fusion.checkpoint.reader import Checkpoint
-from ffn_fusion.errors import CheckpointError
 from ffn_fusion.families import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
 from ffn_fusion.gguf.file import GgufFile, is_gguf, read_gguf
+from ffn_fusion.gguf.metadata import EMBEDDING, vocabulary_size
 from ffn_fusion.latency.traffic import Traffic
 from ffn_fusion.processes import Progress
 from ffn_fusion.sources import default_cache, open_model
@@ -61,52 +60,33 @@ def gguf_traffic(file: Path) -> Traffic:
     gguf = read_gguf(file)
     spec = gguf_spec(gguf)
     every = {name: tensor.nbytes for name, tensor in gguf.tensors.items()}
-    embedding = 0 if spec.tied else every["token_embd.weight"]
+    embedding = 0 if spec.tied else every[EMBEDDING]
     return Traffic(spec, sum(every.values()) - embedding, _KV_SIZE)
 
 
 def gguf_spec(gguf: GgufFile) -> ModelSpec:
-    """The model in a GGUF file, which may be quantised and have blocks that differ: its sizes, of its weights nothing.
+    """Return the sizes of the model in a GGUF file, which may be quantised and have blocks that differ.
 
     Raises:
         CheckpointError: the header doesn't say them.
     """
-    try:
-        return _spec(gguf, str(gguf.metadata["general.architecture"]))
-    except (KeyError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{gguf.path}: its header doesn't say {error}", "get the file again") from error
-
-
-def _spec(gguf: GgufFile, architecture: str) -> ModelSpec:
-    def read(key: str, default: Any = None) -> Any:
-        value = gguf.metadata.get(f"{architecture}.{key}", default)
-        if value is None:
-            raise KeyError(key)
-        return value
-
-    count = int(read("block_count"))
-
-    def each(key: str) -> list[int]:
-        value = read(key)
-        return [int(v) for v in value] if hasattr(value, "__len__") else [int(value)] * count
-
-    heads, kv_heads, widths = (
-        each(k) for k in ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
-    )
-    hidden, most = int(read("embedding_length")), max(heads)
+    count, hidden = gguf.whole("block_count"), gguf.whole("embedding_length")
+    keys = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+    heads, kv_heads, widths = (gguf.wholes(key, count) for key in keys)
+    most = max(heads)
     return ModelSpec(
         family="nemotron-nas",  # whose blocks may differ; sizes are all that is counted
         hidden_size=hidden,
         heads=most,
-        head_dim=int(read("attention.key_length", hidden // most)),
-        vocab_size=gguf.tensors["token_embd.weight"].shape[0],
+        head_dim=gguf.whole("attention.key_length", hidden // max(1, most)),
+        vocab_size=vocabulary_size(gguf),
         blocks=tuple(_block(*sizes) for sizes in zip(heads, kv_heads, widths, strict=True)),
         tied="output.weight" not in gguf.tensors,
         attention_bias=False,
         mlp_bias=False,
         activation="silu",
         norm_eps=1e-5,
-        config={"max_position_embeddings": int(read("context_length"))},
+        config={"max_position_embeddings": gguf.whole("context_length")},
     )
 
 

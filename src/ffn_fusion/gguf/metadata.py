@@ -104,7 +104,7 @@ def read_config(gguf: GgufFile) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": gguf.whole("context_length"),
         "rms_norm_eps": gguf.number("attention.layer_norm_rms_epsilon"),
-        "vocab_size": _vocabulary(gguf),
+        "vocab_size": vocabulary_size(gguf),
         "tie_word_embeddings": OUTPUT not in gguf.tensors,
         "attention_bias": any(name.endswith(".attn_q.bias") for name in gguf.tensors),
         "mlp_bias": any(name.endswith(".ffn_down.bias") for name in gguf.tensors),
@@ -173,7 +173,8 @@ def _block(most: int, heads: int, kv_heads: int, width: int) -> dict[str, Mappin
     }
 
 
-def _vocabulary(gguf: GgufFile) -> int:
+def vocabulary_size(gguf: GgufFile) -> int:
+    """Return the number of rows of the token embedding. Raises: CheckpointError: there is no such matrix."""
     embedding = gguf.tensors.get(EMBEDDING)
     if embedding is None or len(embedding.shape) != 2:
         raise CheckpointError(f"{gguf.path}: no tensor {EMBEDDING} with two dimensions", AGAIN)

@@ -11,7 +11,6 @@ from typing import Any
 
 from ffn_fusion.blockwise.pace import Pace
 from ffn_fusion.blockwise.stack import TensorSource
-from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo
 from ffn_fusion.checkpoint.sidecars import read_licence
@@ -28,7 +27,7 @@ from ffn_fusion.distillation.sharding import launched_sharded
 from ffn_fusion.distillation.staged import Gains, Staged, of_stage
 from ffn_fusion.distillation.teacher_cache import CacheSettings
 from ffn_fusion.distillation.tracking import Tracking
-from ffn_fusion.distillation.training import Training
+from ffn_fusion.distillation.training import Description, Training
 from ffn_fusion.distillation.write import AsStored, Weights, distilled_id, write_distilled
 from ffn_fusion.errors import OutputError, UsageError
 from ffn_fusion.evaluation.evaluate import PARENT, evaluate
@@ -161,7 +160,7 @@ def _training(
     job: Job,
     section: DistillSettings,
     texts: Sequence[TokenWindows],
-    described: tuple[Checkpoint, Blueprint] | None = None,
+    described: Description | None = None,
 ) -> Training:
     cache = None
     if section.teacher_cache:
@@ -183,12 +182,12 @@ def _training(
 
 
 def _trainings(
-    job: Job, windows: Sequence[Sequence[TokenWindows]], described: tuple[Checkpoint, Blueprint] | None = None
+    job: Job, windows: Sequence[Sequence[TokenWindows]], described: Description | None = None
 ) -> list[Training]:
     """Return the recipe's trainings, each on its windows.
 
     Args:
-        described: the child and its blueprint, if the child isn't built yet.
+        described: the child, if it isn't built yet.
     """
     sections = job.recipe.distillation.trainings
     for number, section in enumerate(sections, 1):

@@ -85,7 +85,7 @@ def make_estimate(
 
     def peak(rows: int, solver: int) -> int:
         kept = max(widths) * dtype.itemsize  # what a projection reads is kept
-        return room.peak(blocks + rows * (row_bytes(child, dtype) + kept) + solver)
+        return room.peak(blocks + rows * (row_bytes(hidden, max(widths), dtype) + kept) + solver)
 
     places = [step.place for step in program.steps if step.place]
     rows = min(max(ROWS // context, 1), windows) * context
