@@ -24,7 +24,7 @@ from ffn_fusion.distillation.settings import DistillSettings
 from ffn_fusion.distillation.teacher_cache import CacheSettings
 from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.write import AsStored
-from ffn_fusion.repair.repair import repair_child
+from ffn_fusion.repair.repair import Repair, repair_child
 from ffn_fusion.surgery.build import build
 
 RUNS: tuple[Run, ...] = ((5, 10), (17, 20))  # 10 of 30 attentions; all FFNs of each but the last fused
@@ -106,7 +106,7 @@ class DistillBench:
         if repaired:
             text = self._bench.text(REPAIR_TOKENS)
             repairs = repair_child(
-                self.parent, blueprint, text, self._place / f"{folder.name}.repairs", device=self.device
+                Repair(self.parent, blueprint, text, self._place / f"{folder.name}.repairs", device=self.device)
             )
         return build(self.parent, blueprint, folder, width_multiple=1, repairs=repairs)
 

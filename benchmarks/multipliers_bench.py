@@ -21,7 +21,7 @@ from ffn_fusion.errors import CheckError
 from ffn_fusion.export.gguf import plan_gguf
 from ffn_fusion.gguf.write import write_gguf
 from ffn_fusion.latency.interleave import turned
-from ffn_fusion.repair.repair import repair_child
+from ffn_fusion.repair.repair import Repair, repair_child
 from ffn_fusion.surgery.build import build
 
 RUNS = ((5, 10), (17, 20))
@@ -165,7 +165,7 @@ def children(bench: Bench, runs: Sequence[Run], gone: range, place: Path) -> dic
     for name, blueprint in made.items():
         if not (place / name).is_dir():
             text = bench.text(REPAIR_TOKENS, kinds)
-            repairs = repair_child(bench.parent, blueprint, text, place / f"{name}.repairs")
+            repairs = repair_child(Repair(bench.parent, blueprint, text, place / f"{name}.repairs"))
             build(bench.parent, blueprint, place / name, repairs=repairs)
     return {"parent": bench.parent.folder, **{name: place / name for name in made}}
 

@@ -23,7 +23,7 @@ from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.sidecars import load_tokenizer
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.data.windows import make_windows
-from ffn_fusion.repair.repair import repair_child
+from ffn_fusion.repair.repair import Repair, repair_child
 from ffn_fusion.repair.settings import RepairSettings
 from ffn_fusion.sources import open_model
 from ffn_fusion.surgery.child import Child
@@ -117,7 +117,7 @@ class Bench:
         folder = Path(tempfile.mkdtemp(dir=self.place))
         began = time.monotonic()
         how = RepairSettings().replaced(**settings)
-        repairs = repair_child(self.parent, blueprint, text, folder, settings=how)
+        repairs = repair_child(Repair(self.parent, blueprint, text, folder, settings=how))
         took = {"tokens": float(sum(t.tokens for t in text)), "seconds": time.monotonic() - began}
         return Child(self.parent, blueprint, 1, repairs), took
 

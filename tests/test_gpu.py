@@ -24,7 +24,7 @@ from ffn_fusion.distillation.training import Training
 from ffn_fusion.evaluation.evaluate import evaluate
 from ffn_fusion.latency.load import load_model, realise
 from ffn_fusion.latency.measure import bench
-from ffn_fusion.repair.repair import repair_child
+from ffn_fusion.repair.repair import Repair, repair_child
 from ffn_fusion.repair.settings import RepairSettings
 from ffn_fusion.surgery.build import build
 from ffn_fusion.surgery.child import Child
@@ -102,7 +102,9 @@ def test_repair(made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: 
     finals = []
     for device in DEVICES:
         settings = RepairSettings(solver=solver)  # type: ignore[arg-type]
-        repairs = repair_child(parent, blueprint, texts(made), tmp_path / device, settings=settings, device=device)
+        repairs = repair_child(
+            Repair(parent, blueprint, texts(made), tmp_path / device, settings=settings, device=device)
+        )
         repaired = Child(parent, blueprint, 1, repairs)
         finals.append(final_states(Stack(repaired), ids))
     plain = final_states(Stack(Child(parent, blueprint, 1)), ids)

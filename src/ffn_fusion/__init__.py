@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from ffn_fusion.pipeline.run import run
     from ffn_fusion.pipeline.write_trained import check_trainable, write_trained
     from ffn_fusion.repair.estimate import RepairEstimate
-    from ffn_fusion.repair.repair import estimate_repair, repair_child
+    from ffn_fusion.repair.repair import Repair, repair_child
     from ffn_fusion.repair.settings import RepairSettings
     from ffn_fusion.report.html import ReportData, write_report
     from ffn_fusion.sources import open_model, summarise
@@ -116,7 +116,7 @@ _HOMES = {
     "pipeline.run": ("run",),
     "pipeline.write_trained": ("check_trainable", "write_trained"),
     "repair.estimate": ("RepairEstimate",),
-    "repair.repair": ("estimate_repair", "repair_child"),
+    "repair.repair": ("Repair", "repair_child"),
     "repair.settings": ("RepairSettings",),
     "report.html": ("ReportData", "write_report"),
     "surgery.build": ("build",),
@@ -131,7 +131,7 @@ __all__ = [  # noqa: RUF022  (in the order of a run)
     "plan", "PlanSettings", "Plan", "explain", "Explanation", "parallel_blocks",
     "Blueprint",
     "channel_contributions", "narrow_ffns",
-    "repair_child", "estimate_repair", "RepairSettings", "RepairEstimate",
+    "repair_child", "Repair", "RepairSettings", "RepairEstimate",
     "build", "Child", "export_model", "plan_export",
     "distill_child", "Training", "DistillSettings", "Objective", "Tracking", "write_distilled",
     "write_cache", "CacheSettings",

@@ -31,7 +31,7 @@ from ffn_fusion.repair.estimate import RepairEstimate
 from ffn_fusion.repair.fit import Windows, take_change
 from ffn_fusion.repair.places import places
 from ffn_fusion.repair.program import make_program
-from ffn_fusion.repair.repair import estimate_repair, repair_child, split_windows
+from ffn_fusion.repair.repair import Repair, repair_child, split_windows
 from ffn_fusion.repair.settings import RepairSettings, Solver, Target
 from ffn_fusion.repair.walk import Pair, PlaceRepair, walk
 from ffn_fusion.solve.choice import Fit
@@ -185,7 +185,7 @@ def test_an_attention_with_biases_is_lstsq(tmp_path: Path) -> None:
 def test_closer_on_windows_that_were_never_seen(
     made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path
 ) -> None:
-    repairs = repair_child(parent, blueprint, texts(made, 200), tmp_path / "r")
+    repairs = repair_child(Repair(parent, blueprint, texts(made, 200), tmp_path / "r"))
     models = {"parent": parent, "before": Child(parent, blueprint), "after": Child(parent, blueprint, 256, repairs)}
     scores = evaluate(models, texts(made, 20, seed=9))[0].scores
     assert scores["after"].kl < 0.8 * scores["before"].kl
@@ -197,7 +197,7 @@ def test_closer_on_windows_that_were_never_seen(
 def test_a_repaired_child_on_disk_is_the_one_in_memory(
     made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path
 ) -> None:
-    repairs = repair_child(parent, blueprint, texts(made), tmp_path / "r")
+    repairs = repair_child(Repair(parent, blueprint, texts(made), tmp_path / "r"))
     ids = random_ids(made.config, 2, 8)
     for multiple in (1, 256):
         folder = build(parent, blueprint, tmp_path / str(multiple), width_multiple=multiple, repairs=repairs)
@@ -215,7 +215,7 @@ def test_a_repaired_child_on_disk_is_the_one_in_memory(
 def test_no_gain_keeps_the_weights(made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path) -> None:
     """With next to no text there's nothing to learn: what doesn't help on held-out windows isn't taken."""
     settings = RepairSettings(horizon=3, lambdas=(1e-9,))
-    repairs = repair_child(parent, blueprint, texts(made, 5, 8), tmp_path / "r", settings=settings)
+    repairs = repair_child(Repair(parent, blueprint, texts(made, 5, 8), tmp_path / "r", settings=settings))
     for place in repairs.record["places"]:
         projection = {"ffn": "mlp.down_proj", "attention": "self_attn.o_proj"}[place["part"]]
         name = f"model.layers.{place['block']}.{projection}.weight"
@@ -226,7 +226,7 @@ def test_no_gain_keeps_the_weights(made: Made, parent: Checkpoint, blueprint: Bl
 
 def test_too_little_text(made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="too few to repair"):
-        repair_child(parent, blueprint, texts(made, 3), tmp_path / "r")
+        repair_child(Repair(parent, blueprint, texts(made, 3), tmp_path / "r"))
     assert not (tmp_path / "r").exists()
 
 
@@ -265,7 +265,7 @@ def test_two_processes_find_what_one_does(tmp_path: Path, solver: str) -> None:
 
 
 def test_deterministic(made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path) -> None:
-    digests = {repair_child(parent, blueprint, texts(made), tmp_path / k).digest for k in "ab"}
+    digests = {repair_child(Repair(parent, blueprint, texts(made), tmp_path / k)).digest for k in "ab"}
     assert len(digests) == 1
 
 
@@ -274,7 +274,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(
     made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path, solver: Solver
 ) -> None:
     settings = RepairSettings(horizon=2, attention=True, solver=solver)
-    want = repair_child(parent, blueprint, texts(made), tmp_path / "whole", settings=settings)
+    want = repair_child(Repair(parent, blueprint, texts(made), tmp_path / "whole", settings=settings))
     steps: list[int] = []
 
     def stop_at(step: int) -> Callable[[str, int, int], None]:
@@ -288,8 +288,8 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(
     folder = tmp_path / "stopped"
     for step in (1, 2, 4, 7, 8):
         with pytest.raises(KeyboardInterrupt):
-            repair_child(parent, blueprint, texts(made), folder, settings=settings, progress=stop_at(step))
-    found = repair_child(parent, blueprint, texts(made), folder, settings=settings, progress=stop_at(-1))
+            repair_child(Repair(parent, blueprint, texts(made), folder, settings=settings), progress=stop_at(step))
+    found = repair_child(Repair(parent, blueprint, texts(made), folder, settings=settings), progress=stop_at(-1))
     assert steps == sorted(set(steps))  # no step was done twice
     assert (found.digest, found.record) == (want.digest, want.record)
     assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in (tmp_path / "whole").iterdir())
@@ -300,12 +300,13 @@ def test_other_settings_begin_anew(made: Made, parent: Checkpoint, blueprint: Bl
         if done == 5:
             raise KeyboardInterrupt
 
-    want = repair_child(parent, blueprint, texts(made), tmp_path / "whole")
+    want = repair_child(Repair(parent, blueprint, texts(made), tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
         repair_child(
-            parent, blueprint, texts(made), tmp_path / "r", settings=RepairSettings(target="sequential"), progress=stop
+            Repair(parent, blueprint, texts(made), tmp_path / "r", settings=RepairSettings(target="sequential")),
+            progress=stop,
         )
-    assert repair_child(parent, blueprint, texts(made), tmp_path / "r").digest == want.digest
+    assert repair_child(Repair(parent, blueprint, texts(made), tmp_path / "r")).digest == want.digest
 
 
 def test_states_that_the_disk_lost_begin_anew(
@@ -315,12 +316,12 @@ def test_states_that_the_disk_lost_begin_anew(
         if done == 6:
             raise KeyboardInterrupt
 
-    want = repair_child(parent, blueprint, texts(made), tmp_path / "whole")
+    want = repair_child(Repair(parent, blueprint, texts(made), tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
-        repair_child(parent, blueprint, texts(made), tmp_path / "r", progress=stop)
+        repair_child(Repair(parent, blueprint, texts(made), tmp_path / "r"), progress=stop)
     for file in (tmp_path / "r").rglob("states-*.bin"):
         file.write_bytes(bytes(file.stat().st_size))
-    assert repair_child(parent, blueprint, texts(made), tmp_path / "r").digest == want.digest
+    assert repair_child(Repair(parent, blueprint, texts(made), tmp_path / "r")).digest == want.digest
 
 
 def test_independent_places_see_the_unrepaired_child(
@@ -328,7 +329,7 @@ def test_independent_places_see_the_unrepaired_child(
 ) -> None:
     """For comparison only: the first place is the same, those behind it are not."""
     kept, apart = (
-        repair_child(parent, blueprint, texts(made), tmp_path / str(k), settings=RepairSettings(in_order=k))
+        repair_child(Repair(parent, blueprint, texts(made), tmp_path / str(k), settings=RepairSettings(in_order=k)))
         for k in (True, False)
     )
     first, second = sorted(kept)[:2]
@@ -344,12 +345,14 @@ def test_the_dual_finds_what_the_primal_does(biases: bool, blueprint: Blueprint,
     parent = open_folder(made.folder)
     primal, dual = (
         repair_child(
-            parent,
-            parent.blueprint().apply([2, 3, 4], [(2, 3)]),
-            texts(made),
-            tmp_path / solver,
-            settings=RepairSettings(solver=solver, horizon=2),
-            dtype=torch.float64,
+            Repair(
+                parent,
+                parent.blueprint().apply([2, 3, 4], [(2, 3)]),
+                texts(made),
+                tmp_path / solver,
+                settings=RepairSettings(solver=solver, horizon=2),
+                dtype=torch.float64,
+            )
         )
         for solver in ("primal", "dual")
     )
@@ -383,9 +386,8 @@ def test_the_smaller_form_is_taken_and_too_small_a_budget_refused(
 ) -> None:
     def plan(memory: int, windows: int = 40, solver: Solver = "auto") -> RepairEstimate:
         settings = RepairSettings(solver=solver)
-        return estimate_repair(
-            parent, blueprint, texts(made, windows), tmp_path / "r", settings=settings, memory=memory
-        )
+        repair = Repair(parent, blueprint, texts(made, windows), tmp_path / "r", settings=settings, memory=memory)
+        return repair.estimate()
 
     room = Room(used=0, free=1 << 30, cache=1 << 30, disk=1 << 30)
     monkeypatch.setattr(Room, "here", lambda device, folder, limit: replace(room, limit=limit))
@@ -425,7 +427,7 @@ def test_weights_are_rounded_where_they_are_used(made: Made, parent: Checkpoint,
 def test_a_full_disk_is_said_and_the_repair_goes_on_later(
     made: Made, parent: Checkpoint, blueprint: Blueprint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    want = repair_child(parent, blueprint, texts(made), tmp_path / "whole")
+    want = repair_child(Repair(parent, blueprint, texts(made), tmp_path / "whole"))
     saved = repairs_module.save_file
 
     def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -436,7 +438,7 @@ def test_a_full_disk_is_said_and_the_repair_goes_on_later(
 
     monkeypatch.setattr(repairs_module, "save_file", full)
     with pytest.raises(OutputError, match="No space left"):
-        repair_child(parent, blueprint, texts(made), tmp_path / "r")
+        repair_child(Repair(parent, blueprint, texts(made), tmp_path / "r"))
     assert not list((tmp_path / "r").glob("*.part"))
     monkeypatch.undo()
-    assert repair_child(parent, blueprint, texts(made), tmp_path / "r").digest == want.digest
+    assert repair_child(Repair(parent, blueprint, texts(made), tmp_path / "r")).digest == want.digest

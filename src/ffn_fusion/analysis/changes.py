@@ -22,7 +22,6 @@ from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.processes import Progress, current, silent, together
-from ffn_fusion.surgery.build import files_state
 from ffn_fusion.surgery.child import Child
 
 
@@ -90,9 +89,8 @@ def score_changes(
     pass_ = Pass("changes, one at a time", edits, tuple(edits))
     folder = workspace / f"process-{current().rank}-of-{current().world}" if workspace else None
     estimate = estimate_pass(pass_, stack, ids_NT, parent.nbytes, memory, folder, None)
-    key = "\n".join(
-        (parent.fingerprint, files_state(parent), files_state(child.parent if isinstance(child, Child) else child))
-    )
+    made_of = child.parent if isinstance(child, Child) else child
+    key = "\n".join((parent.fingerprint, parent.files_state, made_of.files_state))
     found = carry_out(pass_, estimate, stack, ids_NT, folder, key + blueprint.to_json(), progress).divergences
     parent_loss = float(found[PARENT].loss_N.mean())
     damages = {name: damage_of(values, parent_loss) for name, values in found.items()}

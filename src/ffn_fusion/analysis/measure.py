@@ -57,7 +57,7 @@ from ffn_fusion.errors import UsageError
 from ffn_fusion.families import ModelSpec, family_of, require
 from ffn_fusion.processes import Progress, current, silent, together
 from ffn_fusion.repair.candidate import Workbench
-from ffn_fusion.surgery.build import build_id, child_bytes, files_state
+from ffn_fusion.surgery.build import build_id, child_bytes
 from ffn_fusion.surgery.child import Child
 
 _REMOVE: Mapping[Part, type[RemoveBlock] | type[RemoveAttention] | type[RemoveFfn]] = {
@@ -330,5 +330,5 @@ def _identity(model: Checkpoint | Child) -> tuple[Parent, str, int, str]:
         model.spec.parent(name, checkpoint.revision),
         fingerprint,
         child_bytes(model) if isinstance(model, Child) else checkpoint.nbytes,
-        f"{fingerprint}\n{files_state(checkpoint)}",
+        f"{fingerprint}\n{checkpoint.files_state}",
     )

@@ -83,6 +83,12 @@ class Checkpoint:
         """The files that hold the weights."""
         return {info.file for name in self.tensors for info in self.stored(name)}
 
+    @property
+    def files_state(self) -> str:
+        """Names, sizes and ages of the weight files: whether they changed since, without reading them."""
+        stats = ((path.name, path.stat()) for path in sorted(self.files))
+        return "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
+
     def blueprint(self) -> Blueprint:
         """The blueprint of a child that is this model unchanged: where edits begin."""
         return Blueprint.identity(self.spec.parent(self.name, self.revision))

@@ -27,7 +27,7 @@ from ffn_fusion.distillation.tracking import Tracking
 from ffn_fusion.distillation.trained import trained_numbers, trained_tensors
 from ffn_fusion.errors import DataError, UsageError
 from ffn_fusion.processes import current
-from ffn_fusion.surgery.build import BLUEPRINT, files_state
+from ffn_fusion.surgery.build import BLUEPRINT
 
 
 @dataclass(frozen=True)
@@ -197,9 +197,9 @@ class Training:
     def key(self) -> str:
         """A hash over all that the result depends on."""
         words = [
-            files_state(self.checkpoint),
+            self.checkpoint.files_state,
             self.checkpoint.fingerprint,
-            files_state(self.parent),
+            self.parent.files_state,
             self.parent.fingerprint,
             self.settings.method(),
             self.seed,

@@ -38,7 +38,6 @@ from ffn_fusion.distillation.teacher_cache import (
 )
 from ffn_fusion.errors import OutputError
 from ffn_fusion.processes import Progress, current, silent, together
-from ffn_fusion.surgery.build import files_state
 
 _SWEEP = "sweep"
 SHARD_WINDOWS = 16
@@ -94,7 +93,7 @@ class Writing:
 
     @cached_property
     def key(self) -> str:
-        words = [self.parent.fingerprint, files_state(self.parent), self.settings.k, self.settings.temperature]
+        words = [self.parent.fingerprint, self.parent.files_state, self.settings.k, self.settings.temperature]
         words += [str(self.dtype), list(self.ids_NT.shape)]
         return hashlib.sha256(json.dumps(words).encode() + self.ids_NT.content).hexdigest()
 

@@ -24,7 +24,7 @@ from ffn_fusion.portability.fix import Fixed, native_files
 from ffn_fusion.portability.history import FIXES, REWRITTEN, Form, Rewriting, history_json, read_history
 from ffn_fusion.portability.rewrite import plan_rewrite
 from ffn_fusion.report.model_card import model_card
-from ffn_fusion.surgery.build import BLUEPRINT, files_state
+from ffn_fusion.surgery.build import BLUEPRINT
 from ffn_fusion.surgery.repairs import RECORD
 
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
@@ -101,7 +101,7 @@ def write_folder(plan: FolderPlan, target: Path, on_bytes: Callable[[int], None]
         _manifest(plan),
         target,
         parent=plan.checkpoint.folder,
-        state=files_state(plan.checkpoint),
+        state=plan.checkpoint.files_state,
         max_shard_bytes=plan.max_shard_bytes,
         on_bytes=on_bytes,
     )

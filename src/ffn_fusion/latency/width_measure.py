@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ffn_fusion.blockwise.room import free_memory
 from ffn_fusion.families import ModelSpec
+from ffn_fusion.latency.interleave import turned
 from ffn_fusion.latency.machine import machine
 from ffn_fusion.latency.summary import median_error
 from ffn_fusion.latency.width_curve import WidthCurve, WidthPoint, most_fused, multiples, own_width, widest
@@ -108,7 +109,7 @@ def _rounds(passes: Mapping[int, Callable[[], float]], rounds: int) -> dict[int,
     names = list(passes)
     times: dict[int, list[float]] = {name: [] for name in names}
     for turn in range(3 * rounds + 1):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        for name in turned(names, turn):
             seconds = passes[name]()
             if turn:
                 times[name].append(seconds)

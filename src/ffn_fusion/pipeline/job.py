@@ -31,7 +31,7 @@ from ffn_fusion.pipeline.workspace import Workspace, stage_key
 from ffn_fusion.processes import Progress
 from ffn_fusion.repair.places import places
 from ffn_fusion.settings import DtypeName
-from ffn_fusion.surgery.build import check_blueprint, child_bytes, files_state
+from ffn_fusion.surgery.build import check_blueprint, child_bytes
 from ffn_fusion.surgery.child import Child
 
 
@@ -256,7 +256,7 @@ class Job:
     @cached_property
     def _models(self) -> tuple[object, ...]:
         """What every key depends on: the parent's files, and the child if it is given."""
-        return self.parent.fingerprint, files_state(self.parent), self.decided and self.decided.to_json()
+        return self.parent.fingerprint, self.parent.files_state, self.decided and self.decided.to_json()
 
     def _save_recipe(self, recipe: Recipe) -> None:
         """Write the recipe with the commit that a branch stands for today."""

@@ -13,7 +13,7 @@ from ffn_fusion.pipeline.job import Job
 from ffn_fusion.pipeline.models import PRUNED, REPAIRED, UNREPAIRED
 from ffn_fusion.pipeline.texts import Windows, calibration_windows, split_windows
 from ffn_fusion.repair.estimate import RepairEstimate
-from ffn_fusion.repair.repair import estimate_repair, repair_child
+from ffn_fusion.repair.repair import Repair, repair_child
 from ffn_fusion.surgery.build import child_bytes
 from ffn_fusion.surgery.child import Child
 from ffn_fusion.surgery.repairs import Repairs, save_record
@@ -28,24 +28,14 @@ def repair(job: Job) -> None:
         return
     windows, kept_back = repair_windows(job)
     check_space(job.space.repairs, max(0, child_bytes(job.child) - bytes_in(job.space.repairs)))
-    found = repair_child(
-        job.parent,
-        job.blueprint,
-        windows,
-        job.space.repairs,
-        on_plan=job.listener.repairing,
-        progress=job.progress,
-        **_how(job),
-    )
+    found = repair_child(_repair(job, windows), on_plan=job.listener.repairing, progress=job.progress)
     if not job.has("evaluate"):
         save_record(job.space.repairs, {**found.record, "gains": _gains(job, found, kept_back)})
 
 
 def repair_estimate(job: Job) -> RepairEstimate | None:
     """Estimate what the repair will take; None if there is nothing to repair."""
-    if not job.repairs:
-        return None
-    return estimate_repair(job.parent, job.blueprint, repair_windows(job)[0], job.space.repairs, **_how(job))
+    return _repair(job, repair_windows(job)[0]).estimate() if job.repairs else None
 
 
 def repair_windows(job: Job) -> Windows:
@@ -61,13 +51,9 @@ def repair_windows(job: Job) -> Windows:
     return split_windows(job.parent, text, seed)
 
 
-def _how(job: Job) -> dict[str, Any]:
-    return {
-        "settings": job.recipe.repair,
-        "dtype": job.dtype(job.recipe.repair.dtype),
-        "device": job.recipe.device,
-        "memory": job.memory,
-    }
+def _repair(job: Job, windows: Sequence[TokenWindows]) -> Repair:
+    settings, dtype = job.recipe.repair, job.dtype(job.recipe.repair.dtype)
+    return Repair(job.parent, job.blueprint, windows, job.space.repairs, settings, dtype, job.recipe.device, job.memory)
 
 
 def _gains(job: Job, repairs: Repairs, texts: Sequence[TokenWindows]) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from ffn_fusion.families.layout import block_tensors, model_tensors
 from ffn_fusion.portability.history import FIXES, REWRITTEN, Rewriting, history_json, read_fixes, read_history
 from ffn_fusion.portability.rewrite import Rewrite
 from ffn_fusion.portability.rule import Engine
-from ffn_fusion.surgery.build import BLUEPRINT, files_state
+from ffn_fusion.surgery.build import BLUEPRINT
 from ffn_fusion.surgery.child_config import child_config, form_of, modeling_files
 from ffn_fusion.surgery.fuse_ffn import fuse_columns, fuse_rows
 from ffn_fusion.surgery.repairs import RECORD
@@ -184,7 +184,7 @@ def fix(
         manifest,
         target,
         parent=checkpoint.folder,
-        state=files_state(checkpoint),
+        state=checkpoint.files_state,
         max_shard_bytes=max_shard_bytes,
         on_bytes=on_bytes,
     )

@@ -30,7 +30,7 @@ from ffn_fusion.repair.places import Place, places
 from ffn_fusion.repair.program import Program, make_program
 from ffn_fusion.repair.settings import RepairSettings
 from ffn_fusion.repair.walk import Pair, PlaceRepair, walk
-from ffn_fusion.surgery.build import build_id, check_blueprint, files_state
+from ffn_fusion.surgery.build import build_id, check_blueprint
 from ffn_fusion.surgery.child import Child
 from ffn_fusion.surgery.repairs import Repairs, save_record, save_repair
 
@@ -39,70 +39,30 @@ _LEAST_WINDOWS = 4
 _WALK, _ROWS = "walk", "places.json"
 
 
-@together
-def repair_child(
-    parent: Checkpoint,
-    blueprint: Blueprint,
-    texts: Sequence[TokenWindows],
-    folder: Path,
-    *,
-    settings: RepairSettings = RepairSettings(),
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    memory: int | None = None,
-    on_plan: Callable[[RepairEstimate], None] | None = None,
-    progress: Progress = silent,
-) -> Repairs:
-    """Solve output projections of a child's changed blocks anew; no gradient, one read of each model's weights.
+@dataclass(frozen=True)
+class Repair:
+    """A repair of a child: output projections of its changed blocks are solved anew, on text.
 
     Args:
         texts: calibration windows, all of one length; as broad as the use. A share of them decides and isn't fitted.
-        folder: where the new weights go. A call that was killed there goes on from its last step; anything else that
-            the folder holds is removed.
+        folder: where the new weights go. A call that was interrupted there continues from its last step; anything else
+            that the folder holds is removed.
+        dtype: of the forward passes.
         device: with "cuda" and several processes, each takes a GPU of its own.
-        memory: bytes that a process may use (default: half of what's free).
-        on_plan: called with the plan before it begins, on the first process; its estimate costs a second or two.
-        progress: counts steps of the walk: sub-blocks that all windows have gone through.
-
-    Returns:
-        The repairs, to give to ``Child`` or ``build``.
+        memory: bytes that a process may use; None: half of the free memory.
 
     Raises:
-        BlueprintError: the blueprint is of another model. DataError: too little text. UsageError: too little memory.
-        OutputError: the disk is too small, or full.
+        BlueprintError: the blueprint is of another model. DataError: too little text.
     """
-    work = _Repair(parent, blueprint, texts, folder, settings, dtype, device, memory)
-    plan = work.plan(timed=on_plan is not None) if work.places else None
-    if plan and on_plan:
-        on_plan(plan)
-    return work.carry_out(plan, progress)
 
-
-def estimate_repair(
-    parent: Checkpoint,
-    blueprint: Blueprint,
-    texts: Sequence[TokenWindows],
-    folder: Path,
-    *,
-    settings: RepairSettings = RepairSettings(),
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    memory: int | None = None,
-) -> RepairEstimate:
-    """What ``repair_child`` will take, of a child with something to repair."""
-    return _Repair(parent, blueprint, texts, folder, settings, dtype, device, memory).plan(timed=True)
-
-
-@dataclass(frozen=True)
-class _Repair:
     parent: Checkpoint
     blueprint: Blueprint
     texts: Sequence[TokenWindows]
     folder: Path
-    settings: RepairSettings
-    dtype: torch.dtype
-    device: str
-    memory: int | None
+    settings: RepairSettings = RepairSettings()
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         check_blueprint(self.parent, self.blueprint)
@@ -155,7 +115,15 @@ class _Repair:
         fitted, deciding = split_windows(len(self.ids_NT), self.settings.held_out)
         return fitted[here.rank :: here.world], deciding[here.rank :: here.world]
 
-    def plan(self, *, timed: bool) -> RepairEstimate:
+    def estimate(self, *, timed: bool = True) -> RepairEstimate:
+        """Return what a repair with at least one place will take.
+
+        Args:
+            timed: also estimate the seconds, which takes a second or two.
+
+        Raises:
+            UsageError: too little memory. OutputError: the disk is too small.
+        """
         teacher, child = self.stacks
         context = self.ids_NT.shape[1]
         return make_estimate(
@@ -174,6 +142,7 @@ class _Repair:
         )
 
     def carry_out(self, plan: RepairEstimate | None, progress: Progress) -> Repairs:
+        """Repair place after place, as the plan says; None if there are no places."""
         here = current()
         ledger = _Ledger(self.folder, self._key(plan)) if not here.rank else None
         here.gather([None])  # the folder is there, and what isn't ours is gone
@@ -221,7 +190,7 @@ class _Repair:
         """A hash over all that the result depends on."""
         words = [
             build_id(self.child),
-            files_state(self.parent),
+            self.parent.files_state,
             self.settings.method(),
             str(self.dtype),
             str(self.device),
@@ -232,6 +201,28 @@ class _Repair:
             list(self.ids_NT.shape),
         ]
         return hashlib.sha256(json.dumps(words).encode() + self.ids_NT.numpy().tobytes()).hexdigest()
+
+
+@together
+def repair_child(
+    repair: Repair, *, on_plan: Callable[[RepairEstimate], None] | None = None, progress: Progress = silent
+) -> Repairs:
+    """Solve output projections of a child's changed blocks anew; no gradient, one read of each model's weights.
+
+    Args:
+        on_plan: called with the estimate before the work begins, on the first process; it costs a second or two.
+        progress: counts steps of the walk: sub-blocks that all windows have gone through.
+
+    Returns:
+        The repairs, to give to ``Child`` or ``build``.
+
+    Raises:
+        UsageError: too little memory. OutputError: the disk is too small, or full.
+    """
+    plan = repair.estimate(timed=on_plan is not None) if repair.places else None
+    if plan and on_plan:
+        on_plan(plan)
+    return repair.carry_out(plan, progress)
 
 
 class _Ledger:

@@ -61,7 +61,7 @@ def build(
         {"build": build_id(child, max_shard_bytes), "parent": about},
         target,
         parent=parent.folder,
-        state=files_state(parent),
+        state=parent.files_state,
         max_shard_bytes=max_shard_bytes,
         on_bytes=on_bytes,
     )
@@ -122,9 +122,3 @@ def build_id(child: Child, max_shard_bytes: int = MAX_SHARD_BYTES) -> str:
     if child.repairs is not None:
         digest.update(child.repairs.digest.encode())
     return digest.hexdigest()
-
-
-def files_state(parent: Checkpoint) -> str:
-    """Names, sizes and ages of a checkpoint's weight files: whether they changed since, without reading them."""
-    stats = ((path.name, path.stat()) for path in sorted(parent.files))
-    return "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
