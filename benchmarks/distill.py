@@ -34,9 +34,9 @@ from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.distill import distill_child
 from ffn_fusion.distillation.settings import DistillSettings, Objective
-from ffn_fusion.distillation.teacher import load_causal
 from ffn_fusion.distillation.teacher_cache import CacheSettings
 from ffn_fusion.distillation.training import Training
+from ffn_fusion.modeling.load import load_model
 from ffn_fusion.sources import open_model
 from ffn_fusion.surgery.build import build
 
@@ -189,14 +189,14 @@ def _student(place: Path, ids: Any, options: argparse.Namespace) -> list[float]:
             report_to="none",
             disable_tqdm=True,
         )
-        model = load_causal(place / "child", torch.float32)
+        model = load_model(place / "child", torch.float32)
         Trainer(model=model, args=arguments, train_dataset=windows, callbacks=[Clock()]).train()
     return times
 
 
 @torch.no_grad()
 def _teacher(parent: Checkpoint, ids: Any, options: argparse.Namespace) -> list[float]:
-    model = load_causal(parent.folder, torch.bfloat16 if options.bf16 else torch.float32).eval()
+    model = load_model(parent.folder, torch.bfloat16 if options.bf16 else torch.float32).eval()
     times: list[float] = []
     for step in range(0, len(ids), BATCH):
         for start in range(step, step + BATCH, options.micro):

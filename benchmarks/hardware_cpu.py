@@ -28,10 +28,10 @@ from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.random_model import write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.errors import BlueprintError
-from ffn_fusion.latency.load import realise
 from ffn_fusion.latency.machines import Machine
 from ffn_fusion.latency.measure import bench
 from ffn_fusion.latency.work import Setting
+from ffn_fusion.modeling.load import realise
 from ffn_fusion.sources import open_model
 from ffn_fusion.surgery.child import Child
 

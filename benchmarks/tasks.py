@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from quality_bench import TEXTS
 
-from ffn_fusion.distillation.teacher import load_causal
+from ffn_fusion.modeling.load import load_model
 
 _CAPITALS = """
 France Paris|Germany Berlin|Italy Rome|Spain Madrid|Portugal Lisbon|Japan Tokyo|China Beijing|Russia Moscow
@@ -37,7 +37,7 @@ def capitals(tokenizer: Any, folder: Path, device: str) -> float:
     for country, city in known:
         others = rng.sample([other for _, other in known if other != city], 3)
         questions.append((f"The capital of {country} is", [f" {answer}" for answer in (city, *others)]))
-    return _right(tokenizer, load_causal(folder, torch.float32).to(device).eval(), questions)
+    return _right(tokenizer, load_model(folder, torch.float32).to(device).eval(), questions)
 
 
 def sentence_order(tokenizer: Any, folder: Path, device: str) -> float:
@@ -53,7 +53,7 @@ def sentence_order(tokenizer: Any, folder: Path, device: str) -> float:
         while len(orders) < 4:
             orders.append(rng.sample(sentences, len(sentences)))
         questions.append(("", [". ".join(order) for order in orders]))
-    return _right(tokenizer, load_causal(folder, torch.float32).to(device).eval(), questions[:_PASSAGES])
+    return _right(tokenizer, load_model(folder, torch.float32).to(device).eval(), questions[:_PASSAGES])
 
 
 def _right(tokenizer: Any, model: Any, questions: Sequence[tuple[str, Sequence[str]]]) -> float:

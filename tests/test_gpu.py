@@ -22,8 +22,8 @@ from ffn_fusion.distillation.settings import DistillSettings, Objective
 from ffn_fusion.distillation.teacher_cache import CacheSettings
 from ffn_fusion.distillation.training import Training
 from ffn_fusion.evaluation.evaluate import evaluate
-from ffn_fusion.latency.load import load_model, realise
 from ffn_fusion.latency.measure import bench
+from ffn_fusion.modeling.load import load_model, realise
 from ffn_fusion.repair.repair import Repair, repair_child
 from ffn_fusion.repair.settings import RepairSettings
 from ffn_fusion.surgery.build import build

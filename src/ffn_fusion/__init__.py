@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from ffn_fusion.export.forms import export_model, plan_export
     from ffn_fusion.families.pattern import pattern_spec
     from ffn_fusion.latency.hardware import Prediction, predict, sub_block_seconds
-    from ffn_fusion.latency.load import load_model, realise
     from ffn_fusion.latency.machines import Machine, find_machine
     from ffn_fusion.latency.measure import bench
     from ffn_fusion.latency.speculative import Draft, predict_drafted
@@ -59,6 +58,7 @@ if TYPE_CHECKING:
     from ffn_fusion.latency.sub_blocks import time_sub_blocks
     from ffn_fusion.latency.timing import Latency
     from ffn_fusion.latency.work import Setting
+    from ffn_fusion.modeling.load import load_model, realise
     from ffn_fusion.pipeline.recipe import Recipe
     from ffn_fusion.pipeline.result import Result
     from ffn_fusion.pipeline.run import run
@@ -103,7 +103,7 @@ _HOMES = {
     "export.forms": ("export_model", "plan_export"),
     "families.pattern": ("pattern_spec",),
     "latency.hardware": ("Prediction", "predict", "sub_block_seconds"),
-    "latency.load": ("load_model", "realise"),
+    "modeling.load": ("load_model", "realise"),
     "latency.machines": ("Machine", "find_machine"),
     "latency.measure": ("bench",),
     "latency.speculative": ("Draft", "predict_drafted"),

@@ -94,6 +94,20 @@ def test_a_disk_that_lost_something_is_noticed(harm: str, tmp_path: Path) -> Non
     assert not files(tmp_path).restore(stamp)
 
 
+def test_files_outlive_an_exception_alone(tmp_path: Path) -> None:
+    """As a context: what an exception leaves can be resumed, what is done is removed, a temporary folder always."""
+    with pytest.raises(KeyboardInterrupt), files(tmp_path) as states:
+        raise KeyboardInterrupt
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["states-0.bin", "states-1.bin"]
+    with files(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+    with FileStates(None, 3, 4, 2, torch.float32, torch.device("cpu")) as states:
+        folder = states._folder
+        assert folder.is_dir()
+    assert not folder.exists()
+
+
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     states = files(tmp_path)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ffn_fusion.engines import compare
 from ffn_fusion.engines.answers import Answers
+from ffn_fusion.modeling.load import load_model
 from ffn_fusion.portability import reference
 from ffn_fusion.portability.rules import ENGINES
 
@@ -97,7 +98,7 @@ def test_verify_in_an_engine(
     """An engine that's made up of transformers, and one that reads prompts the wrong way round."""
 
     def told(folder: Path, ids_NT: Tensor, new: int, likeliest: int, program: Path | None) -> Answers:
-        model, ids = reference.load(folder, torch.float32), ids_NT if right else ids_NT.flip(-1)
+        model, ids = load_model(folder, torch.float32), ids_NT if right else ids_NT.flip(-1)
         logprobs_NTK, ids_NTK = reference.logits(model, ids).log_softmax(-1).topk(likeliest)
         return Answers(ids_NTK, logprobs_NTK, reference.greedy(model, ids, new).argmax(-1))
 

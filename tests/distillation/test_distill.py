@@ -24,12 +24,13 @@ from ffn_fusion.distillation import training as training_module
 from ffn_fusion.distillation.depths import Depth, matched_depths, touched_blocks
 from ffn_fusion.distillation.distill import Distilled, distill_child
 from ffn_fusion.distillation.settings import DistillSettings, Objective
-from ffn_fusion.distillation.teacher import OnlineTeacher, load_causal
+from ffn_fusion.distillation.teacher import OnlineTeacher
 from ffn_fusion.distillation.trainer import objective_loss
 from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.write import write_distilled
 from ffn_fusion.errors import BlueprintError, CheckpointError, DataError, MissingExtraError, TrainingError, UsageError
 from ffn_fusion.evaluation.evaluate import evaluate
+from ffn_fusion.modeling.load import load_model
 from ffn_fusion.portability.fix import fix
 from ffn_fusion.portability.rewrite import plan_rewrite
 from ffn_fusion.portability.verify import Against, verify
@@ -63,7 +64,7 @@ def test_the_objective_on_models_is_the_papers(exact: Pair, checkpointing: bool)
     objective = Objective(kl=0.8, cosine=0.5, lm=0.3)
     ids = torch.from_numpy(exact.texts(3)[0].ids_NT)
     depths = matched_depths(exact.blueprint)
-    model = load_causal(exact.child, torch.float64).train()
+    model = load_model(exact.child, torch.float64).train()
     if checkpointing:
         distill.checkpoint_activations(model)
     teacher = OnlineTeacher(exact.parent.folder, [d.parent for d in depths], torch.float64, "cpu")
@@ -86,8 +87,8 @@ def test_the_objective_on_models_is_the_papers(exact: Pair, checkpointing: bool)
         assert float(got) == pytest.approx(float(wanted), rel=1e-6)  # the frequencies of rotary are in float32
     assert float(loss.total.detach()) == pytest.approx(float(0.8 * kl + 0.5 * cosine + 0.3 * lm), rel=1e-6)
 
-    model = load_causal(exact.child, torch.float64)
-    parent = load_causal(exact.parent.folder, torch.float64)
+    model = load_model(exact.child, torch.float64)
+    parent = load_model(exact.parent.folder, torch.float64)
     with torch.no_grad():
         states = parent(ids, output_hidden_states=True)
     out = model(ids, output_hidden_states=True)
@@ -114,7 +115,7 @@ def test_the_trainer_is_adamw_on_the_mean_of_a_batch(exact: Pair, tmp_path: Path
     training = Training(exact.child, exact.parent, exact.texts(), tmp_path / "x", QUICK)
     depths, objective = matched_depths(exact.blueprint), Objective()
     teacher = OnlineTeacher(exact.parent.folder, [d.parent for d in depths], torch.float64, "cpu")
-    model = load_causal(exact.child, torch.float64).train()
+    model = load_model(exact.child, torch.float64).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
     losses = []
     for step, rate in enumerate((0.0, 1.0, (1 + cos(pi / 2)) / 2)):
@@ -161,7 +162,7 @@ def test_it_comes_closer_and_is_a_child_like_any(pair: Pair, tmp_path: Path) -> 
     findings = {f.check: f for f in verify(folder, Against(pair.parent, ids, "random"))}
     assert all(f.ok for f in findings.values()), findings
     assert f"{len(child.tensors)} repaired or trained" in findings["tensors"].words
-    logits = load_causal(folder, torch.float32)(ids).logits
+    logits = load_model(folder, torch.float32)(ids).logits
     assert logits.isfinite().all()
 
 

@@ -26,12 +26,13 @@ from ffn_fusion.distillation.distill import Distilled, distill_child
 from ffn_fusion.distillation.estimate import estimate_training
 from ffn_fusion.distillation.lora import Merged, bare, with_adapters
 from ffn_fusion.distillation.settings import DistillSettings, Objective
-from ffn_fusion.distillation.teacher import OnlineTeacher, load_causal
+from ffn_fusion.distillation.teacher import OnlineTeacher
 from ffn_fusion.distillation.trainer import objective_loss
 from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.write import Weights, write_distilled
 from ffn_fusion.errors import MissingExtraError
 from ffn_fusion.evaluation.evaluate import evaluate
+from ffn_fusion.modeling.load import load_model
 from ffn_fusion.portability.verify import Against, verify
 from ffn_fusion.processes import silent
 from ffn_fusion.surgery.build import build
@@ -91,7 +92,7 @@ def test_merged_as_peft_merges(exact: Pair, pair: Pair, whole: Distilled, tmp_pa
 
     in_float64 = train(exact, tmp_path / "w")
     for it, dtype, done in ((pair, torch.float32, whole), (exact, torch.float64, in_float64)):
-        wrapped = PeftModel.from_pretrained(load_causal(it.child, dtype), done.weights.folder)
+        wrapped = PeftModel.from_pretrained(load_model(it.child, dtype), done.weights.folder)
         theirs = wrapped.merge_and_unload().state_dict()
         for name, info in done.weights.tensors.items():
             ours = done.weights.read(name)
@@ -131,7 +132,7 @@ def test_the_objective_sees_through_the_wrapping(exact: Pair) -> None:
     names = tuple(matrices(open_folder(exact.child), (0, 1, 2, 3, 4, 5)))
     found = []
     for wrap in (False, True):
-        model = load_causal(exact.child, torch.float64)
+        model = load_model(exact.child, torch.float64)
         call = with_adapters(model, names, SETTINGS) if wrap else model
         blocks = [d.child for d in depths]
         objective = Objective(kl=1.0, cosine=1.0, lm=0.5)
@@ -152,7 +153,7 @@ def test_it_comes_closer_and_is_a_child_like_any(pair: Pair, tmp_path: Path) -> 
     ids = torch.from_numpy(pair.texts(1)[0].ids_NT)
     findings = {f.check: f for f in verify(folder, Against(pair.parent, ids, "random"))}
     assert all(f.ok for f in findings.values()), findings
-    assert load_causal(folder, torch.float32)(ids).logits.isfinite().all()
+    assert load_model(folder, torch.float32)(ids).logits.isfinite().all()
 
 
 def test_stopped_at_any_step(pair: Pair, whole: Distilled, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import mismatches
 from ffn_fusion.distillation.checkpoints import newest
 from ffn_fusion.distillation.sharding import check_sharding, launched_sharded
-from ffn_fusion.distillation.teacher import load_causal
 from ffn_fusion.errors import UsageError
+from ffn_fusion.modeling.load import load_model
 from ffn_fusion.surgery.build import build
 
 CONFIGURATIONS = Path(__file__).parents[2] / "recipes" / "accelerate"
@@ -106,9 +106,9 @@ def test_what_is_left_is_a_model_in_shards_of_an_optimiser(pairs: Path, two: Pat
     counts = [sum(row["exp_avg"].numel() for row in half["state"].values()) for half in halves]
     assert sum(counts) == open_folder(saved.folder).parameters
     assert abs(counts[0] - counts[1]) < 0.02 * sum(counts)
-    model = load_causal(saved.folder, torch.float32)
+    model = load_model(saved.folder, torch.float32)
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    before = load_causal(pairs / "tied" / "child", torch.float32)
+    before = load_model(pairs / "tied" / "child", torch.float32)
     ids = torch.load(pairs / "tied" / "ids.pt")[:2]
     assert (model(ids).logits - before(ids).logits).abs().max() > 1e-3
 
@@ -176,7 +176,7 @@ def test_the_command_line_under_accelerate_launch(pairs: Path, tmp_path: Path) -
     record = json.loads(done.stdout)
     assert record["settings"]["shard"]
     assert not mismatches(tmp_path / "out")
-    assert load_causal(tmp_path / "out", torch.float32)(torch.ones(1, 4, dtype=torch.long)).logits.isfinite().all()
+    assert load_model(tmp_path / "out", torch.float32)(torch.ones(1, 4, dtype=torch.long)).logits.isfinite().all()
 
     work = tmp_path / ".other.distillation"
     (work / "checkpoint-1").mkdir(parents=True)

@@ -19,7 +19,7 @@ from ffn_fusion.distillation.distill import distill_child
 from ffn_fusion.distillation.divergence import truncate
 from ffn_fusion.distillation.objective import head_loss
 from ffn_fusion.distillation.settings import DistillSettings, Objective
-from ffn_fusion.distillation.teacher import OnlineTeacher, load_causal
+from ffn_fusion.distillation.teacher import OnlineTeacher
 from ffn_fusion.distillation.teacher_cache import (
     CachedTeacher,
     CacheSettings,
@@ -29,6 +29,7 @@ from ffn_fusion.distillation.teacher_cache import (
 from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.write_cache import write_cache
 from ffn_fusion.errors import DataError, OutputError, UsageError
+from ffn_fusion.modeling.load import load_model
 
 SETTINGS = DistillSettings(batch=4, micro=2, learning_rate=1e-3, save_every=99, objective=Objective(cosine=0.0))
 
@@ -40,7 +41,7 @@ def ids_of(pair: Pair, windows: int = 12) -> torch.Tensor:
 def log_probabilities(pair: Pair, ids: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """The parent by transformers: [N, T - 1, V]."""
     with torch.no_grad():
-        logits = load_causal(pair.parent.folder, torch.float32)(ids).logits[:, :-1]
+        logits = load_model(pair.parent.folder, torch.float32)(ids).logits[:, :-1]
     return (logits / temperature).log_softmax(-1)
 
 

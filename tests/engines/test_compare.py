@@ -20,6 +20,7 @@ from ffn_fusion.engines.answers import Answers
 from ffn_fusion.engines.compare import NEW, TOLERANCE, Comparison, compare, parse_runnable, verify_engine
 from ffn_fusion.engines.llama_cpp import LlamaServer, find_server, served
 from ffn_fusion.errors import CheckError, MissingExtraError, UsageError
+from ffn_fusion.modeling.load import load_model
 from ffn_fusion.portability import reference
 
 
@@ -33,7 +34,7 @@ def child(folder: Path) -> Path:
 
 def told(folder: Path, ids_NT: Tensor, new: int, likeliest: int, program: Path | None) -> Answers:
     """What an engine would say that computes just what transformers does."""
-    model = reference.load(folder, torch.float32)
+    model = load_model(folder, torch.float32)
     logprobs_NTK, ids_NTK = reference.logits(model, ids_NT).log_softmax(-1).topk(likeliest)
     return Answers(ids_NTK, logprobs_NTK, reference.greedy(model, ids_NT, new).argmax(-1))
 

@@ -28,6 +28,7 @@ from ffn_fusion.export.gguf import plan_gguf
 from ffn_fusion.gguf.file import GgufFile, read_gguf
 from ffn_fusion.gguf.tokenizer import tokenizer_files
 from ffn_fusion.gguf.write import write_gguf
+from ffn_fusion.modeling.load import load_model
 from ffn_fusion.portability import reference
 from ffn_fusion.sources import open_model
 from ffn_fusion.surgery.build import build
@@ -56,7 +57,7 @@ def compared(file: Path, folder: Path, ids: list[int] = IDS, new: int = NEW) -> 
 
 def expected(folder: Path, ids: list[int], new: int = NEW) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of the prompt, and of the text that follows."""
-    model, prompts = reference.load(folder, torch.float32), torch.tensor([ids])
+    model, prompts = load_model(folder, torch.float32), torch.tensor([ids])
     return reference.logits(model, prompts), reference.greedy(model, prompts, new)
 
 

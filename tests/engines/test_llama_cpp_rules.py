@@ -17,6 +17,7 @@ from ffn_fusion.engines.compare import differences
 from ffn_fusion.errors import CheckError
 from ffn_fusion.export import gguf as exporter
 from ffn_fusion.gguf.write import write_gguf
+from ffn_fusion.modeling.load import load_model
 from ffn_fusion.portability import reference
 from ffn_fusion.portability.check import check, fix
 
@@ -39,7 +40,7 @@ def made(folder: Path, blocks: Blocks, **changes: Any) -> Checkpoint:
 def difference(checkpoint: Checkpoint, folder: Path) -> float | None:
     """Relative difference of llama.cpp's logits to transformers'; None where it doesn't get that far."""
     ids_NT = random_ids(dict(checkpoint.spec.config), 1, 12)
-    want_NTV = reference.logits(reference.load(folder, torch.float32), ids_NT)
+    want_NTV = reference.logits(load_model(folder, torch.float32), ids_NT)
     target = checkpoint.folder.with_suffix(".gguf")
     write_gguf(exporter.plan_gguf(checkpoint, pre_tokenizer="gpt-2"), target)
     try:

@@ -32,6 +32,7 @@ from ffn_fusion.engines.compare import TOLERANCE, Comparison, compare, verify_en
 from ffn_fusion.engines.vllm import Asked, Said
 from ffn_fusion.export.forms import export_model
 from ffn_fusion.families.nemotron_nas import AUTO_MAP
+from ffn_fusion.modeling.load import load_model
 from ffn_fusion.portability import reference
 from ffn_fusion.portability.check import check
 from ffn_fusion.sources import open_model
@@ -109,7 +110,7 @@ def asked_of(folder: Path, ids: list[list[int]], dtype: str = "float32", likelie
 
 def expected(folder: Path, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
     """transformers' logits of the prompts, and of the text that follows."""
-    model, prompts = reference.load(folder, torch.float32), torch.tensor(ids)
+    model, prompts = load_model(folder, torch.float32), torch.tensor(ids)
     return reference.logits(model, prompts), reference.greedy(model, prompts, NEW)
 
 
@@ -272,7 +273,7 @@ def test_a_child_of_the_real_model(tmp_path: Path) -> None:
     assert exact.error < TOLERANCE
     assert exact.agreement > 0.999
     assert exact.same_text == 1
-    theirs = reference.logits(reference.load(child, torch.bfloat16), torch.tensor(ids)).argmax(-1)
+    theirs = reference.logits(load_model(child, torch.bfloat16), torch.tensor(ids)).argmax(-1)
     assert rounded.agreement > float((theirs == logits_NTV.argmax(-1)).double().mean()) - 0.01
 
 

@@ -12,10 +12,10 @@ from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.latency import sub_blocks
 from ffn_fusion.latency.interleave import Workload
-from ffn_fusion.latency.load import load_model
 from ffn_fusion.latency.sub_block_costs import SubBlocks, distinct_shapes, shapes_of
 from ffn_fusion.latency.sub_blocks import _Stack, time_sub_blocks
 from ffn_fusion.latency.traffic import Traffic
+from ffn_fusion.modeling.load import load_model
 
 BLOCKS = [(2, 256), (None, 512), (4, 256), ("linear", None), (2, "linear")]
 CPU = torch.device("cpu")

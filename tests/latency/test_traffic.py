@@ -10,9 +10,9 @@ from makers import nas_config, random_ids, write_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
-from ffn_fusion.latency.load import load_model
 from ffn_fusion.latency.traffic import Traffic
 from ffn_fusion.latency.transformers_runner import traffic_of
+from ffn_fusion.modeling.load import load_model
 
 B, T = 2, 9
 

@@ -13,10 +13,10 @@ from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.errors import UsageError
 from ffn_fusion.latency import roofline as limits
 from ffn_fusion.latency.interleave import Workload
-from ffn_fusion.latency.load import load_model, realise
 from ffn_fusion.latency.measure import bench
 from ffn_fusion.latency.memory import peak_beyond, weight_memory
 from ffn_fusion.latency.transformers_runner import TransformersRunner
+from ffn_fusion.modeling.load import load_model, realise
 from ffn_fusion.surgery.child import Child
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from torch.nn.functional import silu
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.latency.load import realise
+from ffn_fusion.modeling.load import realise
 from ffn_fusion.surgery.build import build, build_id
 from ffn_fusion.surgery.child import Child
 from ffn_fusion.surgery.narrow_ffn import channel_contribution, narrow_columns, narrow_rows

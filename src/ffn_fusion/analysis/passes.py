@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -133,7 +132,11 @@ def carry_out(
 
         place = folder / f"{pass_.name}-{number}".replace(" ", "-") if folder else None
         journal = Journal(place, _key(key, pass_, chunk, stack, schedule))
-        with _states(stack, schedule, chunk, place) as states:
+        N, T = chunk.shape
+        kept: AbstractContextManager[States] = nullcontext(MemoryStates(N))
+        if schedule.in_files:
+            kept = FileStates(place, N, T, stack.spec.hidden_size, stack.dtype, stack.device)
+        with kept as states:
             swept, divergences = _chunk(pass_, stack, schedule, chunk, states, journal, blocks, heads, tell)
         chunks.append(swept)
         parts.append(divergences)
@@ -173,23 +176,6 @@ def _chunk(
     divergences = compare(swept.final(), models, ids_NT, journal=journal, on_window=on_window)
     journal.write({"finished": True})  # the states aren't needed any more
     return swept, divergences
-
-
-@contextmanager
-def _states(stack: Stack, schedule: Schedule, ids_NT: Tensor, place: Path | None) -> Iterator[States]:
-    """In memory, in the pass's folder (then they survive a crash), or in a folder that goes with the process."""
-    if not schedule.in_files:
-        yield MemoryStates(len(ids_NT))
-        return
-    N, T = ids_NT.shape
-    with tempfile.TemporaryDirectory() as folder:
-        states = FileStates(place or Path(folder), N, T, stack.spec.hidden_size, stack.dtype, stack.device)
-        try:
-            yield states
-        except BaseException:
-            states.close(keep=True)  # the next call goes on from them
-            raise
-        states.close()
 
 
 def _key(key: str, pass_: Pass, ids_NT: Tensor, stack: Stack, schedule: Schedule) -> str:

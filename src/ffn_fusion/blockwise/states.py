@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -78,14 +79,22 @@ class FileStates:
 
     So the states of the last finished block are complete whenever the process dies. Reads and writes are direct calls,
     not mmap: the memory that holds them is the page cache, which shrinks when memory is needed elsewhere. On resuming,
-    a checksum of every slot tells whether the disk holds what was written.
+    a checksum of every slot tells whether the disk holds what was written. As a context, the files are removed at its
+    end, but an exception leaves them for the next call to resume from.
+
+    Args:
+        folder: where the files are; None: in a temporary folder, which never outlives the process.
     """
 
     def __init__(
-        self, folder: Path, windows: int, tokens: int, hidden: int, dtype: torch.dtype, device: torch.device
+        self, folder: Path | None, windows: int, tokens: int, hidden: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        self._temporary: TemporaryDirectory[str] | None = None
+        if folder is None:
+            self._temporary = TemporaryDirectory()
+            folder = Path(self._temporary.name)
         self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
         self._shape = (tokens, hidden)
         self._dtype = dtype
         self._device = device
@@ -147,11 +156,19 @@ class FileStates:
         return all(self._stored_sum(place) == self._sums[slot] for slot, place in self._places.items())
 
     def close(self, *, keep: bool = False) -> None:
-        """Give the disk back, unless the states are to be kept for going on later."""
+        """Close the files; remove them unless the states are kept to resume from."""
         for k, file in enumerate(self._files):
             os.close(file)
             if not keep:
                 (self._folder / f"states-{k}.bin").unlink(missing_ok=True)
+        if self._temporary:
+            self._temporary.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
+        self.close(keep=kind is not None)
 
     def _stored_sum(self, place: int) -> int:
         raw = torch.empty(self._window_bytes, dtype=torch.uint8)

@@ -16,11 +16,12 @@ from ffn_fusion.distillation.checks import read_record
 from ffn_fusion.distillation.lora import Merged, with_adapters
 from ffn_fusion.distillation.settings import PARTS
 from ffn_fusion.distillation.sharding import forget_deepspeed, load_sharded, take_over
-from ffn_fusion.distillation.teacher import NoTeacher, OnlineTeacher, Teacher, load_causal
+from ffn_fusion.distillation.teacher import NoTeacher, OnlineTeacher, Teacher
 from ffn_fusion.distillation.teacher_cache import CachedTeacher, CacheSettings, TeacherCache
 from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.write import Weights
 from ffn_fusion.distillation.write_cache import Writing
+from ffn_fusion.modeling.load import load_model
 from ffn_fusion.processes import Progress, current, silent, together
 
 
@@ -140,7 +141,7 @@ def _train(training: Training, saved: Saved | None, cache: TeacherCache | None, 
 def _load(training: Training, folder: Path) -> Any:
     """Load the child, or its state in a checkpoint."""
     if not training.settings.shard:
-        return load_causal(folder, training.master)
+        return load_model(folder, training.master)
     return load_sharded(folder, training.master, training.place, bf16=training.settings.bf16)
 
 

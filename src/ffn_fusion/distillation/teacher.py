@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ffn_fusion.distillation.objective import HiddenTarget, Target
 from ffn_fusion.distillation.sharding import load_sharded, whole
 from ffn_fusion.distillation.states import seen
 from ffn_fusion.modeling.causal import head_of
-from ffn_fusion.registration import register
+from ffn_fusion.modeling.load import load_model
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class OnlineTeacher:
     def __init__(
         self, folder: Path, blocks: Sequence[int], dtype: torch.dtype, device: str, *, shard: bool = False
     ) -> None:
-        model = load_sharded(folder, dtype, device, learns=False) if shard else load_causal(folder, dtype).to(device)
+        model = load_sharded(folder, dtype, device, learns=False) if shard else load_model(folder, dtype, device)
         self._model = model.eval().requires_grad_(False)
         self._blocks = tuple(blocks)
 
@@ -69,11 +69,3 @@ class OnlineTeacher:
 def rows(x_BTD: Tensor) -> Tensor:
     """Return the states that predict a token: [B, T, D] -> [B * (T - 1), D]."""
     return x_BTD[:, :-1].flatten(0, 1)
-
-
-def load_causal(folder: Path, dtype: torch.dtype) -> Any:
-    """Load a checkpoint with ``AutoModelForCausalLM`` without running code of its own."""
-    from transformers import AutoModelForCausalLM
-
-    register()
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)

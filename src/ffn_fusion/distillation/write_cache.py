@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -186,8 +185,9 @@ class Writing:
         windows = [window for number in group for window in self.shards[number]]
         ids_NT, place = self.ids_NT[windows], self.settings.folder / _SWEEP / f"{group[0]}-{group[-1]}"
         journal = Journal(place, f"{self.key} {windows} {schedule.rows} {torch.__version__}")
-        with _states(self.stack, ids_NT, place) as states:
-            swept = sweep(self.stack, ids_NT, {}, states=states, journal=journal, rows=schedule.rows)
+        stack, (N, T) = self.stack, ids_NT.shape
+        with FileStates(place, N, T, stack.spec.hidden_size, stack.dtype, stack.device) as states:
+            swept = sweep(stack, ids_NT, {}, states=states, journal=journal, rows=schedule.rows)
             final, start = swept.final(), 0
             for number in group:
                 count = len(self.shards[number])
@@ -220,18 +220,6 @@ class Writing:
         if tails:
             tensors["log_tail"] = torch.cat(tails).cpu()
         _save_shard(self.settings.folder / shard_name(number), tensors)
-
-
-@contextmanager
-def _states(stack: Stack, ids_NT: Tensor, place: Path) -> Iterator[FileStates]:
-    N, T = ids_NT.shape
-    states = FileStates(place, N, T, stack.spec.hidden_size, stack.dtype, stack.device)
-    try:
-        yield states
-    except BaseException:
-        states.close(keep=True)  # the next call goes on from them
-        raise
-    states.close()
 
 
 def _save_shard(path: Path, tensors: dict[str, Tensor], save: Callable[..., None] = save_file) -> None:

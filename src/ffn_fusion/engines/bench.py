@@ -16,11 +16,11 @@ from ffn_fusion.engines.vllm import find_python
 from ffn_fusion.engines.vllm_bench import bench_vllm
 from ffn_fusion.errors import UsageError
 from ffn_fusion.families import ModelSpec
-from ffn_fusion.latency.load import load_model
 from ffn_fusion.latency.measure import bench, workloads_of
 from ffn_fusion.latency.sub_block_costs import SubBlocks
 from ffn_fusion.latency.sub_blocks import time_sub_blocks
 from ffn_fusion.latency.timing import BenchEngine, Latency
+from ffn_fusion.modeling.load import load_model
 from ffn_fusion.processes import Progress, silent
 from ffn_fusion.sources import open_model, summarise
 

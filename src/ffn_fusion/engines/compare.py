@@ -14,6 +14,7 @@ from ffn_fusion.engines.answers import Answers, Ask
 from ffn_fusion.engines.llama_cpp import llama_cpp_answers
 from ffn_fusion.engines.vllm import vllm_answers
 from ffn_fusion.errors import UsageError
+from ffn_fusion.modeling.load import load_model
 from ffn_fusion.portability import reference
 from ffn_fusion.portability.rule import Engine, parse_engines
 from ffn_fusion.portability.verify import Finding
@@ -79,7 +80,7 @@ def verify_engine(folder: Path, engine: Engine, ids_NT: Tensor, tokens: str, pro
     """
     likeliest = min(LIKELIEST, open_folder(folder).spec.vocab_size)
     said = ENGINES[engine](folder, ids_NT, NEW, likeliest, program)
-    model = reference.load(folder, torch.float32)
+    model = load_model(folder, torch.float32)
     found = compare(said, reference.logits(model, ids_NT), reference.greedy(model, ids_NT, NEW))
     words = (
         f"in float32 against transformers on {tokens}: logits differ by {found.error:.1e} of the largest "

@@ -12,10 +12,10 @@ from ffn_fusion.engines.bench import BenchRequest, bench_in
 from ffn_fusion.engines.width_curves import CONTEXT, widths_in
 from ffn_fusion.evaluation.evaluate import PARENT
 from ffn_fusion.families import ModelSpec
-from ffn_fusion.latency.load import load_model, realise
 from ffn_fusion.latency.measure import bench
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.latency.width_curve import WidthCurve
+from ffn_fusion.modeling.load import load_model, realise
 from ffn_fusion.pipeline.models import PRUNED, name_of_child
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.workspace import Workspace

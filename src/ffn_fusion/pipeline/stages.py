@@ -22,8 +22,8 @@ from ffn_fusion.data.settings import TextSettings
 from ffn_fusion.errors import OutputError
 from ffn_fusion.evaluation.evaluate import evaluate
 from ffn_fusion.evaluation.quality import Quality
-from ffn_fusion.latency.load import load_model
 from ffn_fusion.latency.machine import machine
+from ffn_fusion.modeling.load import load_model
 from ffn_fusion.pipeline.benching import measure_widths_for, time_models
 from ffn_fusion.pipeline.distilling import check_distillation, distill, distillation_estimates, distinct_texts
 from ffn_fusion.pipeline.estimate import pace_of

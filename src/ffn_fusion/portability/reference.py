@@ -1,33 +1,22 @@
-"""A child as transformers runs it: what other engines are held against. Code of the checkpoint's own isn't run."""
+"""What transformers computes with a child: the reference for other engines."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def load(folder: Path, dtype: torch.dtype) -> Any:
-    """The model as ``AutoModelForCausalLM`` loads it for a person who has this package."""
-    from transformers import AutoModelForCausalLM
-
-    from ffn_fusion.registration import register
-
-    register()
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False).eval()
-
-
 @torch.inference_mode()
 def logits(model: Any, ids_NT: Tensor) -> Tensor:
-    """Logits [N, T, V], a prompt at a time."""
+    """Return logits [N, T, V], computed one prompt at a time."""
     return torch.cat([model(ids_T[None]).logits for ids_T in ids_NT])
 
 
 @torch.inference_mode()
 def greedy(model: Any, ids_NT: Tensor, new: int) -> Tensor:
-    """Logits [N, S, V] of ``new`` tokens behind each prompt, each token the likeliest one; with the cache."""
+    """Return logits [N, S, V] of ``new`` tokens after each prompt, each the most likely one; with the cache."""
     return torch.stack([_greedy(model, ids_T, new) for ids_T in ids_NT])
 
 

@@ -27,6 +27,7 @@ from ffn_fusion.checkpoint.staging import DISTILLATION, MANIFEST, MODEL_CARD, mi
 from ffn_fusion.errors import CheckpointError
 from ffn_fusion.families import ModelSpec, names_of
 from ffn_fusion.families.layout import block_tensors
+from ffn_fusion.modeling.load import load_model
 from ffn_fusion.portability import reference
 from ffn_fusion.portability.fix import Fixed
 from ffn_fusion.portability.history import read_history
@@ -196,7 +197,7 @@ def _equal(child: Checkpoint, expected: Child | Fixed, name: str, on_bytes: Call
 
 def _logits(folder: Path, child: Checkpoint, blueprint: Blueprint, against: Against) -> Finding:
     dtype = torch.float64 if child.dtype == "F64" else torch.float32
-    have = reference.logits(reference.load(folder, dtype), against.ids_NT)
+    have = reference.logits(load_model(folder, dtype), against.ids_NT)
     stored = tuple(rewriting.dtype for rewriting in read_history(folder) if rewriting.dtype)
 
     def difference(rounded: bool) -> tuple[float, float]:
