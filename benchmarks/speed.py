@@ -27,7 +27,8 @@ from random_llama import TINY, llama_config
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.random_model import write_byte_tokenizer, write_random_model
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
-from ffn_fusion.engines.bench import BenchRequest, bench_in
+from ffn_fusion.engines.bench import bench_in
+from ffn_fusion.engines.settings import BenchRequest
 from ffn_fusion.engines.width_curves import CONTEXT, widths_in
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.latency.width_curve import own_width
@@ -78,10 +79,10 @@ class Kind:
     dtype: str
     most: int
 
-    def limit(self, engine: str, asked: BenchRequest) -> dict[str, float]:
+    def limit(self, asked: BenchRequest) -> dict[str, float]:
         """The widest FFN that a plan makes here, as a figure; none where the curve sets no limit."""
         spec = open_folder(self.models["parent"]).spec
-        curve = widths_in(engine, spec, asked.replaced(contexts=(CONTEXT,), rounds=WIDTH_ROUNDS), most=self.most)
+        curve = widths_in(spec, asked.replaced(contexts=(CONTEXT,), rounds=WIDTH_ROUNDS), most=self.most)
         covered = own_width(spec) * self.most
         return {} if curve.max_width in (None, covered) else {LIMIT: float(curve.max_width or 0)}
 
@@ -106,6 +107,7 @@ class Bench:
         figures: dict[str, float] = {}
         for name, kind in self.kinds.items():
             asked = BenchRequest(
+                engine=engine,
                 batches=BATCHES,
                 contexts=(self.context,),
                 new_tokens=self.new_tokens,
@@ -114,9 +116,9 @@ class Bench:
                 engine_program=program,
             )
             places = {model: str(folder) for model, folder in kind.models.items()}
-            figures |= {f"{name} | {row}": value for row, value in kind.limit(engine, asked).items()}
+            figures |= {f"{name} | {row}": value for row, value in kind.limit(asked).items()}
             figures |= {f"{name} | {model} | {WIDEST}": kind.widest(model) for model in kind.models}
-            found = bench_in(engine, places, asked)
+            found = bench_in(places, asked)
             figures |= {f"{name} | {row}": value for row, value in rows(found).items()}
         return figures
 

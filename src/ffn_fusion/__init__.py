@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from ffn_fusion.distillation.training import Training
     from ffn_fusion.distillation.write import write_distilled
     from ffn_fusion.distillation.write_cache import write_cache
-    from ffn_fusion.engines.bench import BenchRequest, bench_in
+    from ffn_fusion.engines.bench import bench_in
+    from ffn_fusion.engines.settings import BenchRequest
     from ffn_fusion.errors import FfnFusionError
     from ffn_fusion.evaluation.evaluate import evaluate
     from ffn_fusion.evaluation.quality import Quality
@@ -96,7 +97,8 @@ _HOMES = {
     "distillation.training": ("Training",),
     "distillation.write": ("write_distilled",),
     "distillation.write_cache": ("write_cache",),
-    "engines.bench": ("BenchRequest", "bench_in"),
+    "engines.bench": ("bench_in",),
+    "engines.settings": ("BenchRequest",),
     "errors": ("FfnFusionError",),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.quality": ("Quality",),

@@ -10,9 +10,10 @@ from llama_cpp import BENCH, needs_llama_cpp, pretended_programs
 from makers import Blocks, llama_config, nas_config, write_model
 from vocabularies import SIZES, write_tokenizer
 
-from ffn_fusion.engines.bench import BenchRequest, bench_in
+from ffn_fusion.engines.bench import bench_in
 from ffn_fusion.engines.gguf_files import gguf_files, gguf_spec, gguf_traffic
 from ffn_fusion.engines.llama_cpp_bench import find_programs
+from ffn_fusion.engines.settings import BenchRequest
 from ffn_fusion.errors import CheckError, CheckpointError, MissingExtraError, UsageError
 from ffn_fusion.export.gguf import plan_gguf
 from ffn_fusion.gguf.file import read_gguf
@@ -22,7 +23,7 @@ from ffn_fusion.processes import Progress
 from ffn_fusion.sources import open_model
 
 MIXED: Blocks = [(2, 64), (None, 96), (None, 768), (4, 40), (2, 64)]
-ASKED = BenchRequest(batches=(1, 4), contexts=(8,), new_tokens=3, rounds=2, threads=1)
+ASKED = BenchRequest(engine="llama.cpp", batches=(1, 4), contexts=(8,), new_tokens=3, rounds=2, threads=1)
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -69,7 +70,7 @@ def asked(program: object, **changes: object) -> BenchRequest:
 
 def test_programs_are_called_in_turn(fake: Path, parent: Path, child: Path) -> None:
     models = {"parent": str(parent), "child": str(child)}
-    latency = bench_in("llama.cpp", models, asked(fake), silent)
+    latency = bench_in(models, asked(fake), silent)
     calls = [json.loads(line) for line in (fake.parent / "calls.jsonl").read_text().splitlines()]
     order = ["parent" if "parent" in call["-m"] else "child" for call in calls]
     one = [call for call in calls if call["program"] == "llama-bench"]
@@ -122,7 +123,7 @@ def test_a_file_that_is_no_model(tmp_path: Path, fake: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(CheckpointError, match=r"x\.gguf: "):
-        bench_in("llama.cpp", {"x": str(tmp_path / "x.gguf")}, asked(fake), silent)
+        bench_in({"x": str(tmp_path / "x.gguf")}, asked(fake), silent)
 
 
 def test_mistakes(fake: Path, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +131,7 @@ def test_mistakes(fake: Path, parent: Path, tmp_path: Path, monkeypatch: pytest.
 
     def fails(error: type[Exception], words: str, **changes: object) -> None:
         with pytest.raises(error, match=words):
-            bench_in("llama.cpp", models, asked(**{"program": fake, **changes}), silent)
+            bench_in(models, asked(**{"program": fake, **changes}), silent)
 
     fails(UsageError, "parent reads 128 tokens", contexts=(200,))
     fails(UsageError, "no dtype 'int3' in GGUF", dtype="int3")
@@ -154,7 +155,7 @@ def test_mistakes(fake: Path, parent: Path, tmp_path: Path, monkeypatch: pytest.
 def test_what_llama_cpp_cannot_load(fake: Path, tmp_path: Path) -> None:
     folder = make(tmp_path / "first", [(None, 64), (2, 64)])
     with pytest.raises(CheckError, match=r"llama\.cpp can't run this model: block 0: it"):
-        bench_in("llama.cpp", {"first": str(folder)}, asked(fake), silent)
+        bench_in({"first": str(folder)}, asked(fake), silent)
 
 
 def test_lost_words_are_asked_for_again(fake: Path, parent: Path) -> None:
@@ -165,7 +166,7 @@ def test_lost_words_are_asked_for_again(fake: Path, parent: Path) -> None:
     )
     interpreter, source = program.read_text().split("\n", 1)
     program.write_text(f"{interpreter}\n{silence}{source.replace('from __future__ import annotations', '')}")
-    latency = bench_in("llama.cpp", {"parent": str(parent)}, asked(fake, batches=(4,)), silent)
+    latency = bench_in({"parent": str(parent)}, asked(fake, batches=(4,)), silent)
     assert latency.get("parent", "prefill", 4).rounds == 2
 
 
@@ -173,7 +174,7 @@ def test_lost_words_are_asked_for_again(fake: Path, parent: Path) -> None:
 @needs_llama_cpp
 def test_in_llama_cpp(cache: Path, parent: Path, child: Path) -> None:
     progress: Progress = silent
-    latency = bench_in("llama.cpp", {"parent": str(parent), "child": str(child)}, asked(BENCH), progress)
+    latency = bench_in({"parent": str(parent), "child": str(child)}, asked(BENCH), progress)
     assert latency.engine.startswith("llama.cpp")
     for timing in latency.timings:
         assert 0 < timing.median_s < 60

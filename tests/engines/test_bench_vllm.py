@@ -15,7 +15,8 @@ from vllm_engine import PYTHON, needs_vllm
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.engines import vllm_bench
-from ffn_fusion.engines.bench import BenchRequest, bench_in
+from ffn_fusion.engines.bench import bench_in
+from ffn_fusion.engines.settings import BenchRequest
 from ffn_fusion.engines.vllm_bench import Engine, VllmRunner, options_for, variables_for
 from ffn_fusion.errors import CheckError, MissingExtraError, UsageError
 from ffn_fusion.latency.interleave import Workload
@@ -24,7 +25,7 @@ from ffn_fusion.surgery.build import build
 
 SIZES = {"hidden_size": 256, "intermediate_size": 256}
 ASKED = BenchRequest(
-    batches=(1, 3), contexts=(8,), new_tokens=3, rounds=2, threads=1, engine_program=Path(sys.executable)
+    engine="vllm", batches=(1, 3), contexts=(8,), new_tokens=3, rounds=2, threads=1, engine_program=Path(sys.executable)
 )
 FAKE = """
 import json, os, sys
@@ -72,7 +73,7 @@ def stops(pid: int) -> bool:
 
 
 def test_workers_take_turns(calls: Path, models: dict[str, str]) -> None:
-    latency = bench_in("vllm", models, ASKED, silent)
+    latency = bench_in(models, ASKED, silent)
     assert calls.read_text().split("\n")[:8] == ["loaded a", "a 1", "loaded b", "b 1", "b 1", "a 1", "a 1", "b 1"]
     assert calls.read_text().count("loaded") == 2
     assert latency.engine == "vllm 1.2 on cpu"
@@ -86,7 +87,7 @@ def test_without_memory_for_all_they_start_anew(
     calls: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm_bench, "free_memory", lambda device: 3 << 30)
-    latency = bench_in("vllm", models, BenchRequest(**{**vars(ASKED), "batches": (1,)}), silent)
+    latency = bench_in(models, BenchRequest(**{**vars(ASKED), "batches": (1,)}), silent)
     assert calls.read_text().count("loaded") == 2 * 3
     warm, counted = "loaded {0}\n{0} 1\n", "loaded {0}\n{0} 1\n{0} 1\n"  # each start warms up anew
     assert calls.read_text() == "".join(
@@ -112,16 +113,16 @@ def test_a_worker_sleeps_while_others_run(calls: Path, models: dict[str, str]) -
 
 def test_a_worker_that_ends(calls: Path, models: dict[str, str]) -> None:
     with pytest.raises(CheckError, match="vllm can't run it: it ended: out of luck"):
-        bench_in("vllm", models, BenchRequest(**{**vars(ASKED), "contexts": (13,)}), silent)
+        bench_in(models, BenchRequest(**{**vars(ASKED), "contexts": (13,)}), silent)
     bad = tiny_model(Path(models["a"]).with_name("bad"), blocks=2, **SIZES).folder
     with pytest.raises(CheckError, match="vllm can't run it: no such model"):
-        bench_in("vllm", {"bad": str(bad)}, ASKED, silent)
+        bench_in({"bad": str(bad)}, ASKED, silent)
 
 
 def test_mistakes(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(error: type[Exception], words: str, places: dict[str, str], **changes: object) -> None:
         with pytest.raises(error, match=words):
-            bench_in("vllm", places, BenchRequest(**{**vars(ASKED), **changes}), silent)
+            bench_in(places, BenchRequest(**{**vars(ASKED), **changes}), silent)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ffn_fusion.engines.vllm.find_spec", lambda name: None)
@@ -165,7 +166,7 @@ def test_in_vllm(tmp_path: Path, world: int) -> None:
     build(parent, blueprint, tmp_path / "child")
     models = {"parent": str(parent.folder), "child": str(tmp_path / "child")}
     asked = BenchRequest(**{**vars(ASKED), "engine_program": PYTHON, "tensor_parallel": world, "rounds": 1})
-    latency = bench_in("vllm", models, asked, silent)
+    latency = bench_in(models, asked, silent)
     assert latency.tensor_parallel == world
     for timing in latency.timings:
         assert 0 < timing.median_s < 60

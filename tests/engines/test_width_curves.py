@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from llama_cpp import BENCH, needs_llama_cpp
 from makers import Blocks, llama_config, nas_config, write_model
+from pydantic import ValidationError
 from vllm_engine import PYTHON, needs_vllm
 
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.cli.main import main
 from ffn_fusion.engines import width_curves
-from ffn_fusion.engines.bench import BenchRequest
+from ffn_fusion.engines.settings import BenchRequest
 from ffn_fusion.engines.width_curves import powers, widths_in
 from ffn_fusion.errors import MissingExtraError, OutputError, UsageError
 from ffn_fusion.families import ModelSpec
@@ -36,7 +37,7 @@ def spec(tmp_path: Path) -> ModelSpec:
 def pretend(seen: Timed, seconds: Callable[[int, int], float]) -> Callable[..., Latency]:
     """An engine that notes the widths of each model's FFNs, and takes so long for FFNs of k at a batch."""
 
-    def bench_in(engine: str, models: dict[str, str], asked: BenchRequest, progress: Progress) -> Latency:
+    def bench_in(models: dict[str, str], asked: BenchRequest, progress: Progress) -> Latency:
         assert asked.files is not None
         runs, traffic = Measurements(), {}
         for name, place in models.items():
@@ -51,7 +52,7 @@ def pretend(seen: Timed, seconds: Callable[[int, int], float]) -> Callable[..., 
                 runs.rounds[name, workload] = [Measurement(1.0, step * asked.new_tokens)] * asked.rounds
                 runs.memory[name, workload] = None
         timings = timings_of(runs, traffic, None)
-        return Latency(engine=engine, machine="m", threads=1, dtype="bf16", models=tuple(models), timings=timings)
+        return Latency(engine=asked.engine, machine="m", threads=1, dtype="bf16", models=tuple(models), timings=timings)
 
     return bench_in
 
@@ -62,8 +63,8 @@ def test_all_models_have_the_same_weights_to_read(
 ) -> None:
     seen: Timed = {}
     monkeypatch.setattr(width_curves, "bench_in", pretend(seen, lambda k, batch: 1.0 + 1.0 / k))
-    monkeypatch.setattr(width_curves, "check_askable", lambda engine, asked: None)
-    found = widths_in(engine, spec, ASKED)
+    monkeypatch.setattr(width_curves, "check_askable", lambda asked: None)
+    found = widths_in(spec, ASKED.replaced(engine=engine))
     assert list(map(int, seen)) == [1, 2, 4, 6]
     assert len({sum(widths) for widths in seen.values()}) == 1
     ffns = len(seen["1"]) - 1
@@ -80,35 +81,35 @@ def test_all_models_have_the_same_weights_to_read(
 
 
 def test_an_engine_that_is_slower_where_ffns_are_wide(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(width_curves, "check_askable", lambda engine, asked: None)
+    monkeypatch.setattr(width_curves, "check_askable", lambda asked: None)
     slow = pretend({}, lambda k, batch: 1.1 if k > 2 and batch > 1 else 1.0)
     monkeypatch.setattr(width_curves, "bench_in", slow)
-    assert widths_in("llama.cpp", spec, ASKED).max_width == 2 * 48
+    assert widths_in(spec, ASKED.replaced(engine="llama.cpp")).max_width == 2 * 48
     one = ASKED.replaced(batches=(1,))
-    assert widths_in("llama.cpp", spec, one).max_width is None
-    assert widths_in("llama.cpp", spec, one, most=4).max_width == 4 * 48
+    assert widths_in(spec, one.replaced(engine="llama.cpp")).max_width is None
+    assert widths_in(spec, one.replaced(engine="llama.cpp"), most=4).max_width == 4 * 48
 
 
 def test_wide_ffns_are_measured_up_to_a_gib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of a large model two, so that there is something to compare."""
     seen: Timed = {}
-    monkeypatch.setattr(width_curves, "check_askable", lambda engine, asked: None)
+    monkeypatch.setattr(width_curves, "check_askable", lambda asked: None)
     monkeypatch.setattr(width_curves, "bench_in", pretend(seen, lambda k, batch: 1.0))
     monkeypatch.setattr(width_curves, "_AT_ONCE", 10 * 6 * 32 * 48)
     spec = open_folder(write_model(tmp_path / "m", llama_config(num_hidden_layers=12)).folder).spec
-    found = widths_in("vllm", spec, ASKED)
+    found = widths_in(spec, ASKED.replaced(engine="vllm"))
     assert (list(map(int, seen)), found.max_width) == ([1, 2, 4, 8, 10], 480)
     monkeypatch.setattr(width_curves, "_AT_ONCE", 1)
-    assert widths_in("vllm", spec, ASKED).max_width == 96
+    assert widths_in(spec, ASKED.replaced(engine="vllm")).max_width == 96
 
 
 def test_a_model_without_attention_has_ffns_to_measure_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: Timed = {}
-    monkeypatch.setattr(width_curves, "check_askable", lambda engine, asked: None)
+    monkeypatch.setattr(width_curves, "check_askable", lambda asked: None)
     monkeypatch.setattr(width_curves, "bench_in", pretend(seen, lambda k, batch: 1.0))
     blocks: Blocks = [("linear", 48), ("linear", 48), ("linear", 48)]
     spec = open_folder(write_model(tmp_path / "free", nas_config(blocks), blocks).folder).spec
-    assert widths_in("vllm", spec, ASKED).max_width is None
+    assert widths_in(spec, ASKED.replaced(engine="vllm")).max_width is None
     assert list(seen) == ["1", "2", "3"]
 
 
@@ -117,27 +118,27 @@ def test_powers_end_with_the_most() -> None:
 
 
 def test_what_cannot_be_measured(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="can't be timed in tgi"):
-        widths_in("tgi", spec, ASKED)
+    with pytest.raises(ValidationError, match="engine"):
+        ASKED.replaced(engine="tgi")
     with pytest.raises(MissingExtraError, match="no vLLM"):
-        widths_in("vllm", spec, ASKED.replaced(engine_program=Path("/bin/false")))
+        widths_in(spec, ASKED.replaced(engine="vllm", engine_program=Path("/bin/false")))
     blocks: Blocks = [(2, None), (2, "linear")]
     free = open_folder(write_model(tmp_path / "free", nas_config(blocks), blocks).folder).spec
     with pytest.raises(UsageError, match="no gated FFN"):
-        widths_in("llama.cpp", free, ASKED)
+        widths_in(free, ASKED.replaced(engine="llama.cpp"))
 
     def full(place: Path, needed: int) -> None:
         raise OutputError("full", "make room")
 
     monkeypatch.setattr(width_curves, "check_space", full)
     with pytest.raises(OutputError, match="full"):
-        widths_in("llama.cpp", spec, ASKED)
+        widths_in(spec, ASKED.replaced(engine="llama.cpp"))
 
 
 def test_a_noisy_machine_is_said_so(
     tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = widths_in("transformers", spec, BenchRequest(batches=(1,), rounds=2, threads=1), most=2)
+    found = widths_in(spec, BenchRequest(batches=(1,), rounds=2, threads=1), most=2)
     points = tuple(point.model_copy(update={"error": 0.2}) for point in found.points)
     monkeypatch.setattr(width_curves, "widths_in", lambda *a, **k: found.model_copy(update={"points": points}))
     assert "only known to 0.40" in ffn_fusion(capsys, monkeypatch, "max-width", str(tmp_path / "m"))

@@ -62,7 +62,7 @@ def bench(
         _sub_blocks(named, asked, cuda_graph, as_json)
         return
     with progress_bars() as bars:
-        latency = bench_in(asked.engine, named, asked, bars)
+        latency = bench_in(named, asked, bars)
     if plot:
         _draw(latency, plot)
     if as_json:

@@ -50,11 +50,11 @@ def max_width(
     if plot is not None:
         from ffn_fusion.report.width_figure import width_chart
     asked = asked.replaced(contexts=(CONTEXT,), rounds=rounds)
-    check_askable(asked.engine, asked)
+    check_askable(asked)
     asked = with_device(asked)
     spec = open_model(model, revision=revision, opening=opening).spec
     with progress_bars() as bars:
-        curve = widths_in(asked.engine, spec, asked, most=most, progress=bars)
+        curve = widths_in(spec, asked, most=most, progress=bars)
     if output is not None:
         write_atomic(output, (curve.model_dump_json(indent=1) + "\n").encode())
     if plot is not None:

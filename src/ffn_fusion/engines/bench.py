@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import get_args
 
 import torch
 
 from ffn_fusion.compute import on_device
 from ffn_fusion.engines.bench_settings import check_asked, check_contexts, dtype_of, threads_set
 from ffn_fusion.engines.llama_cpp_bench import bench_llama_cpp, find_programs
-from ffn_fusion.engines.settings import BenchRequest
+from ffn_fusion.engines.settings import BenchRequest, BenchSettings
 from ffn_fusion.engines.vllm import find_python
 from ffn_fusion.engines.vllm_bench import bench_vllm
 from ffn_fusion.errors import UsageError
@@ -24,46 +22,35 @@ from ffn_fusion.modeling.load import load_model
 from ffn_fusion.processes import Progress, silent
 from ffn_fusion.sources import open_model, summarise
 
-__all__ = ["BenchEngine", "BenchRequest", "bench_in", "sub_blocks_of"]
 
+def bench_in(models: Mapping[str, str], asked: BenchRequest, progress: Progress = silent) -> Latency:
+    """Time models in the engine that is asked for.
 
-def bench_in(
-    engine: str,
-    models: Mapping[str, str],
-    asked: BenchRequest,
-    progress: Progress = silent,
-) -> Latency:
-    """Time models, name -> where it is, in ``engine``.
+    Args:
+        models: name -> checkpoint folder, GGUF file or hub id.
 
     Raises:
-        UsageError: no such engine, or it can't do what was asked. MissingExtraError: it isn't installed.
-        CheckError: it can't load a model. Whatever opening a model raises.
+        UsageError: the engine can't do what is asked. MissingExtraError: it isn't installed.
+        CheckError: it can't load a model. Also raises whatever opening a model raises.
     """
-    _check_name(engine)
     asked = on_device(asked)
     check_asked(asked)
-    return _ENGINES[engine](models, asked, progress)
+    return _ENGINES[asked.engine](models, asked, progress)
 
 
-def check_engine(engine: str, program: Path | None = None) -> None:
-    """Whether models can be timed in it. Raises: UsageError, MissingExtraError: see ``bench_in``."""
-    _check_name(engine)
-    if engine == "vllm":
-        find_python(program)
-    if engine == "llama.cpp":
-        find_programs(program)
+def check_engine(asked: BenchSettings) -> None:
+    """Check that the engine is installed. Raises: UsageError, MissingExtraError: see ``bench_in``."""
+    if asked.engine == "vllm":
+        find_python(asked.engine_program)
+    if asked.engine == "llama.cpp":
+        find_programs(asked.engine_program)
 
 
-def _check_name(engine: str) -> None:
-    if engine not in get_args(BenchEngine):
-        raise UsageError(f"models can't be timed in {engine}", f"can be: {', '.join(get_args(BenchEngine))}")
-
-
-def check_askable(engine: str, asked: BenchRequest) -> None:
-    """What can be known without the models. Raises: UsageError, MissingExtraError: see ``bench_in``."""
-    check_engine(engine, asked.engine_program)
+def check_askable(asked: BenchRequest) -> None:
+    """Check what can be known without the models. Raises: UsageError, MissingExtraError: see ``bench_in``."""
+    check_engine(asked)
     check_asked(on_device(asked))
-    if engine != "llama.cpp":  # which knows more
+    if asked.engine != "llama.cpp":  # which knows more
         dtype_of(asked.dtype)
 
 
@@ -119,7 +106,7 @@ def _in_transformers(models: Mapping[str, str], asked: BenchRequest, progress: P
         )
 
 
-_ENGINES: Mapping[str, Callable[[Mapping[str, str], BenchRequest, Progress], Latency]] = {
+_ENGINES: Mapping[BenchEngine, Callable[[Mapping[str, str], BenchRequest, Progress], Latency]] = {
     "transformers": _in_transformers,
     "vllm": bench_vllm,
     "llama.cpp": bench_llama_cpp,

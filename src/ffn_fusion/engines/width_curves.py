@@ -16,8 +16,9 @@ from ffn_fusion.blockwise.room import free_memory
 from ffn_fusion.checkpoint.random_model import SMALLEST_VOCABULARY, write_byte_tokenizer, write_random_model
 from ffn_fusion.checkpoint.staging import check_space
 from ffn_fusion.compute import on_device
-from ffn_fusion.engines.bench import BenchRequest, bench_in, check_askable
+from ffn_fusion.engines.bench import bench_in, check_askable
 from ffn_fusion.engines.bench_settings import threads_set
+from ffn_fusion.engines.settings import BenchRequest
 from ffn_fusion.families import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.latency.width_curve import WidthCurve, WidthPoint, most_fused, own_width, widest
@@ -34,21 +35,21 @@ _MARGIN = 64 << 20
 
 
 def widths_in(
-    engine: str, spec: ModelSpec, asked: BenchRequest, *, most: int | None = None, progress: Progress = silent
+    spec: ModelSpec, asked: BenchRequest, *, most: int | None = None, progress: Progress = silent
 ) -> WidthCurve:
-    """Time decode steps through the FFNs of a model in an engine: as they are, and some of them as one.
+    """Time decode steps through the FFNs of a model: as they are, and some of them as one.
 
     Args:
-        asked: batches, dtype, device, threads, rounds, the engine's program. In engines other than transformers also
-            the context and the new tokens of a run.
+        asked: the engine and its program, batches, dtype, device, threads, rounds. In engines other than transformers
+            also the context and the new tokens of a run.
         most: FFNs in the widest fused one; default: all that the model could fuse, as far as memory goes; in engines
             other than transformers also no more than a GiB of them, but two.
 
     Raises: as ``bench_in``, and UsageError: no gated FFN. OutputError: the disk is too full for the random models.
     """
     asked = on_device(asked)
-    check_askable(engine, asked)
-    if engine == "transformers":
+    check_askable(asked)
+    if asked.engine == "transformers":
         with threads_set(asked.threads):
             return measure_widths(
                 spec,
@@ -70,7 +71,7 @@ def widths_in(
         for k, folder in models.items():
             _write(spec, ffns, int(k), folder)
         places = {k: str(folder) for k, folder in models.items()}
-        latency = bench_in(engine, places, asked.replaced(files=Path(place, "gguf")), progress)
+        latency = bench_in(places, asked.replaced(files=Path(place, "gguf")), progress)
     points = _points(latency, F, ffns)
     return WidthCurve(
         engine=latency.engine,

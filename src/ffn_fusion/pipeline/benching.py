@@ -8,7 +8,8 @@ import torch
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
-from ffn_fusion.engines.bench import BenchRequest, bench_in
+from ffn_fusion.engines.bench import bench_in
+from ffn_fusion.engines.settings import BenchRequest
 from ffn_fusion.engines.width_curves import CONTEXT, widths_in
 from ffn_fusion.evaluation.evaluate import PARENT
 from ffn_fusion.families import ModelSpec
@@ -40,7 +41,7 @@ def time_models(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recipe, pr
 def measure_widths_for(recipe: Recipe, spec: ModelSpec, progress: Progress) -> WidthCurve:
     """At the batches and in the dtype that the run times its models in, and in the same engine."""
     asked = bench_settings(recipe).replaced(contexts=(CONTEXT,), rounds=_WIDTH_ROUNDS)
-    return widths_in(recipe.bench.engine, spec, asked, progress=progress)
+    return widths_in(spec, asked, progress=progress)
 
 
 def _in_transformers(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recipe, progress: Progress) -> Latency:
@@ -75,6 +76,6 @@ def _in_engine(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recipe, pro
             parent = build(checkpoint, checkpoint.blueprint(), place / PARENT)
         folders = {PARENT: parent, PRUNED: place / PRUNED, name_of_child(recipe): recipe.output}
         models = {name: str(folder) for name, folder in folders.items()}
-        return bench_in(recipe.bench.engine, models, bench_settings(recipe).replaced(files=place), progress)
+        return bench_in(models, bench_settings(recipe).replaced(files=place), progress)
     finally:
         shutil.rmtree(place, ignore_errors=True)

@@ -28,8 +28,8 @@ def preflight(recipe: Recipe, stages: Collection[str]) -> None:
     for stage, texts in _texts(recipe).items():
         for text in texts if stage in stages else ():
             check_source(where(text))
-    if "bench" in stages and recipe.bench.enabled and recipe.bench.engine != "transformers":
-        check_engine(recipe.bench.engine, recipe.bench.engine_program)
+    if "bench" in stages and recipe.bench.enabled:
+        check_engine(recipe.bench)
     places(recipe)
 
 
