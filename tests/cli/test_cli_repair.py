@@ -48,7 +48,7 @@ def test_dry_run(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
     assert ffn_fusion("fuse", parent, *words)[0] == 0
     better = ("repair", tmp_path / "child", "--parent", parent, "-o", tmp_path / "better", *text)
     code, out, err = ffn_fusion(*better, "--dry-run", "--json")
-    whys = ["fused", "attention dropped", "behind", "behind"]
+    whys = ["fused", "attention dropped", "after a change", "after a change"]
     assert (code, [place["why"] for place in json.loads(out)["places"]]) == (0, whys), err
     assert "dry run" in ffn_fusion(*better, "--dry-run")[1]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["child", "parent", "t.txt"]

@@ -67,8 +67,8 @@ def test_places(blueprint: Blueprint) -> None:
         (2, 3, "fused"),
         (3, 4, "attention dropped"),
     ]
-    assert [(p.block, p.why) for p in places(blueprint, 1)][2:] == [(4, "behind")]
-    assert [(p.block, p.why) for p in places(blueprint, 9)][2:] == [(4, "behind"), (5, "behind")]
+    assert [(p.block, p.why) for p in places(blueprint, 1)][2:] == [(4, "after a change")]
+    assert [(p.block, p.why) for p in places(blueprint, 9)][2:] == [(4, "after a change"), (5, "after a change")]
     assert places(Blueprint.identity(blueprint.parent), 3) == ()
     with_attention = places(blueprint, 1, attention=True)
     assert [(p.block, p.parent_last, p.part) for p in with_attention][2:] == [(4, 5, "attention"), (4, 5, "ffn")]

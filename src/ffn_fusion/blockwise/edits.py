@@ -1,7 +1,7 @@
-"""Changed copies of the hidden state: each leaves the parent's path at one block and joins the variants behind another.
+"""Edits: changed copies of the hidden state that leave the parent's path at one block and become variants at another.
 
-An edit says what the state is behind its last block; from there on it runs the parent's blocks like every variant. On
-the way it carries tensors of the state's shape, so that nothing has to be remembered outside the states on disk.
+An edit says what the state is after its last block; from there on it runs the parent's blocks like every variant. On
+the way it carries tensors of the state's shape, so that everything that has to be remembered is among the states.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ Carried = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class AllWindows:
-    """The windows that go through together, before the first of them goes through a block.
+    """All windows of a chunk, before the first of them goes through a block.
 
-    ``parts`` are those that go through at a time; ``read`` gives the parent's state [n, T, D] before the block.
+    Args:
+        parts: the windows that go through the block at a time.
+        read: (part) -> the parent's state [n, T, D] before the block.
     """
 
     parts: tuple[slice, ...]
@@ -36,13 +38,15 @@ class AllWindows:
 
 @dataclass(frozen=True)
 class Cost:
-    """What an edit takes at a block: what the plan counts.
+    """What an edit costs at a block, for the schedule.
 
     Args:
-        attentions, ffns: evaluations of the block's parts, a window.
-        flops: beside those, a window. once: FLOPs whatever the number of windows that go through together.
-        held: bytes that stand in memory while the block is worked on. row: bytes more for each token of a matmul.
-        shared: edits that say the same here pay this only once between them.
+        attentions, ffns: evaluations of the block's sub-blocks, per window.
+        flops: other FLOPs, per window.
+        once: FLOPs that do not depend on the number of windows.
+        held: bytes held in memory while the block is worked on.
+        row: additional bytes per token of a matrix product.
+        shared: costs of several edits with the same value here are paid once.
     """
 
     attentions: int = 0
@@ -65,44 +69,45 @@ class Edit(Protocol):
 
     @property
     def lender(self) -> str | None:
-        """The name of another edit that it begins with: until it carries tensors of its own, it's given that one's."""
+        """The name of another edit whose carried tensors this one is given until it carries its own."""
 
     @property
     def windows_wanted(self) -> int:
-        """Number of windows that should go through together; if it is more than one, at least two must."""
+        """The number of windows that should go through together; if more than one, at least two must."""
 
     def carries(self, i: int) -> int:
-        """How many tensors [n, T, D] it carries from block i < last to the next, at most."""
+        """Return the most tensors [n, T, D] that it carries from block i < last to the next."""
 
     def prepare(self, i: int, block: Block, windows: AllWindows, carried: Callable[[int, slice], Tensor]) -> None:
-        """Called before block i's first ``advance``, with a look at all windows. What it finds lasts for this block.
+        """Look at all windows before block i's first ``advance``.
 
         Args:
             windows: one object for all edits of a block.
-            carried: (k, windows) -> the k-th of the tensors that it (or its lender) returned at i - 1.
+            carried: (k, windows) -> the k-th of the tensors that this edit (or its lender) returned at i - 1.
         """
 
     def advance(self, i: int, block: Block, part: slice, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
-        """Called for i = first..last in order, for some of the windows at a time.
+        """Go through block i with some of the windows; called for i = first..last in order.
 
         Args:
-            part: those windows.
-            x: the parent's state before block i. parent: what block i adds to it.
-            carried: what this (or its lender) returned at i - 1; nothing at ``first``.
+            part: the windows.
+            x: the parent's state before block i.
+            parent: what block i adds to the parent's state.
+            carried: what this edit (or its lender) returned at i - 1; nothing at ``first``.
 
         Returns:
-            What to carry on; at ``last`` just one tensor, the state behind the block.
+            The tensors to carry to the next block; at ``last`` only one, the state after the block.
         """
 
     def costs(self, i: int) -> tuple[Cost, ...]:
-        """What it takes at block i."""
+        """Return the costs at block i."""
 
     def release(self) -> None:
-        """Block ``last`` is done for all windows."""
+        """Free what is held: block ``last`` is done for all windows."""
 
 
 class OwnWindows:
-    """What edits have in common that go by one window at a time: any number of windows will do."""
+    """Base of edits that look at no other window: any number of windows may go through together."""
 
     @property
     def lender(self) -> str | None:
@@ -120,7 +125,7 @@ class OwnWindows:
 
 
 class _OneBlock(OwnWindows):
-    """What edits of a single block have in common."""
+    """Base of edits of a single block."""
 
     first: int
 
@@ -191,8 +196,8 @@ class NarrowFfn(_OneBlock):
 class FusedRun(OwnWindows):
     """Blocks first..last with their attentions dropped and FFNs first..fused_last side by side on one input.
 
-    U = X (or X + Attn_first(n1(X)) where ``keeps_attention``); S = U + sum_{j <= fused_last} FFN_j(n_j(U)); the FFNs
-    behind fused_last, if any, follow in sequence. ``fused_last == first`` fuses nothing: attentions are only dropped.
+    U = X (or X + Attn_first(n1(X)) if ``keeps_attention``); S = U + sum_{j <= fused_last} FFN_j(n_j(U)); the FFNs after
+    fused_last, if any, follow in sequence. ``fused_last == first`` fuses nothing: attentions are only dropped.
     """
 
     first: int
@@ -201,7 +206,7 @@ class FusedRun(OwnWindows):
     keeps_attention: bool = False
 
     def carries(self, i: int) -> int:
-        """The run's input and its sum so far; behind the run the sum alone."""
+        """Return 2 for the run's input and its sum so far, or 1 for the sum alone after the fused part."""
         return 2 if i < self.fused_last else 1
 
     def advance(self, i: int, block: Block, part: slice, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
@@ -219,10 +224,11 @@ class FusedRun(OwnWindows):
 
 @dataclass(frozen=True)
 class ReplaceBlocks(OwnWindows):
-    """Parent blocks first..last replaced with blocks of another model: any child sub-block, alone in the parent.
+    """Parent blocks first..last replaced with blocks of another model: any change of a child, alone in the parent.
 
-    ``child`` is a checkpoint's stack, or that of a child which exists only as a blueprint; ``blocks`` are its blocks
-    that stand for the parent's. They're loaded at ``last``, one after another.
+    Args:
+        child: the stack of a checkpoint, or of a child that exists only as a blueprint.
+        blocks: the child's blocks that replace the parent's; they are loaded at ``last``, one after another.
     """
 
     first: int

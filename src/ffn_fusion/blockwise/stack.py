@@ -1,7 +1,7 @@
-"""A model as a stack of blocks, loaded when they're needed. Shapes: N windows, T tokens, D hidden, V vocabulary.
+"""A model as a stack of blocks that are loaded when needed. Shapes: N windows, T tokens, D hidden, V vocabulary.
 
 The blocks are the modules that the family names (``Family.modules``), filled from a checkpoint on disk or from a child
-that exists only as a blueprint; so what's measured here is what transformers will compute.
+that exists only as a blueprint, so what is measured here is what transformers will compute.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ffn_fusion.families import ModelSpec, family_of, names_of
 from ffn_fusion.families.layout import block_tensors, final_norm_names, outer_tensors, output_names
 from ffn_fusion.processes import neighbours
 
-_RESIDENT_SHARE = 0.4  # of the memory that's free: below it, weights stay loaded between uses
+_RESIDENT_SHARE = 0.4  # of the free memory; smaller weights stay loaded between uses
 
 
 class TensorSource(Protocol):
@@ -43,8 +43,8 @@ class Stack:
 
     Args:
         source: a checkpoint, or a child not built yet.
-        dtype: of the computation; weights are converted when they're loaded.
-        resident: keep loaded weights. Default: if they fit into a good part of the free memory.
+        dtype: of the computation; weights are converted when they are loaded.
+        resident: keep loaded weights. Default: if they fit into 40 % of the free memory.
     """
 
     def __init__(
@@ -74,18 +74,18 @@ class Stack:
         return embedded
 
     def forget_embedding(self) -> None:
-        """Where weights are streamed, the embedding is done with once the tokens are embedded; not if it's the head."""
+        """Free the embedding after its last use, if weights are streamed and it isn't the head as well."""
         if not self.resident and not self.spec.tied:
             self.__dict__.pop("_embedding", None)
 
     def forget(self) -> None:
-        """Give the memory of all weights back; they're read again when they're needed."""
+        """Free all weights; they are read again when they are needed."""
         self._loaded.clear()
         for name in ("_embedding", "_head"):
             self.__dict__.pop(name, None)
 
     def block(self, i: int) -> Block:
-        """Block ``i``, with its weights."""
+        """Return block ``i`` with its weights."""
         block = self._loaded.get(i) or Block(self, i)
         if self.resident:
             self._loaded[i] = block
@@ -94,12 +94,12 @@ class Stack:
         return block
 
     def preload(self, i: int) -> Block:
-        """Block ``i``, which stays loaded until it's asked for the next time."""
+        """Load block ``i``, and keep it until it is next asked for."""
         self._loaded[i] = self.block(i)
         return self._loaded[i]
 
     def logits(self, x: Tensor) -> Tensor:
-        """Last hidden state [..., D] -> [..., V]. Callers slice: the logits of many tokens need much memory."""
+        """Return logits of the last hidden state: [..., D] -> [..., V]. Pass few tokens: logits need much memory."""
         return self.head(self.final_norm(x))
 
     def final_norm(self, x: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class Stack:
         return self._frame.arguments(tokens)
 
     def load(self, name: str) -> Tensor:
-        """A tensor on the device, in the dtype of the computation."""
+        """Load a tensor to the device, in the dtype of the computation."""
         tensor = self.source.read(name)
         if self.device.type != "cuda":
             return tensor.to(self.device, self.dtype)
@@ -158,7 +158,7 @@ class Stack:
 
 
 def parameters(source: TensorSource) -> int:
-    """Elements of all weights."""
+    """Return the number of elements of all weights."""
     return sum(prod(tensor.shape) for tensor in source.tensors.values())
 
 
@@ -175,7 +175,7 @@ class Contributions:
 
 
 class Block:
-    """One block's contributions; a sub-block that isn't there contributes zero."""
+    """One block of a model; a missing sub-block contributes zero."""
 
     def __init__(self, stack: Stack, i: int) -> None:
         names = names_of(stack.spec)
@@ -187,7 +187,7 @@ class Block:
         self.side_by_side = stack.spec.side_by_side and self.has_attention and self.has_ffn
 
     def contributions(self, x: Tensor) -> Contributions:
-        """What the block adds to x: [N, T, D] -> twice [N, T, D]."""
+        """Return what the block adds to x: [N, T, D] -> twice [N, T, D]."""
         attention = self.attention(x)
         return Contributions(attention, self.ffn(self.ffn_input(x, attention)))
 
@@ -196,17 +196,17 @@ class Block:
         return x if self._spec.side_by_side else x + attention
 
     def attention(self, x: Tensor) -> Tensor:
-        """Attn(n1(x)), causal: [N, T, D] -> [N, T, D]."""
+        """Return Attn(n1(x)), causal: [N, T, D] -> [N, T, D]."""
         result: Tensor = self._module.attention(x) if self.has_attention else torch.zeros_like(x)
         return result
 
     def ffn(self, x: Tensor) -> Tensor:
-        """FFN(n2(x)): [N, T, D] -> [N, T, D]."""
+        """Return FFN(n2(x)): [N, T, D] -> [N, T, D]."""
         result: Tensor = self._module.ffn(x) if self.has_ffn else torch.zeros_like(x)
         return result
 
     def inner_and_outer(self, part: Part, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What a sub-block's output projection reads, and what it gives: [N, T, D] -> [N, T, F], [N, T, D].
+        """Return the input and the output of a sub-block's output projection: [N, T, D] -> [N, T, F], [N, T, D].
 
         F is the FFN's width, or the attention's heads times their size.
         """
@@ -219,9 +219,9 @@ class Block:
         return caught[0].view(*x.shape[:-1], -1), outer
 
     def inner(self, part: Part, x: Tensor, channels: slice) -> Tensor:
-        """Return some channels of what a sub-block's output projection reads: [N, T, D] -> [N, T, C].
+        """Return some channels of the input of a sub-block's output projection: [N, T, D] -> [N, T, C].
 
-        Of a gated FFN, only these are computed.
+        A gated FFN computes only these.
         """
         if part == "attention":
             return self.inner_and_outer(part, x)[0][..., channels]
@@ -229,20 +229,20 @@ class Block:
         return found
 
     def projection(self, part: Part) -> nn.Linear:
-        """The output projection itself: weight [D, F], and a bias [D] where the model has one."""
+        """Return the output projection: weight [D, F], and a bias [D] if the model has one."""
         found = self._module.projection(part)
         assert isinstance(found, nn.Linear)
         return found
 
     def output_names(self, part: Part) -> dict[Literal["weight", "bias"], str]:
-        """What the tensors of :meth:`projection` are called in the model."""
+        """Return the names of the tensors of :meth:`projection` in the model."""
         return output_names(self._spec, self._number, part)
 
 
 class ReadAhead:
-    """Hands out blocks in order, and reads the next one while the last one computes.
+    """Hands out blocks in order, and reads the next one while the current one computes.
 
-    At most two blocks are in memory: the caller lets go of one before it takes another.
+    At most two blocks are in memory, as long as the caller drops one before it takes the next.
     """
 
     def __init__(self, stack: Stack, order: Sequence[int]) -> None:
@@ -253,7 +253,7 @@ class ReadAhead:
         self._read_next()
 
     def take(self, i: int) -> Block:
-        """Block i, the next in order."""
+        """Return block i, the next in order."""
         assert self._next is not None
         block = self._next.result()
         self._read_next()

@@ -1,4 +1,4 @@
-"""Where the hidden states of all variants are kept between two blocks: in memory, or in files that survive the process.
+"""The hidden states of all variants between two blocks, kept in memory or in files that survive the process.
 
 Shapes: N windows, T tokens, D hidden; a slot is one tensor [N, T, D], named by its variant and a number (an edit in
 progress may carry several). States are read and written a few windows at a time, block by block: a read returns what
@@ -20,27 +20,29 @@ from ffn_fusion.errors import OutputError
 
 Slot = tuple[str, int]
 _SYNC_SECONDS = 10.0
-"""Blocks that take longer are synced to the disk, so that a power cut doesn't cost the whole sweep."""
+"""States are synced after blocks that take longer, so that a power cut doesn't cost the whole sweep."""
 
 
 class States(Protocol):
+    """The states of all variants between two blocks."""
+
     def read(self, slot: Slot, windows: slice, tokens: slice = slice(None)) -> Tensor:
-        """[n, t, D], as written at the block before."""
+        """Return the state [n, t, D] as it was written at the block before."""
 
     def write(self, slot: Slot, windows: slice, value: Tensor) -> None:
-        """What the slot holds behind this block; windows in any order, each once."""
+        """Write what the slot holds after this block; windows in any order, each once."""
 
     def count(self, name: str) -> int:
-        """How many slots of this name can be read."""
+        """Return the number of slots of this name that can be read."""
 
     def turn(self, seconds: float = 0.0) -> None:
-        """The block is done (it took so long): what was written can be read, what wasn't is gone."""
+        """Finish a block that took ``seconds``: what was written can be read now, all other slots are gone."""
 
     def stamp(self) -> dict[str, Any]:
-        """What has to be known to go on from here later (JSON)."""
+        """Return what ``restore`` needs to resume from here (JSON)."""
 
     def restore(self, stamp: dict[str, Any]) -> bool:
-        """Go on from there; False where the states aren't what they were."""
+        """Resume from there; return False if the states are not what they were."""
 
 
 class MemoryStates:

@@ -20,7 +20,7 @@ from ffn_fusion.blockwise.stack import Block, Contributions, ReadAhead, Stack
 from ffn_fusion.blockwise.states import MemoryStates, Slot, States
 
 PARENT = ""
-"""The name that the parent goes by among the variants."""
+"""The parent's name among the variants."""
 ROWS = 4096
 """Tokens in one matmul: enough to be compute-bound, small enough for the FFN's activations."""
 
@@ -30,11 +30,14 @@ Record = dict[str, npt.NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Observation:
-    """What can be observed at block ``block`` for a few windows; ``variant`` is ``PARENT`` for the parent itself.
+    """What can be observed at a block for a few windows. The tensors are live: copy what is to be kept.
 
-    ``x`` [n, T, D] is the state before the block, the input of the attention's norm; x + added.attention is the input
-    of the FFN's norm. ``parent`` is what the block adds in the parent. The tensors are live: an observer that wants to
-    keep one has to copy it.
+    Args:
+        variant: the variant's name; ``PARENT`` for the parent itself.
+        x: the state [n, T, D] before the block, which is the input of the attention's norm; x + added.attention is the
+            input of the FFN's norm.
+        added: what the block adds in this variant.
+        parent: what the block adds in the parent.
     """
 
     block: int
@@ -45,7 +48,7 @@ class Observation:
 
 
 Observer = Callable[[Observation], Figures]
-"""Returns figures by name, one a token [n, T]; the sweep keeps them (see ``Swept.record``)."""
+"""Returns figures by name, one per token [n, T]; the sweep keeps them (see ``Swept.record``)."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,11 @@ class Swept:
         return Final(self.stack, self.states, (name, 0))
 
     def state(self, name: str = PARENT) -> Tensor:
-        """The whole last state [N, T, D]; for small ones."""
+        """Return the whole last state [N, T, D], which must fit into memory."""
         return self.final(name).read(slice(0, self.windows))
 
     def record(self, i: int) -> Record:
-        """What was observed at block i: "variant/figure" -> [N, T]; the parent's figures are "/figure"."""
+        """Return what was observed at block i: "variant/figure" -> [N, T]; the parent's figures are "/figure"."""
         record = self.journal.load(f"block-{i:04d}")
         assert record is not None
         return record
@@ -100,7 +103,8 @@ def sweep(
     """Run the parent and every edited variant to the last block.
 
     Args:
-        keep: whether the last state of a variant is kept; the others only feed ``observe``.
+        observe: called at every block for the parent and each variant.
+        keep: whether the last state of a variant is kept; the others are only observed.
         states: where states are kept between blocks (default: in memory).
         journal: records finished blocks; a journal of the same sweep resumes it. A journal that says everything is
             finished holds the observations, but no last states.
@@ -174,7 +178,7 @@ class _Pass:
     windows_at_once: int
 
     def block(self, i: int, block: Block) -> Iterator[tuple[slice, str, Figures, int]]:
-        """Everything through block i; yields (windows, variant, figures, window evaluations) as it goes."""
+        """Run everything through block i; yields (windows, variant, figures, window evaluations)."""
         live = [name for name, edit in self.edits.items() if edit.last < i]
         under_way = self._under_way(i)
         last = i == len(self.stack) - 1
@@ -204,9 +208,9 @@ class _Pass:
             self.states.write((PARENT, 0), part, x + parent.attention + parent.ffn)
 
     def _under_way(self, i: int) -> dict[str, tuple[str, int]]:
-        """The edits that block i belongs to, and whose carried tensors each goes on from, and how many.
+        """Return the edits that block i belongs to, each with the edit whose carried tensors it reads, and how many.
 
-        An edit comes behind those that it lends to: once it has written, what it carried may be gone.
+        An edit comes after those that it lends to: once it has written, what it carried may be gone.
         """
         found: dict[str, tuple[str, int]] = {}
         names = [name for name, edit in self.edits.items() if edit.first <= i <= edit.last]

@@ -1,1 +1,3 @@
-"""Closed-form repair: output projections solved anew, so that the child's state best reaches the parent's."""
+"""Closed-form repair: output projections are fitted so that the child's states come as close as possible to the
+parent's.
+"""

@@ -1,9 +1,9 @@
-"""A candidate run as it will be after its repair: a run of blocks in the sweep, its output projections solved again.
+"""A candidate run as it will be after its repair: an edit of the sweep whose output projections are fitted.
 
-With U the run's input, H_j the activations of FFN j on it, S = U + sum_j FFN_j and Y the parent's state behind the last
+With U the run's input, H_j the activations of FFN j on it, S = U + sum_j FFN_j and Y the parent's state after the last
 of them, the repaired state is S + k(t, a) b: see ``solve.cross_fit``. K = sum_j H_j H_j^T is gathered block by block
 and carried with the states, so nothing stays in memory from block to block, and no matrix has (FFN width)^2 numbers.
-FFNs behind the fused ones follow one by one, each repaired by itself on the state that the repairs before it leave.
+FFNs after the fused ones follow one by one, each repaired by itself on the state that earlier repairs leave.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from ffn_fusion.solve.cross_fit import Fold, cross_fit, solve_bytes, solve_flops
 from ffn_fusion.solve.token_weights import median_norm, token_weights
 
 Kernels = tuple[Folds, Folds]
-"""K within each fold, and of each fold to the other."""
+"""K within each fold, and from each fold to the other."""
 
 
 @dataclass
 class _Step:
-    """What a block's FFN gives on some windows."""
+    """What a block's FFN computes on some windows."""
 
     key: Hashable
     x: Tensor
@@ -44,12 +44,13 @@ class _Step:
 
 
 class Workbench:
-    """What the repaired candidates of a sweep share: sizes, and for a block at a time the anchors, the parent's states
-    there, and activations of runs that begin alike.
+    """What the repaired candidates of a sweep share: sizes and, for one block at a time, the anchors, the parent's
+    states there, and the activations of runs that begin alike.
 
     Args:
-        context: T. windows: how many there are; those that go through together may be fewer.
-        most: anchors of a fold.
+        context: T.
+        windows: the number of all windows; those that go through together may be fewer.
+        most: the most anchors per fold.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Workbench:
         return f"Workbench(most={self.most})"
 
     def forget(self, windows: AllWindows | None = None) -> None:
-        """Whatever is known is of other windows, or another block."""
+        """Forget what belongs to other windows, or to another block."""
         self._windows = windows
         self.anchors = Anchors(windows.count if windows else 0, self.context, self.most)
         self._parent: tuple[Folds, Folds] | None = None
@@ -72,6 +73,7 @@ class Workbench:
         self._step: _Step | None = None
 
     def look(self, windows: AllWindows) -> Anchors:
+        """Return the anchors of these windows."""
         if windows is not self._windows:
             self.forget(windows)
         return self.anchors
@@ -85,7 +87,7 @@ class Workbench:
         return self.anchors.gather_kernels(self._windows.parts, read)
 
     def parent(self, block: Block | None) -> tuple[Folds, Folds]:
-        """At the anchors, the parent's state behind the block's attention, and behind the block."""
+        """Return the parent's state at the anchors: after the block's attention, and after the block."""
         assert self._windows
         if block is None:
             before = self.gather(self._windows.read)
@@ -103,19 +105,19 @@ class Workbench:
         return self._parent
 
     def ffn(self, block: Block, start: Folds) -> tuple[Folds, Folds]:
-        """Activations [M, F] and outputs [M, D] of the FFN at the anchors; what isn't finite is left out."""
+        """Return activations [M, F] and outputs [M, D] of the FFN at the anchors; rows that aren't finite are zero."""
         (even, even_out), (odd, odd_out) = (block.inner_and_outer("ffn", fold[None]) for fold in start)
         inner = (_usable(even[0].to(self.precision)), _usable(odd[0].to(self.precision)))
         return inner, (even_out[0], odd_out[0])
 
     def run(self, key: Hashable, block: Block, start: Callable[[], Folds]) -> tuple[Folds, Folds]:
-        """``ffn``, once for the runs of this key."""
+        """Return ``ffn`` of the start, computed once for all runs of this key."""
         if key not in self._runs:
             self._runs[key] = self.ffn(block, start())
         return self._runs[key]
 
     def step(self, key: Hashable, block: Block, part: slice, x: Tensor, start: Tensor) -> _Step:
-        """The FFN on some windows, once for runs of this key that come one after the other."""
+        """Return the FFN on some windows, computed once for consecutive runs of this key."""
         last = self._step
         if last is None or last.key != key or last.x is not x:
             inner, outer = block.inner_and_outer("ffn", start)
@@ -127,7 +129,7 @@ class Workbench:
         return last
 
     def solve(self, width: int, kernels: Kernels, total: Folds, goal: Folds) -> Folds | None:
-        """b for each fold; None where the old weights are best."""
+        """Return b for each fold, or None if the old weights are best."""
         median = median_norm(torch.cat(goal))
         folds = []
         for within, across, state, wanted in zip(*kernels, total, goal, strict=True):
@@ -141,10 +143,10 @@ class Workbench:
 
 @dataclass(frozen=True)
 class RepairedRun:
-    """The same as ``FusedRun``, repaired. ``last == first``: a block without its attention.
+    """A ``FusedRun`` after its repair; with ``last == first``, a block without its attention.
 
     Args:
-        bench: of this sweep.
+        bench: shared by all repaired candidates of the sweep.
         lender: the name of an edit with the same first block and a run at least as long, whose sums are used.
     """
 
@@ -161,16 +163,14 @@ class RepairedRun:
         return max(2, -(-2 * self.bench.most // self.bench.context))
 
     def carries(self, i: int) -> int:
-        """The run's input, its sum so far and K; behind the run the sum alone."""
+        """Return the number of tensors: the run's input, its sum so far and K; after the fused part the sum alone."""
         if i >= self.fused_last:
             return 1
+        if self.lender:
+            return 0
         bench = self.bench
         numbers = 2 * bench.context * bench.size  # if all tokens are anchors
-        return (
-            0
-            if self.lender
-            else 2 + slots(numbers, bench.precision, bench.context, bench.spec.hidden_size, bench.dtype)
-        )
+        return 2 + slots(numbers, bench.precision, bench.context, bench.spec.hidden_size, bench.dtype)
 
     def prepare(self, i: int, block: Block, windows: AllWindows, carried: Callable[[int, slice], Tensor]) -> None:
         anchors = self.bench.look(windows)
@@ -220,7 +220,7 @@ class RepairedRun:
         self.bench.forget()
 
     def costs(self, i: int) -> tuple[Cost, ...]:
-        """Every run that begins alike is evaluated once; a run's last FFN, and each behind it, is solved."""
+        """Return the costs: runs that begin alike are evaluated once; the last fused FFN and those after it are solved."""
         if self.lender and i < self.fused_last:
             return ()
         bench, block = self.bench, self.bench.spec.blocks[i].ffn
@@ -263,7 +263,7 @@ class RepairedRun:
         return self.bench.solve(width, kernels, total, self.bench.parent(block)[1])
 
     def _alone(self, block: Block, part: slice, state: Tensor) -> Tensor:
-        """An FFN behind the run, with its own repair."""
+        """Run an FFN after the fused ones, with its own repair."""
         inner, outer = block.inner_and_outer("ffn", state)
         there, dual = self._now.get("inner"), self._now.get("dual")
         if there is None or dual is None:

@@ -1,4 +1,4 @@
-"""What a repair takes, before it begins: how every place is solved within the memory budget, bytes, FLOPs, time."""
+"""What a repair will take: how every place is solved within the memory limit, bytes, FLOPs and time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ffn_fusion.solve.normal_equations import adding_bytes
 from ffn_fusion.solve.primal import primal_bytes
 
 ROWS = 2048
-"""Tokens that go through a block together, if the budget allows."""
+"""Tokens that go through a block together, if there is enough memory."""
 _TYPICAL_LAMBDAS = 5  # of the path, before the error rises again
 
 
@@ -35,9 +35,14 @@ class EstimatedPlace:
 
 @dataclass(frozen=True)
 class RepairEstimate:
-    """As one process carries it out; bytes, FLOPs, and seconds by the measured pace (None: not measured).
+    """What a repair will take on each process.
 
-    ``rows`` tokens go through a block together; ``weight_bytes`` are read, ``disk_bytes`` needed for states.
+    Args:
+        tokens: that this process works on.
+        rows: tokens that go through a block together.
+        weight_bytes: bytes of weights that are read.
+        disk_bytes: bytes of states on disk.
+        seconds: by the measured pace; None if it wasn't measured.
     """
 
     places: tuple[EstimatedPlace, ...]
@@ -51,7 +56,7 @@ class RepairEstimate:
     seconds: float | None = None
 
     def is_dual(self, place: Place) -> bool:
-        """Whether a place is solved by the dual."""
+        """Return whether a place is solved by the dual."""
         return next(found.dual for found in self.places if found.place == place)
 
 
@@ -70,9 +75,10 @@ def make_estimate(
     room: Room,
     pace: Pace | None = None,
 ) -> RepairEstimate:
-    """Decide for the ``windows`` windows of this process.
+    """Decide how this process carries out a repair.
 
     Args:
+        windows: of this process.
         tokens: of all processes.
         stored: bytes of a stored element.
 
@@ -123,7 +129,7 @@ def make_estimate(
 
 
 def width(child: ModelSpec, place: Place) -> int:
-    """Of the place's projection: what it reads."""
+    """Return the number of channels that the place's projection reads."""
     block = child.blocks[place.block]
     if place.part == "attention":
         return child.heads * child.head_dim
@@ -132,8 +138,8 @@ def width(child: ModelSpec, place: Place) -> int:
 
 
 def _is_dual(F: int, tokens: int, solver: Solver) -> bool:
-    """The form with fewer numbers is also the faster one. Free memory has no say: processes may have different amounts,
-    and all have to take the same form.
+    """Return whether the dual has fewer numbers, which makes it faster too. Free memory does not matter: processes may
+    have different amounts, and all have to take the same form.
     """
     return solver == "dual" or (solver == "auto" and tokens < F)
 
@@ -152,8 +158,8 @@ def _way_out(fitting: Sequence[int]) -> str:
 
 
 def _blocks_bytes(program: Program, teacher: ModelSpec, child: ModelSpec, dtype: torch.dtype) -> int:
-    """One block of each model in use and the next one that's being read; before them the embedding, which stays where
-    it's also the head.
+    """Return the bytes of one block of each model in use and of the next one that is being read; before them, of the
+    embedding, which stays if it is also the head.
     """
     embedding = head_parameters(teacher)
     used = _neighbours(teacher, program.blocks("teacher")) + _neighbours(child, program.blocks("child"))
@@ -161,7 +167,7 @@ def _blocks_bytes(program: Program, teacher: ModelSpec, child: ModelSpec, dtype:
 
 
 def _neighbours(spec: ModelSpec, blocks: Sequence[int]) -> int:
-    """Parameters of two blocks in a row, at most."""
+    """Return the most parameters of two consecutive blocks."""
     sizes = [block_parameters(spec, i) for i in blocks]
     return max((a + b for a, b in zip(sizes, [*sizes[1:], 0], strict=True)), default=0)
 
@@ -199,8 +205,8 @@ def _step_flops(step: Step, spec: ModelSpec, context: int) -> float:
 
 
 def _place_flops(place: EstimatedPlace, hidden: int, mine: int, tokens: int, once: float) -> float:
-    """The activations (``once``, and again for the dual's change), G or K of this process's share, and a factorisation
-    for every lambda.
+    """Return the FLOPs of the activations (``once``, and again for the dual's change), of this process's share of G or
+    K, and of a factorisation for every lambda.
     """
     F, size = place.width, tokens if place.dual else place.width
     factors = (_TYPICAL_LAMBDAS + 1) * (size**3 / 3 + 6.0 * size * size * hidden)

@@ -2,8 +2,8 @@
 
 residual  r_t = y_t - x_t - h_t W0^T - b0      x the child's state before the sub-block, y the teacher's state after it
 
-Processes that share the work split it by the numbers that the form adds up: tokens for the primal (each has windows of
-its own), channels for the dual (each has all tokens, and some of the channels).
+Several processes split the sums of each form: the primal by tokens (each process has windows of its own), the dual by
+channels (each process has all tokens and some of the channels).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CHANNELS = 2048
 
 @dataclass(frozen=True)
 class Windows:
-    """This process's windows, a few at a time: those that are fitted, and those that decide."""
+    """The windows of this process, a few at a time: those that are fitted, and those that decide."""
 
     fitted: Sequence[slice]
     deciding: Sequence[slice]
@@ -46,12 +46,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class _Work:
-    """One place, with the states of both models there.
-
-    Args:
-        block: the child's, with the projection as it is.
-        ours: the child's state before the sub-block. theirs: the teacher's after it.
-    """
+    """One place, with the states of both models there; see ``solve_place``."""
 
     place: Place
     block: Block
@@ -66,7 +61,7 @@ class _Work:
 
     @property
     def sums(self) -> torch.dtype:
-        """What sums over tokens or channels are in: float32, or float64 where the model is."""
+        """The dtype of sums over tokens or channels: float32, or float64 if the model is."""
         weight = self.block.projection(self.place.part).weight
         return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
@@ -80,7 +75,7 @@ class _Work:
         return token_weights(goal_ND, self.settings.weighting, median=median)
 
     def median(self) -> float:
-        """Median norm of the teacher's states: of the medians of chunks, over all processes."""
+        """Return the median norm of the teacher's states: the median over chunks and processes of their medians."""
         norms = [median_norm(self.theirs.read(SLOT, part).flatten(0, 1)) for part in self.windows.parts]
         return statistics.median(current().gather(norms))
 
@@ -95,12 +90,13 @@ def solve_place(
     *,
     dual: bool = False,
 ) -> Fit:
-    """Find the change of a place's projection, and how much is left on windows that weren't fitted.
+    """Find the change of a place's projection, and the error that is left on windows that weren't fitted.
 
     Args:
-        block: the child's, with the projection as it is.
-        ours: the child's state before the sub-block. theirs: the teacher's after it.
-        dual: solve with (number of tokens)^2 numbers; else with (width)^2.
+        block: the child's block, with the projection as it is.
+        ours: the child's states before the sub-block.
+        theirs: the teacher's states after it.
+        dual: solve with (number of tokens)^2 numbers; otherwise with (width)^2.
     """
     work = _Work(place, block, ours, theirs, windows, settings)
     return _solve_dual(work) if dual else _solve_primal(work)
@@ -157,20 +153,20 @@ def _solve_dual(work: _Work) -> Fit:
 
 
 def _channels(width: int) -> list[slice]:
-    """This process's channels, some at a time."""
+    """Return this process's channels, some at a time."""
     here = current()
     return [slice(start, min(start + CHANNELS, width)) for start in range(0, width, CHANNELS)][here.rank :: here.world]
 
 
 def _inner(work: _Work, x_NTD: Tensor, channels: slice) -> Tensor:
-    """What the projection reads in some channels: [N * T, C]."""
+    """Return what the projection reads in some channels: [N * T, C]."""
     rows = max((part.stop - part.start for part in work.windows.parts), default=1)
     found = [work.block.inner(work.place.part, some, channels).flatten(0, 1) for some in torch.split(x_NTD, rows)]
     return torch.cat(found)
 
 
 def _of_all_processes(states: States, windows: Windows) -> tuple[Tensor, int]:
-    """All processes' states [N, T, D], the fitted windows first, and how many those are."""
+    """Return the states [N, T, D] of all processes, the fitted windows first, and the number of those."""
     here = current()
     found: list[Tensor] = []
     for parts in (windows.fitted, windows.deciding):
@@ -186,10 +182,13 @@ def _of_all_processes(states: States, windows: Windows) -> tuple[Tensor, int]:
 
 @torch.inference_mode()
 def take_change(place: Place, block: Block, fit: Fit, stored: Callable[[str], torch.dtype]) -> dict[str, Tensor]:
-    """Put what was found into the block, rounded to the dtype in which the child stores the tensor of a name.
+    """Apply what was found to the block, rounded to the dtype in which the child stores each tensor.
+
+    Args:
+        stored: (name) -> the dtype in which the child stores that tensor.
 
     Returns:
-        The child's new tensors by their names; none where the old ones stay.
+        The child's new tensors by name; empty if the old ones stay.
     """
     if fit.change_DF is None:
         return {}

@@ -1,4 +1,4 @@
-"""Where a child is repaired: output projections of the blocks that surgery changed, and of some behind. No torch."""
+"""Where a child is repaired: output projections of blocks that surgery changed, and of some after them. No torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from ffn_fusion.blueprint import Block, Blueprint, Part
 
 Why = str
-"""Why a place is repaired: what became of its FFN, ``attention dropped``, ``FFN dropped``, or ``behind``."""
+"""Why a place is repaired: what became of its FFN, ``attention dropped``, ``FFN dropped``, or ``after a change``."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """An output projection of child block ``block``, whose state is to be the parent's behind the same sub-block:
-    the FFN of parent block ``parent_last``, where the child's block ends, or its attention.
+    """An output projection of child block ``block``. Its goal is the parent's state after the same sub-block: after the
+    FFN of parent block ``parent_last``, where the child's block ends, or after its attention.
     """
 
     block: int
@@ -28,11 +28,11 @@ class Place:
 
 
 def places(blueprint: Blueprint, horizon: int = 0, *, attention: bool = False) -> tuple[Place, ...]:
-    """In the order of the child's sub-blocks.
+    """Return the places to repair, in the order of the child's sub-blocks.
 
     Args:
-        horizon: as many unchanged blocks behind a changed one take part, to absorb what's left.
-        attention: the attentions of those blocks take part as well.
+        horizon: the number of unchanged blocks after each changed one that take part, to absorb what is left.
+        attention: also repair the attentions of those blocks.
     """
     found: list[Place] = []
     near = 0
@@ -41,7 +41,7 @@ def places(blueprint: Blueprint, horizon: int = 0, *, attention: bool = False) -
         if why:
             near = horizon
         elif near:
-            near, why = near - 1, "behind"
+            near, why = near - 1, "after a change"
         if why:
             found += _of_block(k, block, blueprint, why, attention)
     return tuple(found)

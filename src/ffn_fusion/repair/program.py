@@ -1,5 +1,5 @@
-"""The order of a walk: teacher and child in turns, sub-block by sub-block, so that the teacher's state is always where
-the child's next place has to arrive. No torch.
+"""The order of a walk: teacher and child alternate, sub-block by sub-block, so that the teacher's state is always the
+goal of the child's next place. No torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ What = Literal["attention", "ffn", "block"]
 
 @dataclass(frozen=True)
 class Step:
-    """One model's state goes through a block, or half of one; at a place the projection is solved first."""
+    """One model's state goes through a block, or half of one; at a place, its projection is solved first."""
 
     who: Who
     block: int
@@ -27,14 +27,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """``steps`` in order; the child begins with the teacher's state before step ``fork``, at its block ``first``."""
+    """The steps in order. The child begins with the teacher's state before step ``fork``, at its block ``first``."""
 
     steps: tuple[Step, ...]
     fork: int
     first: int
 
     def blocks(self, who: Who) -> list[int]:
-        """The blocks that a model needs, in order."""
+        """Return the blocks that a model needs, in order."""
         return list(dict.fromkeys(step.block for step in self.steps if step.who == who))
 
 
@@ -74,7 +74,7 @@ def make_program(
 
 
 def _taken(ahead: list[int], teacher: Sequence[int], end: int) -> list[int]:
-    """Takes the teacher's next blocks up to parent block ``end``."""
+    """Take the teacher's next blocks up to parent block ``end``."""
     taken = []
     while ahead and teacher[ahead[0]] <= end:
         taken.append(ahead.pop(0))

@@ -1,4 +1,4 @@
-"""Repair a child: calibrate, solve place after place, keep the new weights and what was measured."""
+"""Repair a child: solve place after place on calibration text, and keep the new weights and what was measured."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from ffn_fusion.surgery.child import Child
 from ffn_fusion.surgery.repairs import Repairs, save_record, save_repair
 
 _LEAST_WINDOWS = 4
-"""Fewer can't be split into some to fit and some to decide by."""
+"""Fewer can't be split into windows to fit and windows to decide by."""
 _WALK, _ROWS = "walk", "places.json"
 
 
 @dataclass(frozen=True)
 class Repair:
-    """A repair of a child: output projections of its changed blocks are solved anew, on text.
+    """A repair of a child: output projections of its changed blocks are fitted on text, in closed form.
 
     Args:
         texts: calibration windows, all of one length; as broad as the use. A share of them decides and isn't fitted.
@@ -93,7 +93,7 @@ class Repair:
 
     @cached_property
     def stacks(self) -> tuple[Stack, Stack]:
-        """Teacher and child. Every block is needed once, so none is kept."""
+        """Teacher and child; every block is needed once, so none is kept."""
         device = current().device(self.device)
         teacher, child = (Stack(s, dtype=self.dtype, device=device, resident=False) for s in (self.teacher, self.child))
         return teacher, child
@@ -110,7 +110,7 @@ class Repair:
 
     @cached_property
     def mine(self) -> tuple[list[int], list[int]]:
-        """This process's windows: those that are fitted, and those that decide."""
+        """The windows of this process: those that are fitted, and those that decide."""
         here = current()
         fitted, deciding = split_windows(len(self.ids_NT), self.settings.held_out)
         return fitted[here.rank :: here.world], deciding[here.rank :: here.world]
@@ -145,7 +145,7 @@ class Repair:
         """Repair place after place, as the plan says; None if there are no places."""
         here = current()
         ledger = _Ledger(self.folder, self._key(plan)) if not here.rank else None
-        here.gather([None])  # the folder is there, and what isn't ours is gone
+        here.gather([None])  # the folder exists now, and holds nothing else
         if plan:
             for found in self._walk(plan, progress):
                 if ledger:
@@ -187,7 +187,7 @@ class Repair:
             ours.close(keep=True)
 
     def _key(self, plan: RepairEstimate | None) -> str:
-        """A hash over all that the result depends on."""
+        """Return a hash of everything that the result depends on."""
         words = [
             build_id(self.child),
             self.parent.files_state,
@@ -207,7 +207,7 @@ class Repair:
 def repair_child(
     repair: Repair, *, on_plan: Callable[[RepairEstimate], None] | None = None, progress: Progress = silent
 ) -> Repairs:
-    """Solve output projections of a child's changed blocks anew; no gradient, one read of each model's weights.
+    """Fit output projections of a child's changed blocks; no gradients, and each model's weights are read once.
 
     Args:
         on_plan: called with the estimate before the work begins, on the first process; it costs a second or two.
@@ -245,8 +245,8 @@ class _Ledger:
 
 
 def split_windows(count: int, share: float) -> tuple[list[int], list[int]]:
-    """Which windows are fitted and which decide: those are taken evenly from all texts, however many processes there
-    are.
+    """Return which windows are fitted and which decide. The latter are evenly spaced over all texts, whatever the
+    number of processes.
     """
     held = min(max(1, round(share * count)), count - 1)
     chosen = sorted({int((k + 0.5) * count / held) for k in range(held)})
@@ -258,7 +258,7 @@ def _slices(start: int, stop: int, size: int) -> list[slice]:
 
 
 def _row(found: PlaceRepair) -> dict[str, Any]:
-    """What was measured at a place, for the record."""
+    """Return what was measured at a place, for the record."""
     fit = found.fit
     return {
         **asdict(found.place),

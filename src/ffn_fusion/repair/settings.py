@@ -15,7 +15,7 @@ Solver = Literal["auto", "primal", "dual"]
 
 
 class RepairSettings(TextSettings):
-    """How the projections of changed blocks are solved anew on text, in closed form (docs/repair.md)."""
+    """How the output projections of changed blocks are fitted on text, in closed form (docs/repair.md)."""
 
     enabled: Annotated[bool, Option("--repair")] = Field(True, description="Repair the child before it is written.")
     texts: Texts = Field(
@@ -62,5 +62,5 @@ class RepairSettings(TextSettings):
     )
 
     def method(self) -> dict[str, Any]:
-        """How places are repaired, as JSON, without what text it is done on."""
+        """Return how places are repaired as JSON, without the text that it is done on."""
         return self.model_dump(mode="json", exclude={"enabled", *TextSettings.model_fields})

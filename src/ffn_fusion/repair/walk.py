@@ -1,12 +1,12 @@
-"""The walk: teacher and child side by side; at each place the output projection is solved anew, in closed form.
+"""The walk: teacher and child go side by side; at each place, the output projection is fitted in closed form.
 
-With X the child's own state before the sub-block (all earlier repairs in it), H [N, F] what its output projection reads
-and Y the teacher's state behind the same sub-block:
+With X the child's own state before the sub-block (with all earlier repairs), H [N, F] what its output projection reads
+and Y the teacher's state after the same sub-block:
 
     W = argmin  sum_t w_t |h_t W^T - (y_t - x_t)|^2 + lambda s |W - W0|^2
 
-Each model's weights are read once, and only as far as the last place. States lie in files; after every step it is
-noted how far the walk has come, so a killed one goes on from its last step, to the same bits.
+Each model's weights are read once, and only as far as the last place. States are kept in files, and each finished step
+is noted, so an interrupted walk resumes after its last step, with the same bits.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class PlaceRepair:
-    """What was found at one place; ``tensors`` are the child's new ones by name, none where the old ones stay."""
+    """What was found at one place; ``tensors`` are the child's new ones by name, empty if the old ones stay."""
 
     place: Place
     width: int
@@ -66,13 +66,13 @@ def walk(
     journal: Journal | None = None,
     on_step: Progress = lambda done: None,
 ) -> Iterator[PlaceRepair]:
-    """Repair place after place; yields each as it's found, and notes it as done when the next one is asked for.
+    """Repair place after place; yields each one as it is found, and notes it as done when the next one is asked for.
 
     Args:
-        ids_NT: this process's windows.
-        dual: which form a place is solved in (``repair.fit.solve_place``).
-        stored: the dtype in which the child stores the tensor of a name.
-        journal: where it's noted how far the walk has come.
+        ids_NT: the windows of this process.
+        dual: whether a place is solved by the dual (``repair.fit.solve_place``).
+        stored: (name) -> the dtype in which the child stores that tensor.
+        journal: where finished steps are noted.
         on_step: called with the number of steps done.
     """
     journal = Journal() if journal is None else journal
@@ -103,7 +103,7 @@ def walk(
 
 
 class _Hand:
-    """Gives a model's blocks in order; a block stays until the next one is asked for."""
+    """Hands out a model's blocks in order; a block stays loaded until the next one is asked for."""
 
     def __init__(self, stack: Stack, steps: tuple[Step, ...], who: Who) -> None:
         self._ahead = ReadAhead(stack, list(dict.fromkeys(step.block for step in steps if step.who == who)))
@@ -112,21 +112,21 @@ class _Hand:
 
     def take(self, i: int) -> Block:
         if i != self._at or self._block is None:
-            self._block = None  # let go of it before the next one comes
+            self._block = None  # freed before the next one is loaded
             self._at, self._block = i, self._ahead.take(i)
         return self._block
 
 
 class _StepsDone:
-    """How far the walk has come. Processes keep in step, so none is more than one step ahead: the note before the last
-    one is kept as well, and all go on from the step that all have reached.
+    """The steps that are done. Processes keep in step, so none is more than one step ahead: the note before the last
+    one is kept as well, and all processes resume from the step that all have reached.
     """
 
     def __init__(self, journal: Journal, pair: Pair) -> None:
         self._journal, self._pair = journal, pair
 
     def resume(self) -> int:
-        """The step to go on from; 0 where the states aren't what they were."""
+        """Return the step to resume from; 0 if the states are not what they were."""
         last = self._journal.values
         known = {note["step"]: note for note in (last.get("before"), last) if note and "step" in note}
         step = min(current().gather([max(known, default=0)]))
@@ -139,7 +139,7 @@ class _StepsDone:
         before = {name: value for name, value in self._journal.values.items() if name != "before"}
         stamps = {"theirs": self._pair.theirs.stamp(), "ours": self._pair.ours.stamp()}
         self._journal.write({"step": step, **stamps, "before": before or None})
-        current().gather([None])  # nobody is more than one step ahead
+        current().gather([None])  # no process is more than one step ahead
 
     def _restore(self, note: dict[str, Any]) -> bool:
         return self._pair.theirs.restore(note["theirs"]) and self._pair.ours.restore(note["ours"])
