@@ -1,11 +1,11 @@
-"""The model of a machine: the time of a model's every sub-block, and what they come to, without the machine. No torch.
+"""The hardware model: the time of every sub-block of a model on a machine that isn't here, and their sum. No torch.
 
     sub-block = max(bytes / (bandwidth e_m), FLOPs / (peak e_c))  + fixed + all-reduce
     all-reduce(b, n) = sync + min over ways(latency + (n - 1) per_device + b seconds_per_byte)
 
-The maximum is taken for the matrices and for the attention over the cache apart, since they are kernels one after the
-other. Sub-blocks are steps one after the other, so a model's time is their sum and the head's: what fusing saves are
-the fixed parts and the all-reduces of the FFNs that it lays side by side, as their bytes stay.
+The maximum is taken separately for the matrices and for the attention over the cache, since these are consecutive
+kernels. Sub-blocks are consecutive steps, so a model's time is the sum of theirs and the head's. Fusing FFNs saves
+fixed times and all-reduces; the bytes stay the same.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from ffn_fusion.latency.work import (
 )
 
 USABLE_MEMORY = 0.9
-"""Share of a device's memory for weights and cache, as engines take it by default; the rest is for activations."""
+"""Share of a device's memory for weights and cache, the usual default of engines; the rest is for activations."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Seconds of a step by what they go to. What's bound by arithmetic and not by reading is ``arithmetic``."""
+    """Seconds of a step by what they are spent on; ``arithmetic`` is what is bound by FLOPs instead of reading."""
 
     weights: float = 0.0
     kv: float = 0.0
@@ -54,9 +54,13 @@ class Parts:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model of the machine says of a model in a setting. Seconds; bytes on each device.
+    """The predicted times and memory of a model in a setting.
 
-    ``decode`` is the mean step of the ``new_tokens``. With a draft, ``token`` counts what it brings in.
+    Args:
+        prefill: of all prompts.
+        decode: a mean step of the ``new_tokens``; with a draft, a round.
+        token: seconds per new token of each sequence.
+        weight_bytes, kv_bytes, memory: bytes on each device: of the weights, of the KV cache, and in all.
     """
 
     machine: str
@@ -78,23 +82,23 @@ class Prediction:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of one sequence, while it's written."""
+        """New tokens per second of one sequence, without its prefill."""
         return 1 / self.token
 
     @property
     def decode_throughput(self) -> float:
-        """Tokens a second of all sequences together, while they're written."""
+        """New tokens per second of all sequences together, without their prefill."""
         return self.setting.batch / self.token
 
     @property
     def throughput(self) -> float:
-        """New tokens a second of all sequences together, with the time that their prompts take."""
+        """New tokens per second of all sequences together, prefill included."""
         tokens = self.setting.batch * self.setting.new_tokens
         return tokens / (self.prefill.total + self.setting.new_tokens * self.token)
 
 
 def work_seconds(machine: Machine, work: SubBlockWork, devices: int = 1) -> Parts:
-    """Time of one piece of work."""
+    """Return the time of one piece of work on each of ``devices`` devices."""
     fixed = {
         "attention": machine.attention_seconds,
         "ffn": machine.ffn_seconds,
@@ -117,26 +121,26 @@ def work_seconds(machine: Machine, work: SubBlockWork, devices: int = 1) -> Part
 def sub_block_seconds(
     machine: Machine, spec: ModelSpec, part: SubBlock, setting: Setting, step: Step | None = None
 ) -> Parts:
-    """Time of one sub-block of a model, by default in a decode step in the middle of what is written.
+    """Return the time of one sub-block of a model, by default in the mean decode step.
 
     Args:
-        spec: the model for its sizes (hidden size, heads); ``part`` needn't be in it.
+        spec: a model with its sizes (hidden size, heads); ``part`` needn't be in it.
     """
     return work_seconds(machine, sub_block_work(spec, part, setting, step or decode_step(setting)), setting.devices)
 
 
 def step_seconds(machine: Machine, spec: ModelSpec, setting: Setting, step: Step) -> Parts:
-    """Time of one pass through the whole model."""
+    """Return the time of one pass through the whole model."""
     return _sum(work_seconds(machine, work, setting.devices).times(n) for work, n in model_work(spec, setting, step))
 
 
 def decode_step(setting: Setting, tokens: int = 1) -> Step:
-    """The mean decode step: times are linear in what's in the cache, so it stands for all."""
+    """Return the mean decode step, which represents all: times are linear in the length of the cache."""
     return Step(tokens, setting.context + (setting.new_tokens - 1) / 2, tokens)
 
 
 def check_setting(machine: Machine, spec: ModelSpec, setting: Setting) -> None:
-    """Raises: UsageError: too many devices for the machine, or heads that they can't share evenly."""
+    """Check that the devices exist and can share the heads evenly. Raises: UsageError."""
     machine.check_devices(setting.devices)
     if spec.heads % setting.devices:
         raise UsageError(
@@ -146,10 +150,10 @@ def check_setting(machine: Machine, spec: ModelSpec, setting: Setting) -> None:
 
 
 def predict(machine: Machine, spec: ModelSpec, setting: Setting) -> Prediction:
-    """Times and memory of a model on a machine.
+    """Predict times and memory of a model on a machine.
 
     Raises:
-        UsageError: as :func:`check_setting`. A model that doesn't fit is no error: see :attr:`Prediction.fits`.
+        UsageError: see :func:`check_setting`. A model that doesn't fit is no error: see :attr:`Prediction.fits`.
     """
     check_setting(machine, spec, setting)
     decode = step_seconds(machine, spec, setting, decode_step(setting))

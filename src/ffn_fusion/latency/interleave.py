@@ -1,7 +1,7 @@
-"""Several models in turn: every round runs all of them, whatever engine they're in.
+"""Time several models in turn: every round runs each of them once, in any engine.
 
-Neighbouring runs share whatever else the machine does at that moment, so ratios are taken inside a round and their
-median is reported; the order turns from round to round.
+Runs that follow one another see the same other load on the machine, so ratios are taken within a round and their median
+is reported. The order rotates from round to round.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Name = TypeVar("Name")
 
 @dataclass(frozen=True)
 class Workload:
-    """``batch`` prompts of ``context`` tokens, each followed by ``new_tokens`` beyond the first one."""
+    """``batch`` prompts of ``context`` tokens, each followed by a first new token and ``new_tokens`` more."""
 
     batch: int
     context: int
@@ -26,14 +26,14 @@ class Workload:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds of a prefill, which ends with the first token, and of all decode steps after it."""
+    """Seconds of a prefill, which ends with the first new token, and of all decode steps after it."""
 
     prefill_s: float
     decode_s: float
 
 
 class Runner(Protocol):
-    """A model that is loaded in its engine."""
+    """A model loaded in its engine."""
 
     def warm_up(self, workload: Workload) -> int | None:
         """Measure once without counting it. Returns the peak memory in bytes, or None if it is unknown."""
@@ -68,6 +68,6 @@ def interleave(
 
 
 def turned(names: Sequence[Name], turn: int) -> list[Name]:
-    """The same in turn, another one first every time."""
+    """Return the names rotated by ``turn`` places."""
     start = turn % len(names)
     return [*names[start:], *names[:start]]

@@ -1,4 +1,4 @@
-"""What a figure was measured on, for people to read beside it."""
+"""The machine that a figure was measured on, as text, and its cores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def machine(device: torch.device | str = "cpu") -> str:
-    """The processor and what the process may use of it; the GPU, where that is what computes."""
+    """Return the name of the processor and the number of cores in use, or the name of the GPU that computes."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
@@ -22,10 +22,10 @@ def machine(device: torch.device | str = "cpu") -> str:
 
 
 def core_numbers() -> list[int]:
-    """Cores that this process may use, by their numbers."""
+    """Return the numbers of the cores that this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def cores() -> int:
-    """How many."""
+    """Return the number of cores that this process may use."""
     return len(core_numbers())

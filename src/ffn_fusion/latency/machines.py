@@ -1,4 +1,4 @@
-"""Machines: what the model of a machine knows of it, those that ship (machines.yaml), and a person's own. No torch."""
+"""Machines as the hardware model knows them: those that ship (machines.yaml), and a person's own. No torch."""
 
 from __future__ import annotations
 
@@ -28,12 +28,16 @@ class AllReduce(Frozen):
 
 
 class Machine(Frozen):
-    """One kind of device, and how several of them work together. Seconds, bytes, FLOPs, each of one device.
+    """One kind of device, and how several of them work together. Seconds, bytes and FLOPs are those of one device.
 
-    ``attention_seconds``, ``ffn_seconds`` and ``linear_seconds`` are what a sub-block takes beside reading and
-    computing: its kernels' launches, and until each of them is at full speed. ``step_seconds`` comes once a step,
-    ``sync_seconds`` once an all-reduce beside the all-reduce itself. ``all_reduces`` are ways to do one: the fastest
-    counts. ``sources`` says where a constant comes from; ``fitted`` names those that were fitted.
+    Args:
+        attention_seconds, ffn_seconds, linear_seconds: what a sub-block takes besides reading and computing: launching
+            its kernels, and reaching full speed in each.
+        step_seconds: a fixed time per step.
+        sync_seconds: a fixed time per all-reduce, besides the all-reduce itself.
+        all_reduces: ways to do an all-reduce; the fastest counts.
+        sources: where a constant comes from.
+        fitted: names of the constants that were fitted.
     """
 
     name: str
@@ -55,7 +59,7 @@ class Machine(Frozen):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """A machine from a YAML or JSON file, with the keys of this class.
+        """Read a machine from a YAML or JSON file with the keys of this class.
 
         Raises:
             UsageError: no such file, or it doesn't describe a machine.
@@ -77,7 +81,7 @@ class Machine(Frozen):
             raise UsageError(f"{path}: {place}: {message}", "see docs/hardware.md for what it holds") from error
 
     def peak(self, precision: str) -> float:
-        """FLOP/s; of a precision that the machine can't compute in, those of the 16-bit numbers it's widened to."""
+        """Return the FLOP/s in a precision, or in 16 bits if the machine has to widen it to compute."""
         known: dict[str, float] = dict(self.flops.items())
         for name in (precision, "bf16", "fp32"):
             if name in known:
@@ -90,7 +94,7 @@ class Machine(Frozen):
         return self.sync_seconds + min(way.seconds(message, devices) for way in self.all_reduces)
 
     def check_devices(self, devices: int) -> None:
-        """Raises: UsageError: more devices than work together on this machine."""
+        """Check the number of devices. Raises: UsageError: more than work together on this machine."""
         most = self.max_devices if self.all_reduces else 1
         if devices > most:
             raise UsageError(
@@ -99,13 +103,13 @@ class Machine(Frozen):
             )
 
     def source(self, constant: str) -> str:
-        """Where a constant comes from; nothing where nobody said."""
+        """Return where a constant comes from; empty if it isn't known."""
         return ("fitted: " if constant in self.fitted else "") + self.sources.get(constant, "")
 
 
 @cache
 def shipped_machines() -> dict[str, Machine]:
-    """Those that ship, by name. An entry of machines.yaml may begin with another's constants (``like``)."""
+    """Return the machines that ship, by name. An entry of machines.yaml may build on another one (``like``)."""
     entries: dict[str, dict[str, Any]] = yaml.safe_load(_SHIPPED.read_text(encoding="utf-8"))
     found: dict[str, Machine] = {}
     for name, entry in entries.items():
@@ -117,10 +121,10 @@ def shipped_machines() -> dict[str, Machine]:
 
 
 def find_machine(name: str) -> Machine:
-    """A machine that ships, or the one that a YAML or JSON file describes.
+    """Return a machine that ships, or the one that a YAML or JSON file describes.
 
     Raises:
-        UsageError: neither.
+        UsageError: there is no such machine or file.
     """
     shipped = shipped_machines()
     if name.lower() in shipped:

@@ -1,4 +1,4 @@
-"""Prefill and decode times of several models in transformers, interleaved (see ``interleave``)."""
+"""Prefill and decode times of several models, interleaved (see ``interleave``)."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ def bench(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Latency:
-    """Time every model at every batch size, and the machine's limits before and after.
+    """Time models of transformers at every batch size, and the machine's limits before and after.
 
     Args:
-        models: name -> a transformers causal LM in evaluation mode, in the order they are shown.
+        models: name -> a causal LM in evaluation mode, in the order in which they are shown.
         context: tokens of the prompt (random ids); several are timed one after another.
-        new_tokens: decode steps, each with one token a sequence. rounds: timed rounds, after one that isn't counted.
+        new_tokens: decode steps, each with one token per sequence.
+        rounds: timed rounds, after one that isn't counted.
 
     Returns:
-        Medians with 10th and 90th percentile, for each model its speed-up over every other, bytes moved, FLOPs, peak
-        memory and the share of the machine's limits.
+        Medians with 10th and 90th percentiles and, for each model, its speed-up over every other, bytes moved, FLOPs,
+        peak memory and the share of the machine's limits.
 
     Raises:
-        UsageError: the device has no memory for it.
+        UsageError: the device has too little memory.
     """
     first = next(iter(models.values()))
     vocabulary = min(model.config.vocab_size for model in models.values())
@@ -75,9 +76,9 @@ def time_in_turn(
     """Time models that are loaded in an engine, in turn, and the machine's limits before and after.
 
     Args:
-        runners, traffic: by the names of the models, in the order they are shown.
-        dtype: the weights' dtype, for people to read.
-        product_dtype: the dtype of the matrix product by which the machine's FLOP/s are measured.
+        runners, traffic: by the names of the models, in the order in which they are shown.
+        dtype: the dtype of the weights, as text.
+        product_dtype: the dtype of the matrix product that measures the machine's FLOP/s.
         threads: threads of each of the ``tensor_parallel`` processes that share a model.
     """
     before = measure_roofline(device, product_dtype, threads * tensor_parallel)
@@ -96,5 +97,5 @@ def time_in_turn(
 
 
 def workloads_of(batches: Sequence[int], contexts: Sequence[int], new_tokens: int) -> list[Workload]:
-    """Every batch with every context, each once."""
+    """Return every batch with every context, each once."""
     return list(dict.fromkeys(Workload(b, c, new_tokens) for c in contexts for b in batches))

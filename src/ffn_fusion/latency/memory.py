@@ -1,4 +1,4 @@
-"""The peak of memory while something runs: of this process on a CPU, of PyTorch's tensors on a GPU."""
+"""Peak memory while something runs: of this process on a CPU, of PyTorch's tensors on a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RESET_PEAK = "5"
 
 
 def peak_beyond(work: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes at the peak of ``work`` beyond what was in use before; None where the system doesn't tell."""
+    """Return the peak memory of ``work`` in bytes beyond what was in use before; None if the system doesn't tell."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -36,7 +36,7 @@ def peak_beyond(work: Callable[[], object], device: torch.device) -> int | None:
 
 
 def weight_memory(model: torch.nn.Module) -> int:
-    """Bytes of a model's parameters and buffers, each once."""
+    """Return the bytes of a model's parameters and buffers, each counted once."""
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return sum(tensor.nbytes for tensor in tensors.values())
 

@@ -1,7 +1,7 @@
-"""What a device can do at best: bytes read a second, and FLOPs a second of a matrix product, both with PyTorch.
+"""The limits of a device: bytes read per second, and FLOPs per second of a matrix product, both with PyTorch.
 
-The largest of several ways to read and of several repetitions counts: a limit is what can be reached, and others may be
-using the machine meanwhile. The memory that is read is several times the largest cache.
+The best of several ways to read and of several repetitions counts: a limit is what can be reached, and other programs
+may be using the machine. The memory that is read is several times the largest cache.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ffn_fusion.latency.timing import Roofline
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _READ_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
 _LARGEST = 16_384
-_LONG_ENOUGH = 0.02  # seconds of a matrix product, so that starting it doesn't count
+_LONG_ENOUGH = 0.02  # seconds of a matrix product, so that its launch doesn't count
 _REPEATS = 4
 
 
 def measure_roofline(device: torch.device | str, dtype: torch.dtype, threads: int | None = None) -> Roofline:
-    """Measure both; about a second.
+    """Measure both limits, which takes about a second.
 
     Args:
         dtype: of the matrix product.
-        threads: PyTorch's threads meanwhile, on a CPU; None leaves them as they are.
+        threads: PyTorch's threads during the measurement, on a CPU; None leaves them as they are.
     """
     device, before = torch.device(device), torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -40,7 +40,7 @@ def measure_roofline(device: torch.device | str, dtype: torch.dtype, threads: in
 
 
 def better(first: Roofline, second: Roofline) -> Roofline:
-    """The larger of each."""
+    """Return the larger of each limit."""
     return Roofline(
         bytes_per_second=max(first.bytes_per_second, second.bytes_per_second),
         flops_per_second=max(first.flops_per_second, second.flops_per_second),
@@ -49,7 +49,7 @@ def better(first: Roofline, second: Roofline) -> Roofline:
 
 @torch.inference_mode()
 def read_bandwidth(device: torch.device) -> float:
-    """Bytes a second that are read from memory far larger than the caches."""
+    """Return the bytes per second read from memory far larger than the caches."""
     x = _memory(device)
     ways: tuple[Callable[[], object], ...] = (
         lambda: x.sum(),
@@ -61,7 +61,7 @@ def read_bandwidth(device: torch.device) -> float:
 
 @torch.inference_mode()
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs a second of square matrices, made larger until a product takes long enough or gains nothing more."""
+    """Return the FLOPs per second of products of square matrices, enlarged until a product takes long enough."""
     size, best = 512, 0.0
     while True:
         a = torch.randn(size, size, device=device).to(dtype)
@@ -73,13 +73,13 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def fastest(work: Callable[[], object], device: torch.device, repeats: int = _REPEATS) -> float:
-    """Seconds of the fastest of several repetitions, after one that isn't counted."""
+    """Return the seconds of the fastest of several repetitions, after one that isn't counted."""
     work()
     return min(seconds(work, device) for _ in range(repeats))
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds that ``work`` takes; on a GPU by its own clock."""
+    """Return the seconds that ``work`` takes; on a GPU by its own clock."""
     if device.type == "cuda":
         event: Any = torch.cuda.Event
         start, end = event(enable_timing=True), event(enable_timing=True)
@@ -95,7 +95,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def cache_bytes(device: torch.device) -> int:
-    """The largest cache of the device, on which weights that are read again and again must not lie."""
+    """Return the size of the device's largest cache, which weights that are read repeatedly must exceed."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
     sizes = [path.read_text().strip() for path in _CACHES.glob("index*/size")] if _CACHES.is_dir() else []
@@ -103,7 +103,7 @@ def cache_bytes(device: torch.device) -> int:
 
 
 def _memory(device: torch.device) -> Tensor:
-    """Ones; on a CPU in large pages where the system gives them, so that looking pages up doesn't count."""
+    """Return a large tensor of ones; on a CPU in huge pages if possible, so that page lookups don't count."""
     count = max(_READ_BYTES.get(device.type, 1 << 28), 4 * cache_bytes(device)) // 4
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]

@@ -1,4 +1,4 @@
-"""The settings of a prediction: machines that aren't here."""
+"""The settings of predictions for other machines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ffn_fusion.settings import Settings
 
 
 class PredictSettings(Settings):
-    """What the report says of machines that aren't here; modelled (docs/hardware.md), never measured."""
+    """Machines for which the report predicts times; modelled (docs/hardware.md), never measured."""
 
     machines: tuple[str, ...] = Field(
         (),
@@ -29,7 +29,7 @@ class PredictSettings(Settings):
 
 
 def _beside(name: str, folder: Path) -> str:
-    """A file's absolute path, after the number of devices if there is one; a name as it is."""
+    """Return a file's absolute path, after the number of devices if there is one; a name as it is."""
     count, _, kind = name.partition("x")
     for front, file in (("", name), (f"{count}x" if count.isdigit() else None, kind)):
         path = folder / Path(file).expanduser()

@@ -1,7 +1,8 @@
-"""Speculative decoding: a small draft model proposes tokens, the model checks all of them in one step. No torch.
+"""Speculative decoding: a small draft model proposes tokens, and the model checks all of them in one step. No torch.
 
-With k proposed and each accepted with probability p, independently, a round brings (1 - p^(k+1)) / (1 - p) tokens
-(Leviathan et al., arXiv 2211.17192, equation 1) and takes k steps of the draft and one of the model over k + 1 tokens.
+If k tokens are proposed and each is accepted independently with probability p, a round yields (1 - p^(k+1)) / (1 - p)
+tokens (Leviathan et al., arXiv 2211.17192, equation 1). It takes k steps of the draft and one of the model over k + 1
+tokens.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from ffn_fusion.latency.work import Setting, Step, kv_bytes, weight_bytes
 
 @dataclass(frozen=True)
 class Draft:
-    """``length`` tokens are proposed a round, each accepted with probability ``acceptance``.
+    """A draft model that proposes ``length`` tokens per round, each accepted with probability ``acceptance``.
 
-    The draft runs in the model's precision, on as many of its devices as can share the draft's heads evenly.
+    It runs in the model's precision, on as many of its devices as can share the draft's heads evenly.
     """
 
     spec: ModelSpec
@@ -28,7 +29,7 @@ class Draft:
     acceptance: float = 0.7
 
     def setting(self, of_model: Setting) -> Setting:
-        """The draft's own."""
+        """Return the draft's own setting beside a model in this one."""
         return replace(of_model, devices=gcd(self.spec.heads, of_model.devices))
 
     def __post_init__(self) -> None:
@@ -39,15 +40,15 @@ class Draft:
 
 
 def tokens_per_round(length: int, acceptance: float) -> float:
-    """What a round brings on average: accepted tokens, and the one that the model itself adds."""
+    """Return the mean number of tokens per round: accepted ones, and the one that the model itself adds."""
     return sum(acceptance**i for i in range(length + 1))
 
 
 def predict_drafted(machine: Machine, spec: ModelSpec, setting: Setting, draft: Draft) -> Prediction:
-    """As :func:`ffn_fusion.latency.hardware.predict`, with a draft. ``decode`` is a round, ``token`` one of its tokens.
+    """Predict as :func:`ffn_fusion.latency.hardware.predict` does, with a draft. ``decode`` is a round.
 
     Raises:
-        UsageError: as there.
+        UsageError: see there.
     """
     plain, own = predict(machine, spec, setting), draft.setting(setting)
     decode = _round(machine, spec, setting, draft)

@@ -1,4 +1,4 @@
-"""What each kind of sub-block costs: plain data, JSON, no torch."""
+"""The measured costs of sub-blocks, as JSON. No torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Part = Literal["attention", "linear attention", "ffn", "linear ffn", "head"]
 
 
 class Shape(Frozen):
-    """A sub-block with its norm, as far as its time goes; or the head, with the final norm.
+    """What the time of a sub-block with its norm depends on, or that of the head with the final norm.
 
     Args:
         size: KV heads of an attention, width of an FFN, vocabulary of a head; 0 for a linear layer.
-        heads: of an attention, 0 elsewhere. head_dim: as well.
+        heads, head_dim: of an attention; otherwise 0.
     """
 
     part: Part
@@ -35,7 +35,7 @@ class Shape(Frozen):
 
 
 class SubBlockTiming(Frozen):
-    """Seconds of one sub-block under one workload: the mean over ``copies`` of it that ran one after another."""
+    """Seconds of one sub-block under one workload: the mean over ``copies`` of it that ran consecutively."""
 
     shape: Shape
     phase: Phase
@@ -52,7 +52,7 @@ class SubBlockTiming(Frozen):
 
 
 class SubBlocks(Frozen):
-    """All timings of one interleaved run; ``cuda_graph``: launched as a recorded graph, without the host's overhead."""
+    """All timings of one interleaved run; with ``cuda_graph``, launched as a recorded graph, without host overhead."""
 
     engine: str
     machine: str
@@ -67,12 +67,12 @@ class SubBlocks(Frozen):
         return next(t for t in self.timings if (t.shape, t.phase, t.batch, t.context) == wanted)
 
     def seconds(self, spec: ModelSpec, phase: Phase, batch: int, context: int) -> float:
-        """The sum over a model whose shapes are all here, head included: of a prefill, or of one decode step."""
+        """Return the sum over a model whose shapes were all timed, head included: of a prefill, or one decode step."""
         return sum(self.get(shape, phase, batch, context).median_s for shape in shapes_of(spec))
 
 
 def shapes_of(spec: ModelSpec) -> Iterator[Shape]:
-    """The shape of every sub-block of a model in order, and its head's."""
+    """Yield the shape of every sub-block of a model in order, then its head's."""
     for block in spec.blocks:
         for part in (block.attention, block.ffn):
             if part:
@@ -81,7 +81,7 @@ def shapes_of(spec: ModelSpec) -> Iterator[Shape]:
 
 
 def distinct_shapes(specs: Sequence[ModelSpec]) -> list[tuple[Shape, ModelSpec]]:
-    """Each shape once, with a model that has it."""
+    """Return each shape once, with a model that has it."""
     found: dict[Shape, ModelSpec] = {}
     for spec in specs:
         for shape in shapes_of(spec):

@@ -1,8 +1,8 @@
-"""Time one attention and one FFN of each shape that models have, as our modelling code computes them: Puzzle's costs.
+"""Time every distinct sub-block of some models as a child's modelling code computes it: the costs that Puzzle needs.
 
-A sub-block is run with its norm and the residual sum. Many copies of it run one after another, so many that no cache
-holds their weights, as in a model, where other layers have run meanwhile. All shapes run in turn in every round.
-Weights and states are random: what they hold makes no difference to the time.
+A sub-block runs with its norm and the residual sum. Enough copies of it run consecutively that no cache holds their
+weights, as in a model, where other layers run in between. Every round runs all shapes. Weights and states are random,
+since their values do not affect the time.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def time_sub_blocks(
     cuda_graph: bool | None = None,
     progress: Progress = silent,
 ) -> SubBlocks:
-    """Time every distinct shape of these models, and their heads, in prefill and decode.
+    """Time every distinct sub-block of these models, and their heads, in prefill and decode.
 
     Args:
-        specs: models; for a library of sub-blocks, one whose blocks are all of them (``replace(spec, blocks=...)``).
-        contexts: tokens of a prefill, and those that a decode step finds in the KV cache.
+        specs: models; for a library of sub-blocks, one that contains all of them (``replace(spec, blocks=...)``).
+        contexts: tokens of a prefill, and tokens in the KV cache at a decode step.
         rounds: timed rounds, after one that isn't counted.
-        cuda_graph: record each run once and launch it as a whole; None does on a GPU.
+        cuda_graph: record each run once and launch it as a whole; None: on a GPU.
     """
     where = torch.device(device)
     graph = where.type == "cuda" if cuda_graph is None else cuda_graph and where.type == "cuda"
@@ -85,7 +85,7 @@ def time_sub_blocks(
 
 
 def _rounds(stacks: Sequence[_Stack], phase: Phase, workload: Workload, rounds: int, graph: bool) -> list[list[float]]:
-    """Seconds of a sub-block in every round, for each shape."""
+    """Return the seconds of a sub-block in every round, for each shape."""
     used = [stack.copies(phase, workload) for stack in stacks]
     runs: list[Callable[[], None]] = [
         stack.run_of(phase, workload, copies) for stack, copies in zip(stacks, used, strict=True)
@@ -106,7 +106,7 @@ def _rounds(stacks: Sequence[_Stack], phase: Phase, workload: Workload, rounds: 
 
 @dataclass(frozen=True)
 class _Recorded:
-    """A run as a CUDA graph. It reads what ``run`` holds, which therefore stays."""
+    """A run as a CUDA graph. It reads tensors that ``run`` holds, which is therefore kept."""
 
     graph: Any
     run: Callable[[], None]
@@ -130,7 +130,7 @@ class _Recorded:
 
 @dataclass(frozen=True)
 class _Stack:
-    """Copies of one sub-block, each a decoder layer that has nothing else. ``spec``: a model that has it."""
+    """Copies of one sub-block of a model (``spec``), each a decoder layer with nothing else in it."""
 
     shape: Shape
     spec: ModelSpec
@@ -142,7 +142,7 @@ class _Stack:
 
     @classmethod
     def make(cls, shape: Shape, spec: ModelSpec, dtype: torch.dtype, device: torch.device, room: int) -> _Stack:
-        """As many copies as fill ``room`` bytes."""
+        """Make as many copies as fill ``room`` bytes."""
         config = _config(shape, spec)
         with torch.device("meta"):
             empty = _layer(shape, config).to(dtype)
@@ -158,12 +158,12 @@ class _Stack:
         return cls(shape, spec, config, tuple(layers), dtype, device, room)
 
     def copies(self, phase: Phase, workload: Workload) -> int:
-        """How many are run: with a KV cache each, fewer fill the room."""
+        """Return the number of copies to run: with a KV cache each, fewer fill the room."""
         work = self.work(phase, workload)
         return min(len(self.layers), max(1, ceil(self.room / work.moved_bytes)))
 
     def run_of(self, phase: Phase, workload: Workload, copies: int) -> Callable[[], None]:
-        """What is timed: copies, one after another. A head looks at the last token alone, as in ``generate``."""
+        """Return what is timed: the copies, consecutively. A head sees only the last token, as in ``generate``."""
         tokens = workload.context if phase == "prefill" and self.shape.part != "head" else 1
         sizes = (workload.batch, tokens, self.shape.hidden_size)
         x_BTD = torch.randn(sizes, device=self.device).to(self.dtype)
@@ -173,7 +173,7 @@ class _Stack:
         return lambda: _one_after_another(self.layers[:copies], x_BTD, words)
 
     def _words(self, x_BTD: Tensor, length: int, copies: int) -> list[dict[str, Any]]:
-        """Keyword arguments of each attention: rotary angles, and a KV cache of its own."""
+        """Return the keyword arguments of each attention: rotary angles, and a KV cache of its own."""
         from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
         B, T, _ = x_BTD.shape
@@ -188,7 +188,7 @@ class _Stack:
         return [{**same, "past_key_values": cache()} for _ in range(copies)]
 
     def work(self, phase: Phase, workload: Workload) -> Work:
-        """Of one sub-block. The head's norm is counted as if it were a matrix, like the others'."""
+        """Return the work of one sub-block. The head's norm is counted like a matrix, as the other norms are."""
         weight_bytes = sum(parameter.nbytes for parameter in self.layers[0].parameters())
         part = _part(self.shape)
         traffic = Traffic(self.spec, weight_bytes, torch.finfo(self.dtype).bits / 8, part or "head")
@@ -198,7 +198,7 @@ class _Stack:
 
 
 class _FixedCache:
-    """Keys and values [B, K, T, d] of one layer; new ones take the last places, so every run finds the same length."""
+    """Keys and values [B, K, T, d] of one layer; new ones replace the last ones, so the length stays the same."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
@@ -226,7 +226,7 @@ class _Head(nn.Module):
 
 
 def _config(shape: Shape, spec: ModelSpec) -> Any:
-    """A model of one block, which is this sub-block."""
+    """Return the config of a model whose only block is this sub-block."""
     from ffn_fusion.modeling.configuration_decilm import DeciLMConfig
 
     part = _part(shape)
@@ -237,7 +237,7 @@ def _config(shape: Shape, spec: ModelSpec) -> Any:
 
 
 def _part(shape: Shape) -> SubBlock | None:
-    """None for a head."""
+    """Return the sub-block of a shape, or None for a head."""
     if "attention" in shape.part:
         return AttentionSpec("attention" if shape.size else "linear", shape.size)
     return FfnSpec("gated" if shape.size else "linear", shape.size) if "ffn" in shape.part else None
@@ -250,7 +250,7 @@ def _layer(shape: Shape, config: Any) -> nn.Module:
 
 
 def _fill(layer: nn.Module, like: nn.Module | None) -> None:
-    """Small random weights, or the same as those of another copy."""
+    """Fill a layer with small random weights, or with those of another copy."""
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(False)
         if like is None:

@@ -1,4 +1,4 @@
-"""From single found to figures: medians and spread, ratios inside a round, shares of the machine's limits."""
+"""From measurements to figures: medians and spread, ratios within a round, shares of the machine's limits."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 def timings_of(found: Measurements, traffic: Mapping[str, Traffic], roofline: Roofline | None) -> tuple[Timing, ...]:
-    """A timing for every model, workload and phase.
+    """Return a timing for every model, workload and phase.
 
     Args:
-        traffic: what each model can't do without; models that have none get no share of the limits.
+        traffic: the least work of each model; models without it get no share of the limits.
     """
     return tuple(
         _timing(name, phase, workload, found, traffic.get(name), roofline)
@@ -58,7 +58,7 @@ def _timing(
 
 
 def work_of(traffic: Traffic, phase: Phase, workload: Workload) -> Work:
-    """Of the prefill, or of a decode step at the mean length."""
+    """Return the least work of the prefill, or of a decode step at the mean length."""
     if phase == "prefill":
         return traffic.prefill(workload.batch, workload.context)
     return traffic.step(workload.batch, workload.context + (workload.new_tokens + 1) / 2)
@@ -69,13 +69,13 @@ def _seconds(rounds: list[Measurement], phase: Phase) -> Any:
 
 
 def median_error(values: NDArray[np.float64]) -> float:
-    """Standard error of a median, from the spread of the middle half (of a normal distribution: 1.35 sigma)."""
+    """Estimate the standard error of a median from the spread of the middle half (1.35 sigma if normal)."""
     low, high = np.percentile(values, [25, 75])
     return float(1.2533 * (high - low) / 1.349 / len(values) ** 0.5)
 
 
 def figures(latency: Latency) -> list[dict[str, Any]]:
-    """What a user feels, for each model and workload: seconds, tokens a second, bytes, shares of the limits."""
+    """Return what a user notices of each model and workload: seconds, tokens per second, bytes, share of limits."""
     found = []
     for model in latency.models:
         for batch, context in latency.settings:

@@ -1,4 +1,4 @@
-"""Timings: what was measured, on which machine. Plain data, JSON, no torch."""
+"""Timings and the machine that they were measured on, as JSON. No torch."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from ffn_fusion.settings import Frozen
 
 Phase = Literal["prefill", "decode"]
 BenchEngine = Literal["transformers", "vllm", "llama.cpp"]
-"""What runs the models that are timed."""
+"""An engine in which models can be timed."""
 Bound = Literal["bandwidth", "compute"]
 
 
 class Roofline(Frozen):
-    """What the device did at best in the same run: bytes read a second, and FLOPs a second of a matrix product."""
+    """The device's best in the same run: bytes read per second, and FLOPs per second of a matrix product."""
 
     bytes_per_second: float
     flops_per_second: float
 
     def least(self, work: Work) -> tuple[float, Bound]:
-        """Seconds that the device can't do this work in less than, and what holds it up."""
+        """Return the least seconds in which the device can do this work, and which limit that is."""
         moving, computing = work.moved_bytes / self.bytes_per_second, work.flops / self.flops_per_second
         return (moving, "bandwidth") if moving >= computing else (computing, "compute")
 
 
 class Work(Frozen):
-    """What one prefill, or one decode step, can't do without: each weight read once, the KV cache read and written
-    (``kv_bytes``), the FLOPs of matrices and of attention. States between the layers are left out.
+    """The least work of one prefill or one decode step: each weight is read once, the KV cache is read and written
+    (``kv_bytes``), and the FLOPs are those of matrices and attention. States between layers are not counted.
     """
 
     weight_bytes: float
@@ -43,13 +43,12 @@ class Work(Frozen):
 class Timing(Frozen):
     """A model under a workload: seconds of one run (a prefill of ``context`` tokens, or ``new_tokens`` decode steps).
 
-    The ratios are medians of the ratios of runs that stood side by side: how many times as fast as that model.
-
     Args:
-        speedup_error: standard errors of those.
+        speedup: how many times as fast as each other model: medians of the ratios within a round.
+        speedup_error: standard errors of these.
         work: of the prefill, or of one decode step at the mean length of the decode.
         limit_share: the least time that this machine's limits allow, as a share of the median.
-        memory_bytes: peak of the whole run, weights included; None where it can't be told.
+        memory_bytes: peak of the whole run, weights included; None if it is unknown.
     """
 
     model: str
@@ -71,23 +70,25 @@ class Timing(Frozen):
 
     @property
     def steps(self) -> int:
-        """Runs of the model one after another: 1 for a prefill."""
+        """The number of consecutive passes through the model: 1 for a prefill."""
         return max(self.new_tokens, 1) if self.phase == "decode" else 1
 
     @property
     def moved_per_token(self) -> float | None:
-        """Bytes of weights and KV cache for each token of each sequence."""
+        """Bytes of weights and KV cache per token of each sequence."""
         if self.work is None:
             return None
         return self.work.moved_bytes / self.batch / (self.context if self.phase == "prefill" else 1)
 
 
 class Latency(Frozen):
-    """All timings of one interleaved run. ``models`` in the order they're shown: parent, pruned, fused.
+    """All timings of one interleaved run.
 
     Args:
-        threads: of each process; ``tensor_parallel`` is how many processes share a model.
-        roofline: None where it wasn't measured.
+        threads: of each process.
+        models: in the order in which they are shown: parent, pruned, fused.
+        tensor_parallel: number of processes that share a model.
+        roofline: None if it wasn't measured.
     """
 
     engine: str
@@ -100,7 +101,7 @@ class Latency(Frozen):
     roofline: Roofline | None = None
 
     def get(self, model: str, phase: Phase, batch: int, context: int | None = None) -> Timing:
-        """The first timing of that kind; ``context`` None takes any."""
+        """Return the first such timing, with any context if ``context`` is None."""
         wanted = (model, phase, batch)
         found = (t for t in self.timings if (t.model, t.phase, t.batch) == wanted and context in (None, t.context))
         return next(found)
@@ -111,5 +112,5 @@ class Latency(Frozen):
 
     @property
     def settings(self) -> tuple[tuple[int, int], ...]:
-        """Every (batch, context), in the order they were run in."""
+        """Every (batch, context), in the order in which they were run."""
         return tuple(dict.fromkeys((timing.batch, timing.context) for timing in self.timings))

@@ -1,6 +1,6 @@
-"""What a model can't do without in a prefill or a decode step: bytes of weights and of KV cache, FLOPs.
+"""The least work of a model in a prefill or a decode step: bytes of weights and KV cache, and FLOPs.
 
-``latency.work`` counts; the engine's own are the bytes that its weights take, and the size of a number in its cache.
+``latency.work`` counts it; the bytes of the weights, and of a number in the KV cache, depend on the engine.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _SIZE = ITEM_BYTES[_PRECISION]
 
 @dataclass(frozen=True)
 class Traffic:
-    """A model as it lies in an engine's memory.
+    """A model in an engine's memory.
 
     Args:
-        weight_bytes: every weight that a step reads. The embedding isn't among them unless it's the head as well: of
-            it a step reads a row a token.
+        weight_bytes: bytes of all weights that a step reads. The embedding isn't among them unless it is the head as
+            well: a step reads only one row of it per token.
         kv_size: bytes of a number in the KV cache.
-        part: what is counted: a sub-block of such a model, or its head; None: the whole of it.
+        part: what is counted: a sub-block of such a model, or its head; None: all of it.
     """
 
     spec: ModelSpec
@@ -44,17 +44,17 @@ class Traffic:
 
     @classmethod
     def of(cls, spec: ModelSpec, element_size: float) -> Traffic:
-        """All in one dtype."""
+        """Return the traffic of a model whose weights and KV cache have elements of one size in bytes."""
         works = model_work(spec, _setting(1), Step())
         read = sum(work.weight_bytes * count for work, count in works) / _SIZE + spec.hidden_size  # the final norm's
         return cls(spec, element_size * read, element_size)
 
     def prefill(self, batch: int, context: int) -> Work:
-        """``batch`` prompts of ``context`` tokens, of which the head reads the last."""
+        """Return the work of ``batch`` prompts of ``context`` tokens, of which the head reads the last."""
         return self._work(batch, Step(tokens=context))
 
     def step(self, batch: int, length: float) -> Work:
-        """One token more for each sequence, which looks at ``length`` tokens, its own included."""
+        """Return the work of one more token per sequence, which attends to ``length`` tokens, itself included."""
         looking, alone = (self._work(batch, Step(past=past)) for past in (length - 1, 0))
         return looking.model_copy(update={"kv_bytes": looking.kv_bytes + alone.kv_bytes})  # read, and one written
 

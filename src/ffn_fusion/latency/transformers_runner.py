@@ -1,4 +1,4 @@
-"""A model in transformers, timed: prefill and greedy decode steps, the KV cache growing as in ``generate``."""
+"""Time a model in transformers: prefill and greedy decode steps, with a KV cache that grows as in ``generate``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ffn_fusion.latency.traffic import Traffic
 
 
 class TransformersRunner:
-    """See ``interleave.Runner``.
+    """A ``Runner`` of ``interleave``.
 
     Args:
         model: a causal LM in evaluation mode, on its device.
-        vocabulary: prompts are random ids below it, the same for every model with the same ``seed``.
+        vocabulary: prompts are random ids below this, the same for every model with the same ``seed``.
     """
 
     def __init__(self, model: Any, vocabulary: int, seed: int = 0) -> None:
@@ -30,7 +30,7 @@ class TransformersRunner:
         self._touched = False
 
     def warm_up(self, workload: Workload) -> int | None:
-        if not self._touched:  # weights that lie in a mapped file would count as memory of the first run
+        if not self._touched:  # weights in a mapped file would count as memory of the first run
             self.run(workload)
             self._touched = True
         extra = peak_beyond(lambda: self.run(workload), self.model.device)
@@ -73,10 +73,10 @@ class TransformersRunner:
 
 
 def spec_of(model: Any) -> ModelSpec:
-    """What a loaded model is made of."""
+    """Return the spec of a loaded model."""
     return read_spec(model.config.to_dict())
 
 
 def traffic_of(model: Any) -> Traffic:
-    """Weights and KV cache in the model's own dtype."""
+    """Return the traffic of a loaded model, with weights and KV cache in its own dtype."""
     return Traffic.of(spec_of(model), torch.finfo(model.dtype).bits / 8)

@@ -1,8 +1,8 @@
-"""How a machine's time for the same FFN weights depends on how wide the FFNs are. Plain data, JSON, no torch.
+"""The width curve: how the time for the same FFN weights depends on the width of the FFNs, as JSON. No torch.
 
-A fused FFN of k times the width does the work of k in one step. Steps cost time, so wider is faster; but a matrix
-product can be slower where it's wider, when its input or its result leaves a cache. Whether and where that happens is a
-property of the machine, the engine, the dtype and the batch: it's measured, not known.
+A fused FFN of k times the width does the work of k FFNs in one step. Steps cost time, so wider is faster; but a wider
+matrix product can be slower, when its input or its result no longer fits a cache. Whether and where that happens
+depends on the machine, the engine, the dtype and the batch, so it is measured.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from ffn_fusion.families import ModelSpec
 from ffn_fusion.settings import Frozen
 
 SURE = 2.0
-"""Standard errors by which a ratio has to be above 1 for a fused FFN to count as slower."""
+"""A fused FFN counts as slower if its ratio is this many standard errors above 1."""
 
 
 class WidthPoint(Frozen):
     """FFNs of one width at one batch.
 
     Args:
-        fused: how many FFNs of the narrowest width it holds.
-        seconds: of the weights of one narrowest FFN, step included.
-        ratio: that over the narrowest FFN's own, median of rounds; below 1: fusing is faster.
+        fused: the number of FFNs of the narrowest width that it holds.
+        seconds: for the weights of one narrowest FFN, with its share of a step.
+        ratio: these seconds over those of the narrowest FFN itself, median of rounds; below 1, fusing is faster.
         error: standard error of the ratio.
         bytes_per_second: of weights.
     """
@@ -41,16 +41,16 @@ class WidthPoint(Frozen):
 
     @property
     def slower(self) -> bool:
-        """Surely slower than the same FFNs one after the other."""
+        """Whether it is significantly slower than the same FFNs in sequence."""
         return self.ratio - SURE * self.error > 1
 
 
 class WidthCurve(Frozen):
-    """One interleaved run over widths and batches, and the widest FFN that a plan should make by it.
+    """One interleaved run over widths and batches, and the widest FFN that a plan should make.
 
     Args:
         hidden, width: D, and the width of the model's own FFNs.
-        max_width: see ``widest``; None where no width up to the widest possible one was slower.
+        max_width: see ``widest``; None if no width up to the widest possible one was slower.
     """
 
     engine: str
@@ -69,7 +69,7 @@ class WidthCurve(Frozen):
         return tuple(sorted({point.batch for point in self.points}))
 
     def check_fits(self, spec: ModelSpec) -> None:
-        """Raises: UsageError: measured for FFNs of another model's shape."""
+        """Check that the curve was measured for FFNs of the model's shape. Raises: UsageError."""
         own = (spec.hidden_size, own_width(spec))
         if own != (self.hidden, self.width):
             raise UsageError(
@@ -79,7 +79,7 @@ class WidthCurve(Frozen):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Raises: DataError: no such file, or not what ``ffn-fusion max-width`` writes."""
+        """Read a curve. Raises: DataError: there is no such file, or ``ffn-fusion max-width`` didn't write it."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except OSError as error:
@@ -89,13 +89,13 @@ class WidthCurve(Frozen):
 
 
 def widest(points: tuple[WidthPoint, ...], complete: bool) -> int | None:
-    """The widest FFN at which fusing isn't slower at any batch. A narrower one may be, by a little.
+    """Return the widest FFN that isn't slower at any batch; a narrower one may be, by a little.
 
     Args:
-        complete: no wider FFN than those measured can be made of the model.
+        complete: whether the model allows no wider FFN than those measured.
 
     Returns:
-        None where nothing limits the width.
+        None if nothing limits the width.
     """
     slow = {point.width for point in points if point.slower}
     best = max(point.width for point in points if point.width not in slow)
@@ -103,10 +103,10 @@ def widest(points: tuple[WidthPoint, ...], complete: bool) -> int | None:
 
 
 def own_width(spec: ModelSpec) -> int:
-    """Width of the model's gated FFNs; where they differ, the most frequent one, and of those the widest.
+    """Return the width of the model's gated FFNs: the most frequent one, and of several the widest.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no gated FFN.
     """
     widths = [block.ffn.width for block in spec.blocks if block.ffn and block.ffn.kind != "linear"]
     if not widths:
@@ -115,7 +115,7 @@ def own_width(spec: ModelSpec) -> int:
 
 
 def most_fused(spec: ModelSpec) -> int:
-    """How many FFNs of the model's own width its widest possible fused FFN holds, if every attention went."""
+    """Return the number of FFNs in the widest possible fused FFN, with all attentions dropped."""
     longest = run = 0
     for block in spec.blocks:
         run = run + 1 if block.ffn and block.ffn.kind != "linear" else 0
@@ -124,6 +124,6 @@ def most_fused(spec: ModelSpec) -> int:
 
 
 def multiples(most: int) -> tuple[int, ...]:
-    """1, 2, 3, 4, 6, 8, 12, ... and ``most``: how many FFNs the measured widths hold."""
+    """Return the numbers of FFNs in the measured widths: 1, 2, 3, 4, 6, 8, 12, ... and ``most``."""
     steps = {2**k for k in range(most.bit_length())} | {3 * 2**k for k in range(most.bit_length())}
     return tuple(sorted({step for step in steps if step < most} | {most}))

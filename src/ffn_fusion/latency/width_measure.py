@@ -1,4 +1,4 @@
-"""The width curve in transformers: FFN blocks as children have them, on weights that no cache holds."""
+"""Measure the width curve in transformers, on a child's FFN blocks, with more weights than any cache holds."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ffn_fusion.latency.width_curve import WidthCurve, WidthPoint, most_fused, m
 from ffn_fusion.processes import Progress, silent
 
 UNCACHED = 192 << 20
-"""Bytes of weights that one pass reads at least: more than caches hold, so that each pass reads memory."""
+"""The least bytes of weights per pass: more than caches hold, so that each pass reads memory."""
 _FEWEST, _MOST_SMALL = 2, 64
-_SURE_ENOUGH = 0.005  # standard error of a ratio that needs no more rounds
+_SURE_ENOUGH = 0.005  # a ratio with this standard error needs no more rounds
 
 
 @torch.inference_mode()
@@ -38,14 +38,14 @@ def measure_widths(
 ) -> WidthCurve:
     """Time decode steps through the FFNs of a model: as they are, and 2, 3, 4, 6, ... of them as one.
 
-    All widths run in every round, on the same random weights, so that every pass reads the same bytes; every block is a
-    child's own attention-free block, with its norm and its sum. With one thread on a CPU it's the processor's time that
-    counts, so that other programs don't.
+    Every round runs all widths on the same random weights, so that every pass reads the same bytes; each block is a
+    child's attention-free block, with its norm and its residual sum. With one thread on a CPU, processor time is
+    measured, so that other programs don't count.
 
     Args:
-        batches: sequences, so rows of one decode step.
-        rounds: at least so many; up to three times as many while ratios are uncertain.
-        most: FFNs in the widest fused one; default: all that the model could fuse, as far as memory goes.
+        batches: numbers of sequences, which are the rows of one decode step.
+        rounds: the least number of rounds; up to three times as many while ratios are uncertain.
+        most: FFNs in the widest fused one; default: all that the model could fuse, as far as memory allows.
     """
     D, F, kind = spec.hidden_size, own_width(spec), getattr(torch, dtype)
     possible = most_fused(spec)
@@ -76,7 +76,7 @@ def measure_widths(
 
 
 def _blocks(spec: ModelSpec, width: int, weights: Tensor) -> list[nn.Module]:
-    """As many attention-free blocks of that width as the weights suffice for: views of one and the same memory."""
+    """Return as many attention-free blocks of that width as the weights suffice for; they are views of the weights."""
     from ffn_fusion.modeling.configuration_decilm import DeciLMConfig
     from ffn_fusion.modeling.llama_shaped import make_layer
 
@@ -93,7 +93,7 @@ def _blocks(spec: ModelSpec, width: int, weights: Tensor) -> list[nn.Module]:
 
 
 def _seconds_of(blocks: Sequence[nn.Module], x: Tensor, ffns: int, now: Callable[[], float]) -> Callable[[], float]:
-    """Seconds of one pass for each of the ``ffns`` of the model's own width that are in it."""
+    """Return what measures the seconds of one pass, per FFN of the model's own width (``ffns`` of them)."""
 
     def one_pass() -> float:
         states, start = x, now()
@@ -105,7 +105,7 @@ def _seconds_of(blocks: Sequence[nn.Module], x: Tensor, ffns: int, now: Callable
 
 
 def _rounds(passes: Mapping[int, Callable[[], float]], rounds: int) -> dict[int, list[float]]:
-    """Seconds of every round; more rounds where a ratio to the first isn't sure yet."""
+    """Return the seconds of every round; there are more rounds while a ratio to the first width is uncertain."""
     names = list(passes)
     times: dict[int, list[float]] = {name: [] for name in names}
     for turn in range(3 * rounds + 1):

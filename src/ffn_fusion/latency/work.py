@@ -1,8 +1,8 @@
-"""The work of a sub-block: bytes, arithmetic and all-reduces of one step on one of the devices that share a model.
+"""The work of a sub-block: bytes, FLOPs and all-reduces of one step on one of the devices that share a model.
 
-Counted from the sizes that the family states (families.layout counts the parameters), the same for every machine; what
-a machine makes of it is latency.hardware's. Tensor parallel: a device holds its share of every matrix, and K/V heads
-that are fewer than the devices stand on several of them. No torch.
+It is counted from the sizes in the spec and is the same for every machine; ``latency.hardware`` turns it into seconds.
+With tensor parallelism, a device holds its share of every matrix; KV heads that are fewer than the devices are copied
+to several of them. No torch.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ class Setting:
     """How a model is served.
 
     Args:
-        devices: share every layer by tensor parallelism. batch: sequences at a time.
-        context: tokens of each prompt. new_tokens: tokens written behind it.
-        weights, kv: precision of the blocks' matrices and of the KV cache. Embedding and head stay in 16 bits where
-            the weights have fewer, as engines keep them.
+        devices: number of devices that share every layer by tensor parallelism.
+        batch: sequences at a time.
+        context: tokens of each prompt.
+        new_tokens: tokens generated after it.
+        weights, kv: precision of the blocks' matrices and of the KV cache. Embedding and head keep 16 bits if the
+            weights have fewer, as engines do it.
     """
 
     devices: int = 1
@@ -53,15 +55,15 @@ class Setting:
 
     @property
     def dense(self) -> str:
-        """Precision of activations, embedding and head."""
+        """The precision of activations, embedding and head."""
         return self.weights if ITEM_BYTES[self.weights] >= 2 else "bf16"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One pass through the model: ``tokens`` new ones of every sequence, behind ``past`` that are in the cache.
+    """One pass through the model: ``tokens`` new tokens per sequence, after ``past`` tokens in the KV cache.
 
-    Of the last ``logits`` of them the head computes logits.
+    The head computes logits for the last ``logits`` of them.
     """
 
     tokens: int = 1
@@ -73,8 +75,10 @@ class Step:
 class SubBlockWork:
     """What one device does in a sub-block (or in the head) in one step.
 
-    ``matmul_flops`` are done in ``precision``, ``attention_flops`` (scores, and their sums over values) in 16 bits or
-    more. ``all_reduce_bytes`` is the size of the message, 0 on one device.
+    Args:
+        matmul_flops: computed in ``precision``.
+        attention_flops: of scores and of sums over values, computed in ``dense`` (16 bits or more).
+        all_reduce_bytes: size of the message; 0 on one device.
     """
 
     kind: Kind
@@ -89,10 +93,11 @@ class SubBlockWork:
 
 
 def sub_block_work(spec: ModelSpec, part: SubBlock, setting: Setting, step: Step) -> SubBlockWork:
-    """An attention or an FFN with its norm. T = batch x new tokens, D hidden, H heads, K KV heads, d head_dim.
+    """Return the work of an attention or an FFN with its norm.
 
-    Bytes: the weights once; K and V of every token that's attended to, once; activations in and out of each matrix.
-    FLOPs: 2 T parameters, and in the attention 4 H d for every pair of a token and one that it attends to.
+    T = batch x new tokens, D hidden, H heads, K KV heads, d head_dim. Bytes: the weights once, K and V of every
+    attended token once, activations in and out of each matrix. FLOPs: 2 T parameters, and in the attention 4 H d for
+    every pair of a token and one that it attends to.
     """
     n, T, D, d = setting.devices, setting.batch * step.tokens, spec.hidden_size, spec.head_dim
     item = ITEM_BYTES[setting.dense]
@@ -126,7 +131,7 @@ def _kind(part: SubBlock) -> Kind:
 
 
 def head_work(spec: ModelSpec, setting: Setting, step: Step) -> SubBlockWork:
-    """Last norm and output head, once a step; logits are gathered from all devices."""
+    """Return the work of the last norm and the head, once per step; logits are gathered from all devices."""
     n, T = setting.devices, setting.batch * step.logits
     item = ITEM_BYTES[setting.dense]
     parameters = head_parameters(spec) / n
@@ -144,24 +149,24 @@ def head_work(spec: ModelSpec, setting: Setting, step: Step) -> SubBlockWork:
 
 
 def sub_blocks(spec: ModelSpec) -> Counter[SubBlock]:
-    """The model's sub-blocks and how many there are of each; they come one after the other."""
+    """Return the model's distinct sub-blocks and the number of each."""
     return Counter(part for block in spec.blocks for part in (block.attention, block.ffn) if part is not None)
 
 
 def model_work(spec: ModelSpec, setting: Setting, step: Step) -> list[tuple[SubBlockWork, int]]:
-    """Everything that a step of the whole model does, and how often each."""
+    """Return all work in a step of the whole model, and how often each piece is done."""
     found = [(sub_block_work(spec, part, setting, step), count) for part, count in sub_blocks(spec).items()]
     return [*found, (head_work(spec, setting, step), 1)]
 
 
 def weight_bytes(spec: ModelSpec, setting: Setting) -> float:
-    """Bytes of the model on each device."""
+    """Return the bytes of the model's weights on each device."""
     works = model_work(spec, setting, Step())
     embedding = 0.0 if spec.tied else head_parameters(spec) * ITEM_BYTES[setting.dense] / setting.devices
     return embedding + sum(work.weight_bytes * count for work, count in works)
 
 
 def kv_bytes(spec: ModelSpec, setting: Setting) -> float:
-    """Bytes of the KV cache on each device, when every sequence is as long as it gets."""
+    """Return the bytes of the KV cache on each device, when every sequence has reached its full length."""
     longest = Step(tokens=1, past=setting.context + setting.new_tokens - 1)
     return sum(work.kv_bytes * count for work, count in model_work(spec, setting, longest))

@@ -220,7 +220,7 @@ class RepairedRun:
         self.bench.forget()
 
     def costs(self, i: int) -> tuple[Cost, ...]:
-        """Return the costs: runs that begin alike are evaluated once; the last fused FFN and those after it are solved."""
+        """Return the costs. Runs that begin alike are evaluated once; the last fused FFN and later ones are solved."""
         if self.lender and i < self.fused_last:
             return ()
         bench, block = self.bench, self.bench.spec.blocks[i].ffn
