@@ -203,7 +203,7 @@ def test_mistakes_are_one_line(exact: Pair, pair: Pair, tmp_path: Path, monkeypa
     refused(BlueprintError, "blueprint.json", child=pair.parent.folder)
     refused(DataError, "2 windows of text are less than one batch of 4", texts=pair.texts(2))
     refused(DataError, "different lengths", texts=[*pair.texts(), *pair.texts(4, 8)])
-    refused(UsageError, "nothing to learn", settings=QUICK.replaced(objective=Objective(kl=0, cosine=0, lm=0)))
+    refused(UsageError, "nothing to train on", settings=QUICK.replaced(objective=Objective(kl=0, cosine=0, lm=0)))
     refused(
         UsageError,
         "a batch of 4 windows can't be shared evenly: 3 at a time on",

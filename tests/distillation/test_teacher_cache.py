@@ -134,7 +134,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bits(
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             write_cache(pair.parent, ids, again)
-        with pytest.raises(DataError, match="isn't whole"):
+        with pytest.raises(DataError, match="isn't complete"):
             TeacherCache(again.folder)
     got = write_cache(pair.parent, ids, again)
     assert [name[8:13] for name in saved] == ["00000", "00000", "00001", "00001", "00002"]  # none was written twice

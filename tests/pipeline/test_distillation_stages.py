@@ -313,7 +313,7 @@ def test_dry_run_says_what_each_stage_takes(tmp_path: Path) -> None:
         ({"stages": [{"texts": ["nowhere.txt"]}]}, DataError, "nowhere.txt"),
         ({"stages": [{"texts": ["short.txt"], "context": 32}, STAGES[0]]}, DataError, "stage 1: .*too short"),
         ({"stages": [STAGES[0], {"context": 32, "micro": 3}]}, UsageError, "stage 2: a batch of 4 windows"),
-        ({"objective": {"kl": 0, "cosine": 0}}, UsageError, "nothing to learn"),
+        ({"objective": {"kl": 0, "cosine": 0}}, UsageError, "nothing to train on"),
         ({"teacher_cache": "c", "objective": {"cosine": 1.0}}, UsageError, "holds no hidden states"),
     ],
 )

@@ -185,7 +185,7 @@ class _Writing:
         except OSError as error:  # a text that can't be read is a DataError by now
             raise OutputError(
                 f"{self.bin}: can't be written ({error.strerror or error})",
-                "free some space and run the same command again: it goes on",
+                "free some space and run the same command again to resume",
             ) from error
 
 

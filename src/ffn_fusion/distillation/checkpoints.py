@@ -20,7 +20,7 @@ from ffn_fusion.checkpoint.notes import Notes, write_atomic
 _WHOLE = "whole.json"
 """Written last: names and sizes of the other files."""
 _OPTIMISER = re.compile(r"(optimizer|scheduler|scaler|rng_state).*")
-"""Files of a checkpoint that only a training that goes on needs."""
+"""Files of a checkpoint that are needed only to resume the training."""
 
 
 @dataclass(frozen=True)

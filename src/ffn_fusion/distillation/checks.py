@@ -55,7 +55,7 @@ def check_settings(settings: DistillSettings, world: int, device: str) -> None:
     """
     objective = settings.objective
     if not (objective.kl or objective.cosine or objective.lm):
-        raise UsageError("nothing to learn: kl, cosine and lm are all 0", "give one of them a weight")
+        raise UsageError("nothing to train on: kl, cosine and lm are all 0", "give one of them a weight")
     if settings.batch % (settings.micro * world):
         raise UsageError(
             f"a batch of {settings.batch} windows can't be shared evenly: {settings.micro} at a time on each of "

@@ -54,10 +54,10 @@ def distill_child(training: Training, *, progress: Progress = silent) -> Distill
     """
     training.check()
     here = current()
-    here.gather([None])  # all have looked at the folder, and nobody has anything against it
+    here.gather([None])  # no process has found a mistake
     if not here.rank:
         prepare(training.work, training.key())
-    here.gather([None])  # the folder is there, and what isn't ours is gone
+    here.gather([None])  # the folder exists now, and holds nothing else
     saved = newest(training.work)
     if saved is None or saved.step < training.steps:
         _train(training, saved, _written(training, progress), progress)
@@ -113,7 +113,7 @@ def _train(training: Training, saved: Saved | None, cache: TeacherCache | None, 
     arguments = training_arguments(
         training.settings, training.seed, training.work, training.device, training.steps, training.accumulation
     )
-    # Behind the arguments: where DeepSpeed shards, transformers knows by now, and loads the child in parts.
+    # After the arguments: if DeepSpeed shards, transformers knows by now, and loads the child in parts.
     model = _load(training, saved.folder if saved and not lora else training.begins)
     model.config.use_cache = False
     if training.settings.checkpointing:

@@ -1,4 +1,4 @@
-"""What a distillation takes, before it begins: tokens, FLOPs, memory, disk, and seconds by this machine's pace."""
+"""What a distillation will take: tokens, FLOPs, memory, disk, and seconds by this machine's pace."""
 
 from __future__ import annotations
 
@@ -19,15 +19,20 @@ from ffn_fusion.processes import current
 
 _ROWS = 4096
 _STATES_OF_ROW = 10
-"""Hidden states that a block keeps of a token for the way back: inputs of norms and projections, q, k, v, sums."""
+"""Hidden states of a token that a block keeps for the backward pass: inputs of norms and projections, q, k, v, sums."""
 _WIDTHS_OF_ROW = 4
 _LOGIT_SLICES = 6
 
 
 @dataclass(frozen=True)
 class DistillEstimate:
-    """Tokens and steps in all; ``parameters`` of ``of`` learn. FLOPs, bytes and seconds are one process's; bytes of
-    memory are an estimate. ``seconds`` is None where the pace wasn't measured.
+    """What a training will take. FLOPs, bytes and seconds are those of one process.
+
+    Args:
+        tokens, steps: of all processes.
+        parameters: that are trained, of ``of`` in all.
+        peak_memory: a rough estimate.
+        seconds: None if the pace wasn't measured.
     """
 
     tokens: int
@@ -45,7 +50,7 @@ class DistillEstimate:
 
 
 def estimate_training(training: Training, *, timed: bool = True) -> DistillEstimate:
-    """Of a training that was checked; ``timed`` measures a block for a second or two."""
+    """Estimate a training that was checked; ``timed`` measures the pace of a block, which takes a second or two."""
     context = training.ids_NT.shape[1]
     tokens = training.steps * training.settings.batch * context
     windows = training.steps * training.settings.batch / current().world
@@ -73,15 +78,15 @@ def estimate_training(training: Training, *, timed: bool = True) -> DistillEstim
 
 
 def _cache(training: Training, context: int) -> int:
-    """Of the parent's distributions, where they're kept."""
+    """Return the bytes of the parent's distributions, if they are kept."""
     if training.cache is None:
         return 0
     return len(training.ids_NT) * (context - 1) * bytes_per_token(training.cache.k, training.checkpoint.spec.vocab_size)
 
 
 def _flops(training: Training, context: int) -> tuple[float, float]:
-    """Of one window, in blocks and at heads: the child forward, once more if checkpointed, backward to its inputs as
-    far as anything learns, and to the weights that do; the teacher forward.
+    """Return the FLOPs of one window, in blocks and at heads: the child forward (twice if checkpointed), backward to
+    its inputs down to the first trained block, and to the trained weights; the teacher forward.
     """
     child = training.checkpoint.spec
     learns = trained_blocks(training.checkpoint, training.blueprint, training.settings)
@@ -108,8 +113,8 @@ def _forward(model: Checkpoint, context: int) -> float:
 
 
 def _memory(training: Training, context: int) -> int:
-    """Weights, gradients and two moments in float32, the teacher, activations kept, slices of logits; where weights are
-    shards, a block that computes, and embedding and head, in one piece.
+    """Return the bytes of weights, gradients and two moments in float32, the teacher, kept activations and slices of
+    logits; if weights are sharded, also those of one whole block and of embedding and head.
     """
     child, wide = training.checkpoint, 4
     rows = training.settings.micro * context

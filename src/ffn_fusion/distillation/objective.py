@@ -18,7 +18,7 @@ from ffn_fusion.distillation.divergence import Truncated, diverge, diverge_trunc
 from ffn_fusion.distillation.settings import Objective
 
 LOGIT_BYTES = {"cpu": 48 << 20, "cuda": 512 << 20}
-"""Of a slice of float32 logits: what a CPU's cache holds between the few passes, what keeps a GPU busy."""
+"""Bytes of a slice of float32 logits: what a CPU's cache holds between the few passes, or what keeps a GPU busy."""
 
 
 class Target(Protocol):

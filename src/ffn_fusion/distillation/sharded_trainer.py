@@ -82,7 +82,7 @@ def write_weights(model: Any, folder: Path) -> None:
             with (folder / SINGLE).open("wb") as file:
                 file.writelines(stream)
     finally:
-        for _ in stream:  # whatever became of the file: the others have rows to send
+        for _ in stream:  # even if the file failed: the other processes have rows to send
             pass
 
 

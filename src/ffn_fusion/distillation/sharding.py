@@ -38,7 +38,7 @@ def launched_sharded() -> bool:
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise UsageError("accelerate's configuration asks for FSDP 1", "set fsdp_version: 2")
     if os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true":
-        raise UsageError("accelerate's configuration asks for fsdp_offload_params", "set it to false: it isn't done")
+        raise UsageError("accelerate's configuration asks for fsdp_offload_params", "set it to false")
     return True
 
 
@@ -71,7 +71,7 @@ def check_sharding(world: int) -> None:
     if launched_deepspeed():
         raise UsageError("--shard, and accelerate's configuration asks for DeepSpeed", "choose one of them")
     if world < 2:
-        raise UsageError("one process has nobody to share weights with", "start several: torchrun --nproc-per-node 8")
+        raise UsageError("a single process can't shard weights", "start several: torchrun --nproc-per-node 8")
     try:
         from torch.distributed.fsdp import fully_shard  # noqa: F401
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""Trainings one after another: each begins with the float32 weights that the one before it left, and resumes by itself.
+"""Trainings in sequence: each starts from the float32 weights that the one before it left, and resumes by itself.
 
-Every stage is followed by what it gained on windows that took no part. Of a stage that is done its weights stay until
-the next one is done too; then its record.
+After every stage, its gain is measured on windows that took no part. The weights of a finished stage are kept until the
+next one is finished; then only its record is kept.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ffn_fusion.processes import Progress
 
 Gains = list[dict[str, Any]]
 Measure = Callable[[Training, Weights, Gains | None, Progress], Gains]
-"""(training, its weights, what the one before it gained, progress) -> gains on windows that took no part."""
+"""(training, its weights, the gains of the one before it, progress) -> gains on windows that took no part."""
 
 _OF_A_STAGE = ("texts", "context", "tokens", "steps", "settings", "teacher", "cache", "history", "gains")
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A distillation in stages that is to be made, or goes on. ``work`` holds a folder for each of several stages."""
+    """A distillation in stages. ``work`` holds a folder for each stage if there are several."""
 
     trainings: tuple[Training, ...]
     work: Path
@@ -52,10 +52,10 @@ class Staged:
         return cls(tuple(found), work)
 
     def check(self, beside: int = 0) -> None:
-        """Raises: what :func:`distill_child` raises before it begins, of every stage.
+        """Check every stage; raises what :func:`distill_child` raises before it begins.
 
         Args:
-            beside: bytes that the disk needs beside the checkpoints of a stage.
+            beside: bytes that the disk needs besides the checkpoints of a stage.
         """
         for number, training in enumerate(self.trainings, 1):
             with of_stage(number, len(self.trainings)):
@@ -66,25 +66,25 @@ class Staged:
 
     @property
     def disk_bytes(self) -> int:
-        """Of the stage that needs most."""
+        """The bytes on disk that the largest stage needs."""
         return max(training.disk_bytes for training in self.trainings)
 
     def plans(self, *, timed: bool = True) -> list[DistillEstimate]:
-        """What each stage takes."""
+        """Estimate each stage."""
         return [estimate_training(training, timed=timed) for training in self.trainings]
 
     @property
     def done(self) -> int:
-        """Stages that are finished, and whose weights the next one can begin with."""
+        """The number of finished stages, from whose weights the next one can start."""
         for number in range(len(self.trainings), 0, -1):
             training = self.trainings[number - 1]
-            saved = newest(training.work)  # of an earlier step where it's trained once more
+            saved = newest(training.work)  # of an earlier step if it is being trained again
             if saved and saved.step == training.steps and finished(training.work, training.key()) is not None:
                 return number
         return 0
 
     def carry_out(self, measure: Measure, progress: Progress) -> tuple[Weights, dict[str, Any]]:
-        """Train, stage by stage, from where an earlier call stopped. Returns the weights, float32, and the record."""
+        """Train stage by stage, from where an earlier call stopped; return the float32 weights and the record."""
         self._remove_others()
         for number in range(self.done, len(self.trainings)):
             training, tell = self.trainings[number], _of_stage(progress, number, len(self.trainings))
@@ -107,7 +107,7 @@ class Staged:
         return found
 
     def _remove_others(self) -> None:
-        """Of a distillation in other stages that went on here."""
+        """Remove what a distillation with other stages left here."""
         if len(self.trainings) > 1 and self.work.is_dir():
             for path in set(self.work.iterdir()) - {training.work for training in self.trainings}:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -121,7 +121,7 @@ class Staged:
 
 @contextmanager
 def of_stage(number: int, of: int) -> Iterator[None]:
-    """A person's mistake says which of several stages it's in."""
+    """Name the stage in the error of a person's mistake, if there are several stages."""
     try:
         yield
     except FfnFusionError as error:
@@ -135,7 +135,7 @@ def _of_stage(progress: Progress, number: int, of: int) -> Progress:
 
 
 def joined(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The record of several stages: sums, each stage, and what all of them gained; of one stage, its own."""
+    """Return the record of several stages: sums, each stage, and the gain of all; for one stage, its own record."""
     first, last = records[0], records[-1]
     if len(records) == 1:
         return dict(first)
@@ -153,7 +153,7 @@ def joined(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _whole(first: Gains, last: Gains) -> Gains:
-    """Figures before the first stage and behind the last one; none if they're of different texts."""
+    """Return figures from before the first stage to after the last one; none if these are of different texts."""
     if [(row["text"], row["tokens"]) for row in first] != [(row["text"], row["tokens"]) for row in last]:
         return []
     return [

@@ -29,7 +29,7 @@ _SHORT_IDS = 1 << 16
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """Where the cache lies, and what is kept: k tokens of softmax(logits / temperature)."""
+    """The folder of the cache, and what it keeps: the k most likely tokens of softmax(logits / temperature)."""
 
     folder: Path
     k: int
@@ -59,7 +59,7 @@ class TeacherCache:
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder / ABOUT}: can't be read", again) from error
         if not whole:
-            raise DataError(f"{folder}: the teacher cache isn't whole", "run the same command again: it goes on")
+            raise DataError(f"{folder}: the teacher cache isn't complete", "run the same command again to resume")
 
     def read(self, windows: Sequence[int]) -> Truncated:
         """Return the truncated distributions of these windows, one row after another."""

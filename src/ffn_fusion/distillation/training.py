@@ -1,4 +1,4 @@
-"""One training that is to be made: what it's of, whether it can be, and what its result depends on."""
+"""One training: its inputs, the checks before it begins, and the key of everything that its result depends on."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ from ffn_fusion.surgery.build import BLUEPRINT
 
 @dataclass(frozen=True)
 class Start:
-    """What a training begins with in place of the child's own weights: those in float32 that an earlier one leaves.
+    """The float32 weights that an earlier training leaves, from which this one starts instead of the child's own.
 
-    ``key``: of the earlier training.
+    Args:
+        key: of the earlier training.
     """
 
     folder: Path
@@ -57,7 +58,7 @@ class Training:
         device: cpu or cuda.
         memory: bytes that a process may use while it writes the cache; None: half of the free memory.
         tracking: where to log progress.
-        start: what it begins with, if it isn't the first.
+        start: the weights to start from, if they aren't the child's.
         description: the child, if it isn't built yet; enough to estimate the training.
         seed: of the order of the windows.
     """
@@ -86,7 +87,7 @@ class Training:
 
     @cached_property
     def depths(self) -> tuple[Depth, ...]:
-        """Where states are compared; nowhere if they don't count."""
+        """The depths at which states are compared; none if the objective has no cosine."""
         return matched_depths(self.blueprint) if self.settings.objective.cosine else ()
 
     @cached_property
@@ -95,7 +96,7 @@ class Training:
 
     @cached_property
     def steps(self) -> int:
-        """Of the optimiser; windows that don't fill a batch at the end are left out."""
+        """Optimiser steps; windows that don't fill a batch at the end are left out."""
         return len(self.ids_NT) * self.settings.epochs // self.settings.batch
 
     @property
@@ -104,12 +105,12 @@ class Training:
 
     @cached_property
     def trained(self) -> tuple[str, ...]:
-        """Names of the tensors that come out changed."""
+        """Names of the tensors that are changed."""
         return trained_tensors(self.checkpoint, self.blueprint, self.settings)
 
     @cached_property
     def parameters(self) -> int:
-        """Numbers that learn."""
+        """The number of trained parameters."""
         return trained_numbers(self.checkpoint, self.trained, self.settings)
 
     @property
@@ -123,16 +124,16 @@ class Training:
 
     @property
     def begins(self) -> Path:
-        """A folder with the weights that it begins with."""
+        """The folder of the weights to start from."""
         return self.start.folder if self.start else self.child
 
     @property
     def leaves(self) -> Start:
-        """What the next training begins with, once this one is done."""
+        """The start of the next training, once this one is finished."""
         return Start(folder_of(self.work, self.steps), self.key())
 
     def check_models(self) -> None:
-        """What can be said without the text. Raises: see :func:`distill_child`."""
+        """Check what doesn't need the text. Raises: see :func:`distill_child`."""
         check_pair(self.child, self.checkpoint, self.blueprint, self.parent)
         self.check_early()
         if not self.trained:
@@ -140,18 +141,18 @@ class Training:
         check_space(self.work, max(0, self.disk_bytes - bytes_in(self.work)))  # of an interrupted call
 
     def check_early(self) -> None:
-        """What can be known without child and text. Raises: see :func:`distill_child`."""
+        """Check what needs neither child nor text. Raises: see :func:`distill_child`."""
         check_settings(self.settings, current().world, self.device)
         check_cache(self.cache, self.settings.objective.cosine, self.settings.objective.temperature)
         check_extras(self.settings, self.tracking)
 
     def check(self) -> None:
-        """Raises: see :func:`distill_child`."""
+        """Check everything. Raises: see :func:`distill_child`."""
         self.check_models()
         self.check_texts()
 
     def check_texts(self) -> None:
-        """Raises: DataError: too little text, windows of several lengths, or longer than the parent can read."""
+        """Check the text. Raises: DataError: too little, windows of several lengths, or too long for the parent."""
         if len({text.ids_NT.shape[1] for text in self.texts}) > 1:
             raise DataError("the texts come in windows of different lengths", "cut all of them with one context")
         context, longest = self.ids_NT.shape[1], self.parent.spec.config.get("max_position_embeddings")
@@ -173,7 +174,8 @@ class Training:
         return self.cache is None and bool(objective.kl or objective.cosine)
 
     def order(self) -> list[int]:
-        """Windows one after another: all of them, shuffled anew for every epoch, as far as batches are full."""
+        """Return the numbers of the windows in training order: reshuffled for every epoch, without an incomplete
+        batch."""
         rng, found = random.Random(self.seed), list[int]()
         for _ in range(self.settings.epochs):
             found += rng.sample(range(len(self.ids_NT)), len(self.ids_NT))
@@ -181,12 +183,12 @@ class Training:
 
     @property
     def shards_teacher(self) -> bool:
-        """Whether the parent that runs beside the child is sharded here, whatever shards the child."""
+        """Whether the parent that runs beside the child is sharded, by whatever means the child is."""
         return current().world > 1 and (self.settings.shard or launched_deepspeed())
 
     @property
     def master(self) -> torch.dtype:
-        """What weights are kept in while they learn."""
+        """The dtype of the weights during the training."""
         return torch.float64 if self.checkpoint.dtype == "F64" else torch.float32
 
     @property
@@ -195,7 +197,7 @@ class Training:
         return current().device(self.device)
 
     def key(self) -> str:
-        """A hash over all that the result depends on."""
+        """Return a hash of everything that the result depends on."""
         words = [
             self.checkpoint.files_state,
             self.checkpoint.fingerprint,

@@ -1,4 +1,4 @@
-"""The distilled child, a checkpoint like any other: weights in the child's dtypes, all else as the child has it."""
+"""Write a distilled child: a checkpoint like any other, with weights in the child's dtypes and all else unchanged."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Weights(Protocol):
     def tensors(self) -> Mapping[str, ModelTensor]: ...
 
     def read(self, name: str) -> Tensor:
-        """The whole tensor."""
+        """Return the whole tensor."""
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` of it."""
+        """Return rows ``start..stop-1`` of a tensor."""
 
 
 class AsStored:
@@ -47,11 +47,11 @@ class AsStored:
         self._weights = weights
 
     def read(self, name: str) -> Tensor:
-        """The whole tensor."""
+        """Return the whole tensor."""
         return self._weights.read(name).to(torch_dtype(self.tensors[name].dtype))
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` of it."""
+        """Return rows ``start..stop-1`` of a tensor."""
         return self._weights.rows(name, start, stop).to(torch_dtype(self.tensors[name].dtype))
 
 
@@ -68,10 +68,10 @@ def write_distilled(
     """Write ``weights`` to ``target`` as a child: whole, or not at all, streamed.
 
     Args:
-        child: what was distilled; dtypes, tokenizer, config, blueprint and the record of its repair are its own.
+        child: the child that was distilled, which provides dtypes, tokenizer, config, blueprint and repair record.
         weights: the same tensors, trained.
         record: what was done (``distillation.json``).
-        on_bytes: called with every count of bytes written.
+        on_bytes: called with every number of bytes written.
 
     Raises:
         TrainingError: a weight is NaN or infinite, or too large for the child's dtype. OutputError: the target exists,
@@ -99,7 +99,7 @@ def write_distilled(
 
 
 def _files(folder: Path, record: Mapping[str, Any], model_card: str) -> Iterator[tuple[str, bytes]]:
-    """What the child has beside its weights, and the record of its distillation."""
+    """Yield the child's files besides its weights, and the record of its distillation."""
     yield from sidecar_files(folder, "config.json", BLUEPRINT, RECORD)
     yield from modeling_files(form_of(read_folder_spec(folder)))
     yield json_file(staging.DISTILLATION, record, indent=1)
@@ -108,7 +108,7 @@ def _files(folder: Path, record: Mapping[str, Any], model_card: str) -> Iterator
 
 
 def distilled_id(child: Path, record: Mapping[str, Any], max_shard_bytes: int = MAX_SHARD_BYTES) -> str:
-    """What was made of what, and how; stands in the manifest."""
+    """Return the id of a distilled child in its manifest: a hash of the child and of what was done."""
     before = staging.read_manifest(child) or {}
     words = [before.get("build"), record, max_shard_bytes, version("ffn-fusion")]
     return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()

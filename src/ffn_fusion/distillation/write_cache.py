@@ -55,7 +55,7 @@ def write_cache(
 ) -> TeacherCache:
     """Write the parent's distributions for these windows, or reuse them; several processes share the windows.
 
-    An interrupted call continues from its last shard, and within a shard from the last block.
+    An interrupted call resumes after its last shard, and within a shard after the last block.
 
     Args:
         memory: bytes that a process may use (default: half of the free memory).
@@ -105,7 +105,7 @@ class Writing:
         here = current()
         if not here.rank:
             self.prepare()
-        here.gather([None])  # the folder is there
+        here.gather([None])  # the folder exists now
         self.carry_out(progress)
         here.gather([None])
         if not here.rank:
@@ -231,6 +231,6 @@ def _save_shard(path: Path, tensors: dict[str, Tensor], save: Callable[..., None
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
         raise OutputError(
-            f"{path.parent}: can't be written ({error})", "free some space and run the same command again: it goes on"
+            f"{path.parent}: can't be written ({error})", "free some space and run the same command again to resume"
         ) from error
     part.replace(path)

@@ -1,1 +1,1 @@
-"""Inference engines that are run from here, each as it's installed: what they compute of a child."""
+"""Inference engines run as they are installed: what they compute for a child, and how fast."""

@@ -1,4 +1,4 @@
-"""What an engine is asked about a checkpoint, and what it says: log-probabilities and text."""
+"""What an engine is asked about a checkpoint, and its answers: log-probabilities and text."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Answers:
-    """What an engine says of N prompts of T tokens, followed by S of its own choice.
+    """An engine's answers to N prompts of T tokens, which it continues by S tokens.
 
     Args:
-        ids_NTK: at every place the K likeliest next tokens, the likeliest first.
+        ids_NTK: at every position the K most likely next tokens, the most likely first.
         logprobs_NTK: their log-probabilities, in float32.
-        new_NS: the tokens that follow each prompt, the likeliest one after another (greedy search).
+        new_NS: the tokens that follow each prompt in greedy search.
     """
 
     ids_NTK: Tensor
@@ -29,12 +29,12 @@ class Ask(Protocol):
 
     Args:
         ids_NT: the prompts.
-        new: S, how many tokens shall follow each.
-        likeliest: K, of how many tokens at each place.
-        program: where the engine is; None looks where that engine is usually found.
+        new: S, the number of tokens that follow each prompt.
+        likeliest: K, the number of tokens at each position.
+        program: where the engine is; None: in its usual place.
 
     Raises:
-        MissingExtraError: the engine isn't there. CheckError: it can't load the checkpoint, or gave up.
+        MissingExtraError: the engine isn't installed. CheckError: it can't load the checkpoint, or failed.
     """
 
     def __call__(self, folder: Path, ids_NT: Tensor, new: int, likeliest: int, program: Path | None) -> Answers: ...

@@ -1,4 +1,4 @@
-"""Times of models in any engine that is run from here: each loaded once, then all of them in turn."""
+"""Time models in any engine: each is loaded once, then all of them run in turn."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ def bench_in(models: Mapping[str, str], asked: BenchRequest, progress: Progress 
         models: name -> checkpoint folder, GGUF file or hub id.
 
     Raises:
-        UsageError: the engine can't do what is asked. MissingExtraError: it isn't installed.
-        CheckError: it can't load a model. Also raises whatever opening a model raises.
+        UsageError: the engine can't do what is asked.
+        MissingExtraError: it isn't installed.
+        CheckError: it can't load a model. Opening a model may raise other errors.
     """
     asked = on_device(asked)
     check_asked(asked)
@@ -57,9 +58,11 @@ def check_askable(asked: BenchRequest) -> None:
 def sub_blocks_of(
     models: Mapping[str, str], asked: BenchRequest, cuda_graph: bool | None, progress: Progress
 ) -> tuple[SubBlocks, dict[str, ModelSpec]]:
-    """Time the sub-blocks of models, name -> where it is, as transformers computes them; and what the models are.
+    """Time the sub-blocks of models in transformers; return the timings, and the specs of the models.
 
-    Raises: as ``bench_in``.
+    Args:
+        models: see ``bench_in``, also for the errors.
+        cuda_graph: see ``time_sub_blocks``.
     """
     asked = on_device(asked)
     check_asked(asked)

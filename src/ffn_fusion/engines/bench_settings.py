@@ -1,4 +1,4 @@
-"""What can be said against a benchmark before anything is loaded."""
+"""Checks of a benchmark before anything is loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def check_asked(asked: BenchRequest) -> None:
-    """Raises: UsageError: what no engine can do."""
+    """Check what no engine could do. Raises: UsageError."""
     if asked.threads and asked.device == "cpu" and asked.threads * asked.tensor_parallel > cores():
         raise UsageError(
             f"{asked.threads} threads for each of {asked.tensor_parallel} processes, and {cores()} cores"
@@ -32,7 +32,7 @@ def check_asked(asked: BenchRequest) -> None:
 
 
 def check_device(device: str) -> None:
-    """Raises: UsageError: PyTorch doesn't see such a device."""
+    """Check that PyTorch sees the device. Raises: UsageError."""
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
@@ -42,7 +42,7 @@ def check_device(device: str) -> None:
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """Raises: UsageError: no such dtype."""
+    """Return PyTorch's dtype of a name. Raises: UsageError: there is none."""
     if name not in DTYPES:
         raise UsageError(f"--dtype {name} isn't known", f"take {', '.join(DTYPES)}")
     dtype: torch.dtype = getattr(torch, name)
@@ -50,11 +50,7 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def check_contexts(specs: Mapping[str, ModelSpec], workloads: Sequence[Workload]) -> None:
-    """Check that every model, by name, is made for as many tokens as the longest workload has.
-
-    Raises:
-        UsageError: one isn't.
-    """
+    """Check that every model can read the tokens of the longest workload. Raises: UsageError."""
     longest = max(workload.context + workload.new_tokens + 1 for workload in workloads)
     for name, spec in specs.items():
         most = spec.config.get("max_position_embeddings")
@@ -66,7 +62,7 @@ def check_contexts(specs: Mapping[str, ModelSpec], workloads: Sequence[Workload]
 
 
 def check_loads(name: str, checkpoint: Checkpoint, engine: Engine) -> None:
-    """Raises: CheckError: the portability rules say that the engine can't load it."""
+    """Check a child by the portability rules. Raises: CheckError: the engine can't load it."""
     if checkpoint.spec.family != "nemotron-nas":
         return
     (found,) = check(checkpoint, [engine])

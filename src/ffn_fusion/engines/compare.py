@@ -1,4 +1,4 @@
-"""A child in an engine against the same child in transformers, both in float32: logits, likeliest tokens, text."""
+"""Compare a child in an engine with the same child in transformers, both in float32: logits, top tokens and text."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ffn_fusion.portability.rule import Engine, parse_engines
 from ffn_fusion.portability.verify import Finding
 
 TOLERANCE = 2e-3
-"""Largest difference of log-probabilities, relative to the largest logit, that is rounding in float32. Seen: 1e-6 in
-vLLM, 2e-6 on real weights and 1e-3 on random ones (which lie closer together) in llama.cpp."""
+"""Largest difference of log-probabilities, relative to the largest logit, that counts as rounding in float32. Observed:
+1e-6 in vLLM; in llama.cpp 2e-6 on real weights and 1e-3 on random ones, whose logits are closer together."""
 
 FLOOR = -80.0
-"""Log-probabilities below are taken for this one: llama.cpp tells e^x in float32, which ends not far below."""
+"""Lower log-probabilities count as this one: llama.cpp reports e^x in float32, which ends not far below."""
 
 LIKELIEST = 100
 NEW = 16
 
 ENGINES: Mapping[Engine, Ask] = {"vllm": vllm_answers, "llama.cpp": llama_cpp_answers}
-"""Engines that are run from here beside transformers. One more is an entry more."""
+"""Engines that can be run besides transformers."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Comparison:
 
     Args:
         error: largest difference of log-probabilities, relative to the largest logit.
-        agreement: share of places with the same likeliest token.
-        lead: how far ahead transformers' token was of the engine's where their texts part (the largest such lead,
-            relative to the largest logit); 0 where all texts are the same.
-        same_text: share of prompts that are followed by the same tokens.
+        agreement: share of positions with the same most likely token.
+        lead: by how much transformers' token was ahead of the engine's where their texts diverge (the largest such
+            lead, relative to the largest logit); 0 if all texts are the same.
+        same_text: share of prompts that are continued with the same tokens.
     """
 
     error: float
@@ -52,15 +52,15 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
-        """Texts may part only where two tokens are as good as equally likely. False if anything isn't a number."""
+        """Whether texts diverge only where two tokens are almost equally likely; False if a value is NaN."""
         return self.error <= TOLERANCE and self.lead <= 2 * TOLERANCE
 
 
 def parse_runnable(name: str) -> Engine:
-    """An engine by name that can be run from here, transformers among them.
+    """Return the engine of a name, if it can be run; transformers is one.
 
     Raises:
-        UsageError: it can't, or there's no such engine.
+        UsageError: it can't be run, or there is no such engine.
     """
     found = parse_engines([name])
     if len(found) != 1 or found[0] not in (*ENGINES, "transformers"):
@@ -69,14 +69,15 @@ def parse_runnable(name: str) -> Engine:
 
 
 def verify_engine(folder: Path, engine: Engine, ids_NT: Tensor, tokens: str, program: Path | None = None) -> Finding:
-    """Whether ``engine`` computes of the child in ``folder`` what transformers does.
+    """Find out whether ``engine`` computes the same as transformers for the child in ``folder``.
 
     Args:
-        ids_NT: prompts to run both on; ``tokens`` says what they are.
-        program: where the engine is: vLLM's Python, llama.cpp's llama-server. Default: where it's usually found.
+        ids_NT: prompts to run both on.
+        tokens: says what the prompts are.
+        program: where the engine is: vLLM's Python, llama.cpp's llama-server. Default: in its usual place.
 
     Raises:
-        MissingExtraError: the engine isn't there. CheckError: it can't load the child.
+        MissingExtraError: the engine isn't installed. CheckError: it can't load the child.
     """
     likeliest = min(LIKELIEST, open_folder(folder).spec.vocab_size)
     said = ENGINES[engine](folder, ids_NT, NEW, likeliest, program)
@@ -96,7 +97,7 @@ def verify_engine(folder: Path, engine: Engine, ids_NT: Tensor, tokens: str, pro
 
 
 def compare(have: Answers, logits_NTV: Tensor, greedy_NSV: Tensor) -> Comparison:
-    """What an engine says against transformers' logits of every place, and of its own greedy text."""
+    """Compare an engine's answers with transformers' logits at every position, and with those of its greedy text."""
     largest = float(logits_NTV.abs().max())
     text_NS = greedy_NSV.argmax(-1)
     leads = [_lead(*prompt) for prompt in zip(text_NS, have.new_NS, greedy_NSV, strict=True)]
@@ -109,13 +110,13 @@ def compare(have: Answers, logits_NTV: Tensor, greedy_NSV: Tensor) -> Comparison
 
 
 def differences(have: Answers, logits_NTV: Tensor) -> Tensor:
-    """An engine's log-probabilities less those of these logits, [N, T, K]."""
+    """Return an engine's log-probabilities minus those of these logits: [N, T, K]."""
     want_NTK = logits_NTV.log_softmax(-1).gather(-1, have.ids_NTK)
     return have.logprobs_NTK.clamp(min=FLOOR) - want_NTK.clamp(min=FLOOR)
 
 
 def _lead(ours_S: Tensor, theirs_S: Tensor, logits_SV: Tensor) -> float:
-    """How much likelier our token was than theirs where the texts part; what comes after has another beginning."""
+    """Return by how much our token was ahead of theirs where the texts diverge; later tokens can't be compared."""
     for ours, theirs, logits_V in zip(ours_S, theirs_S, logits_SV, strict=True):
         if ours != theirs:
             return float(logits_V[ours] - logits_V[theirs])
@@ -125,5 +126,5 @@ def _lead(ours_S: Tensor, theirs_S: Tensor, logits_SV: Tensor) -> float:
 def _texts(found: Comparison) -> str:
     if found.same_text == 1:
         return f"the same {NEW} tokens of greedy text"
-    ties = "where two tokens are as good as equally likely" if found.lead <= 2 * TOLERANCE else "beyond rounding"
+    ties = "where two tokens are almost equally likely" if found.lead <= 2 * TOLERANCE else "beyond rounding"
     return f"{1 - found.same_text:.0%} of greedy texts differ, {ties}"

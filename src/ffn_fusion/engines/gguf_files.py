@@ -1,4 +1,4 @@
-"""GGUF files to time: a model's export, kept in the cache, or a file as it is; and what such a file says of itself."""
+"""GGUF files to time: a model's export, kept in the cache, or a file as it is; and their sizes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _KV_SIZE = 2.0  # llama.cpp keeps keys and values in float16
 def gguf_files(
     models: Mapping[str, str], dtype: str, progress: Progress, folder: Path | None = None
 ) -> dict[str, Path]:
-    """A GGUF file of every model: the file itself, or its export, which is kept in ``folder``, or else in the cache.
+    """Return a GGUF file of every model: the file itself, or its export, which is kept in ``folder`` or in the cache.
 
     Raises:
-        CheckError: llama.cpp can't run it. Whatever opening and exporting raise.
+        CheckError: llama.cpp can't run it. Opening and exporting a model may raise other errors.
     """
     kept = folder or default_cache() / "bench"
     return {name: _gguf_file(place, dtype, progress, kept) for name, place in models.items()}
@@ -44,7 +44,7 @@ def _gguf_file(place: str, dtype: str, progress: Progress, kept: Path) -> Path:
 
 
 def _key(checkpoint: Checkpoint, dtype: str) -> str:
-    """Another name as soon as a file of the checkpoint changes."""
+    """Return a name that changes with any file of the checkpoint."""
     files = sorted(path for path in checkpoint.folder.resolve().iterdir() if path.is_file())
     state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     identity = hashlib.sha256(repr((str(checkpoint.folder.resolve()), state)).encode()).hexdigest()
@@ -52,10 +52,10 @@ def _key(checkpoint: Checkpoint, dtype: str) -> str:
 
 
 def gguf_traffic(file: Path) -> Traffic:
-    """What llama.cpp can't do without: the tensors as they're stored, the KV cache in float16.
+    """Return the traffic of a file in llama.cpp: the tensors as they are stored, and the KV cache in float16.
 
     Raises:
-        CheckpointError: the header doesn't say what the model is made of.
+        CheckpointError: the header doesn't say the sizes of the model.
     """
     gguf = read_gguf(file)
     spec = gguf_spec(gguf)

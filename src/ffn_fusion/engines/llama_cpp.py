@@ -1,7 +1,7 @@
 """llama.cpp through its own llama-server: a checkpoint's GGUF file in float32, token ids in, log-probabilities out.
 
-Everything is asked for as one token more behind a given beginning. The server answers a beginning that grows by one
-token from its KV cache, so the cache is checked with it; the last token of a prompt is asked for without it.
+Each request asks for one token after a given beginning. When a beginning grows by one token, the server answers from
+its KV cache, which is thereby checked too; the last token of a prompt is asked for without the cache.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _STEP = 0.05
 
 
 def llama_cpp_answers(folder: Path, ids_NT: Tensor, new: int, likeliest: int, program: Path | None) -> Answers:
-    """See ``Ask``. The checkpoint's GGUF file in float32 lies in a temporary folder meanwhile."""
+    """Ask llama.cpp (see ``Ask``) with the checkpoint's GGUF file in float32, in a temporary folder."""
     from ffn_fusion.export.gguf import plan_gguf
     from ffn_fusion.gguf.write import write_gguf
 
@@ -50,22 +50,22 @@ def llama_cpp_answers(folder: Path, ids_NT: Tensor, new: int, likeliest: int, pr
 
 
 def find_server(given: Path | None) -> Path:
-    """llama-server: the one that is given, else $LLAMA_SERVER, else the one on the PATH.
+    """Find llama-server: the given one, else $LLAMA_SERVER, else the one on the PATH.
 
     Raises:
-        UsageError: the one given isn't a program. MissingExtraError: there is none.
+        UsageError: the given one isn't a program. MissingExtraError: there is none.
     """
     return find_program(PROGRAM, given, VARIABLE, "run")
 
 
 def find_program(name: str, given: Path | None, variable: str, used: str) -> Path:
-    """Find one of llama.cpp's programs: the one that is given, else the variable's, else the one on the PATH.
+    """Find one of llama.cpp's programs: the given one, else that of the variable, else the one on the PATH.
 
     Args:
-        used: what llama.cpp is by it: run, timed.
+        used: what the program does to llama.cpp, as a participle: run, timed.
 
     Raises:
-        UsageError: the one given isn't a program. MissingExtraError: there is none.
+        UsageError: the given one isn't a program. MissingExtraError: there is none.
     """
     found = named_program(f"llama.cpp's {name}", given, "--engine-program", variable) or program_on_path(name)
     if found is None:
@@ -84,15 +84,15 @@ def last_word(log: str) -> str:
 
 
 class LlamaServer:
-    """A running llama-server: what it says of tokens and texts."""
+    """A running llama-server, asked about tokens and texts."""
 
     def __init__(self, address: str) -> None:
         self._address = address
-        # What the server samples is thrown away, but it must not be half of a character: it would keep it back.
+        # What the server samples is ignored, but it must not be half of a character, which the server would hold back.
         self._sampled = (self.tokens(_HARMLESS) or [0])[0]
 
     def next(self, ids: Sequence[int], likeliest: int, *, cached: bool = True) -> list[tuple[int, float]]:
-        """(id, log-probability) of the likeliest tokens behind these, the likeliest first."""
+        """Return (id, log-probability) of the most likely tokens after these, the most likely first."""
         asked = {
             "prompt": list(ids),
             "n_predict": 1,
@@ -106,10 +106,10 @@ class LlamaServer:
             found = answer["completion_probabilities"][0]["top_logprobs"]
             return [(int(entry["id"]), float(entry["logprob"])) for entry in found]
         except (KeyError, IndexError) as error:
-            raise CheckError("llama.cpp tells no probabilities of single tokens", "try a newer llama-server") from error
+            raise CheckError("llama.cpp reports no token probabilities", "try a newer llama-server") from error
 
     def tokens(self, text: str) -> list[int]:
-        """Token ids of a text; special tokens in it are found, none are added."""
+        """Return the token ids of a text; special tokens in it are recognised, and none are added."""
         found = self.ask("tokenize", {"content": text, "add_special": False, "parse_special": True})
         return [int(token) for token in found["tokens"]]
 
@@ -117,7 +117,7 @@ class LlamaServer:
         """Post a request to ``/what`` and return its JSON answer.
 
         Raises:
-            CheckError: the server refused, or is gone.
+            CheckError: the server refused, or ended.
         """
         body = json.dumps(asked).encode()
         request = Request(f"{self._address}/{what}", body, {"Content-Type": "application/json"})
@@ -127,11 +127,11 @@ class LlamaServer:
         except HTTPError as error:
             raise CheckError(f"llama.cpp refused: {error.read().decode(errors='replace')[:300]}", _HINT) from error
         except (OSError, ValueError) as error:
-            raise CheckError(f"llama.cpp gave up while it ran the model: {error}", _HINT) from error
+            raise CheckError(f"llama.cpp failed while it ran the model: {error}", _HINT) from error
 
 
 def answers(llama: LlamaServer, ids_NT: Tensor, new: int, likeliest: int) -> Answers:
-    """Prompt after prompt, place after place."""
+    """Ask about prompt after prompt, position after position."""
     rows, texts = [], []
     for prompt in ids_NT.tolist():
         rows += [llama.next(prompt[:end], likeliest) for end in range(1, len(prompt))]
@@ -150,10 +150,10 @@ def answers(llama: LlamaServer, ids_NT: Tensor, new: int, likeliest: int) -> Ans
 
 @contextmanager
 def served(file: Path, program: Path, context: int, words: Sequence[str] = EXACT) -> Iterator[LlamaServer]:
-    """llama-server on a GGUF file, with room for ``context`` tokens, reachable from this machine alone.
+    """Run llama-server on a GGUF file, with room for ``context`` tokens, reachable only from this machine.
 
     Args:
-        words: further options of the server.
+        words: more options of the server.
 
     Raises:
         CheckError: it doesn't load the file.
@@ -179,7 +179,7 @@ _HINT = "ffn-fusion check OUT --engine llama.cpp says what it can't run; or try 
 
 
 def _environment() -> dict[str, str]:
-    """Ours without the server's own settings, but for how many threads it takes."""
+    """Return our environment without settings of the server, except for its number of threads."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -203,7 +203,7 @@ def _wait(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
 
 
 def _ended(server: subprocess.Popen[bytes]) -> bool:
-    """Whether the server is gone: a connection breaks a moment before the system tells of the end."""
+    """Return whether the server has ended; a connection breaks a moment before the system reports the end."""
     try:
         server.wait(timeout=1)
     except subprocess.TimeoutExpired:
@@ -212,7 +212,7 @@ def _ended(server: subprocess.Popen[bytes]) -> bool:
 
 
 def _healthy(address: str) -> bool:
-    """The server answers, and has loaded the model."""
+    """Return whether the server answers and has loaded the model."""
     try:
         with urlopen(address, timeout=_PATIENCE):
             return True

@@ -1,6 +1,6 @@
-"""llama.cpp timed by its own programs: llama-bench for one sequence, llama-batched-bench for several at once.
+"""Time llama.cpp with its own programs: llama-bench for one sequence, llama-batched-bench for several at once.
 
-Each call of a program is one round: it loads the file, warms up and measures once, so that models take turns.
+Each call of a program is one round: it loads the file, warms up and measures once, so that models can alternate.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class Programs:
-    """llama-bench, and where its sister should be."""
+    """llama-bench, and llama-batched-bench beside it or on the PATH."""
 
     bench: Path
 
     @property
     def batched(self) -> Path:
-        """Raises: MissingExtraError: it isn't there."""
+        """llama-batched-bench. Raises: MissingExtraError: it isn't there."""
         beside = self.bench.with_name(BATCHED)
         found = beside if beside.is_file() else program_on_path(BATCHED)
         if found is None:
@@ -55,16 +55,16 @@ class Programs:
 
 
 def find_programs(given: Path | None) -> Programs:
-    """llama-bench: the one that is given, else $LLAMA_BENCH, else the one on the PATH.
+    """Find llama-bench: the given one, else $LLAMA_BENCH, else the one on the PATH.
 
     Raises:
-        UsageError: the one given isn't a program. MissingExtraError: there is none.
+        UsageError: the given one isn't a program. MissingExtraError: there is none.
     """
     return Programs(find_program(PROGRAM, given, VARIABLE, "timed"))
 
 
 def bench_llama_cpp(models: Mapping[str, str], asked: BenchRequest, progress: Progress) -> Latency:
-    """Times of models, name -> where it is; see ``bench.bench_in``."""
+    """Time models in llama.cpp; see ``bench.bench_in``."""
     if asked.tensor_parallel > 1:
         raise UsageError("llama.cpp is timed in one process", "take --engine vllm for --tensor-parallel")
     programs = find_programs(asked.engine_program)
@@ -94,7 +94,7 @@ def bench_llama_cpp(models: Mapping[str, str], asked: BenchRequest, progress: Pr
 
 
 class LlamaCppRunner:
-    """See ``interleave.Runner``: a GGUF file."""
+    """A ``Runner`` of ``interleave`` for a GGUF file."""
 
     def __init__(self, file: Path, programs: Programs, threads: int, device: str) -> None:
         self._file = file
@@ -104,7 +104,7 @@ class LlamaCppRunner:
         self._on_cpu = device == "cpu"
 
     def warm_up(self, workload: Workload) -> int | None:
-        """The file's pages that were read count as memory."""
+        """Measure once without counting it; pages of the file that were read count as memory."""
         peak = max(self._timed(workload)[1])
         return peak or None if self._on_cpu else None
 
@@ -129,8 +129,8 @@ class LlamaCppRunner:
         return Measurement(found["t_pp"], found["t_tg"]), [peak]
 
     def _call(self, program: Path, words: tuple[str, ...]) -> tuple[str, int]:
-        """What a program says, and the peak of its memory. Its last words are lost now and then: it ends before the
-        thread that writes them has.
+        """Return a program's output and its peak memory. The output is sometimes lost, when the program ends before the
+        thread that writes it; then it runs again.
 
         Raises:
             CheckError: it failed.
@@ -139,7 +139,7 @@ class LlamaCppRunner:
             said, peak = self._once(program, words)
             if "{" in said:
                 return said, peak
-        raise CheckError(f"llama.cpp's {program.name} said nothing of {self._file.name}", "try another llama.cpp")
+        raise CheckError(f"llama.cpp's {program.name} printed nothing about {self._file.name}", "try another llama.cpp")
 
     def _once(self, program: Path, words: tuple[str, ...]) -> tuple[str, int]:
         with TemporaryFile("w+") as out, TemporaryFile("w+") as log:
@@ -159,7 +159,7 @@ class LlamaCppRunner:
 
 
 def _watched(running: subprocess.Popen[bytes]) -> int:
-    """Wait for the end; the largest resident set meanwhile, 0 where the system doesn't tell."""
+    """Wait for the program to end; return its largest resident set, or 0 if the system doesn't report it."""
     status, peak = Path(f"/proc/{running.pid}/status"), 0
     while running.poll() is None:
         try:

@@ -39,7 +39,7 @@ class BenchSettings(Settings):
 
 
 class BenchRequest(BenchSettings, DeviceSettings):
-    """A benchmark of its own, and where it runs."""
+    """A benchmark by itself, and where it runs."""
 
     threads: int | None = Field(
         None, gt=0, description="CPU threads of each process; default: the engine's own choice."

@@ -1,7 +1,7 @@
-"""vLLM by its own Python, which lies in an environment of its own: token ids in, log-probabilities out.
+"""vLLM in an environment of its own, run by that environment's Python: token ids in, log-probabilities out.
 
-``vllm_probe.py`` runs there. It doesn't import this package; vLLM itself does, by its entry point, where the two are
-installed together. Code of the checkpoint's own isn't run.
+``vllm_probe.py`` runs there. It doesn't import this package; vLLM does, through its plugin entry point, if both are
+installed together. No code of the checkpoint is run.
 """
 
 from __future__ import annotations
@@ -34,14 +34,19 @@ _ALONE = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
-"""What holds where a person's own environment doesn't say something else."""
+"""Environment variables, unless they are set already."""
 _FORKED = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # the model in the probe's own process, where its errors show
 _PATIENCE = 3600
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Prompts of token ids for one checkpoint: how many tokens shall follow each, how many are told of each place."""
+    """Prompts of token ids for one checkpoint.
+
+    Args:
+        new: the number of tokens to generate after each.
+        likeliest: the number of tokens to report at each position.
+    """
 
     folder: str
     prompts: Sequence[Sequence[int]]
@@ -52,11 +57,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Said:
-    """What vLLM said of one checkpoint.
+    """What vLLM said about one checkpoint.
 
     Args:
-        answers: an entry a prompt: "ids" and "logprobs" of [T, K], "new" of [S]; see vllm_probe.py.
-        error: what it ended in instead, on one line.
+        answers: one entry per prompt: "ids" and "logprobs" [T, K], "new" [S]; see vllm_probe.py.
+        error: the error that it ended with instead, on one line.
         ours: whether vLLM had imported this package.
     """
 
@@ -65,13 +70,13 @@ class Said:
     ours: bool
 
     def told(self) -> Answers:
-        """The answers to prompts of one length."""
+        """Return the answers to prompts of one length."""
         ids, logprobs, new = ([answer[key] for answer in self.answers] for key in ("ids", "logprobs", "new"))
         return Answers(torch.tensor(ids), torch.tensor(logprobs), torch.tensor(new))
 
 
 def vllm_answers(folder: Path, ids_NT: Tensor, new: int, likeliest: int, program: Path | None) -> Answers:
-    """See ``Ask``. vLLM keeps in float32 what it computes, without compiling the model first."""
+    """Ask vLLM (see ``Ask``); it computes in float32 and doesn't compile the model."""
     python = find_python(program)
     asked = Asked(str(folder.absolute()), ids_NT.tolist(), new, likeliest)
     options = {"trust_remote_code": False, "max_model_len": ids_NT.shape[1] + new, "max_num_seqs": 1}
@@ -91,10 +96,10 @@ def refusal(error: str) -> CheckError:
 
 
 def find_python(given: Path | None) -> Path:
-    """The Python that vLLM is installed for: the one that is given, else $FFN_FUSION_VLLM_PYTHON, else this one.
+    """Find the Python that vLLM is installed for: the given one, else $FFN_FUSION_VLLM_PYTHON, else this one.
 
     Raises:
-        UsageError: the one given isn't a program. MissingExtraError: there's no vLLM in it.
+        UsageError: the given one isn't a program. MissingExtraError: it has no vLLM.
     """
     python = named_program("vLLM's Python", given, "--engine-program", VARIABLE)
     if python is None:
@@ -112,16 +117,20 @@ def find_python(given: Path | None) -> Path:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Environment variables for another Python: nothing of this one's own, and nothing asked of the network."""
+    """Return environment variables for another Python: none of this one's settings, and no network access."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return _ALONE | kept | changes
 
 
 def ask(python: Path, models: Mapping[str, Asked], options: Mapping[str, Any], **changes: str) -> dict[str, Said]:
-    """What vLLM says of each checkpoint, in one go; ``options`` are vllm.LLM's, ``changes`` environment variables.
+    """Ask vLLM about each checkpoint in one call.
+
+    Args:
+        options: arguments of vllm.LLM.
+        changes: environment variables.
 
     Raises:
-        CheckError: vLLM itself didn't come up, or a signal ended it.
+        CheckError: vLLM didn't start, or a signal ended it.
     """
     with TemporaryDirectory(prefix="ffn-fusion-") as folder:
         request, target = Path(folder, "request.json"), Path(folder, "answer.json")
@@ -145,7 +154,7 @@ def ask(python: Path, models: Mapping[str, Asked], options: Mapping[str, Any], *
 
 
 def _said(one: Mapping[str, Any]) -> Said:
-    """Read what the probe wrote of one checkpoint; see vllm_probe.py."""
+    """Read what the probe wrote about one checkpoint; see vllm_probe.py."""
     if "status" in one:
         check_signal("vllm", one["status"])
         return Said((), f"ended with status {one['status']}", ours=False)

@@ -1,8 +1,9 @@
-"""vLLM timed: a worker for every model in vLLM's own Python, all loaded at once where memory allows, asked in turn.
+"""Time vLLM: one worker per model in vLLM's own Python, all loaded at once if memory allows, and asked in turn.
 
-vLLM's own ``vllm bench latency`` starts the engine anew for each measurement, which takes longer than measuring, and
-tells no time to the first token; the workers do what it does (random prompts, tokens until the end, greedy) and look at
-the clock when the first tokens are there. A worker is stopped while others are asked: idle processes of vLLM spin.
+vLLM's own ``vllm bench latency`` restarts the engine for each measurement, which takes longer than measuring, and
+doesn't report the time to the first token. The workers do what it does (random prompts, greedy decoding to the end) and
+read the clock at the first tokens. A worker is stopped (SIGSTOP) while others are asked, since idle vLLM processes
+spin.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from ffn_fusion.programs import check_signal
 from ffn_fusion.sources import open_model
 
 PROBE = Path(__file__).parent / "probes" / "vllm_bench_probe.py"
-_BESIDE = 3 << 29  # what a process of vLLM takes beside weights and KV cache
+_BESIDE = 3 << 29  # memory of a vLLM process besides weights and KV cache
 _GPU_SHARE = 0.9
 
 
@@ -44,7 +45,7 @@ class Engine:
     """How vLLM is started.
 
     Args:
-        options: vllm.LLM's, but for the model.
+        options: arguments of vllm.LLM, except for the model.
         variables: environment variables.
     """
 
@@ -54,7 +55,7 @@ class Engine:
 
 
 def bench_vllm(models: Mapping[str, str], asked: BenchRequest, progress: Progress) -> Latency:
-    """Times of models, name -> where it is; see ``bench.bench_in``."""
+    """Time models in vLLM; see ``bench.bench_in``."""
     dtype_of(asked.dtype)
     python = find_python(asked.engine_program)
     checkpoints = {name: open_model(place) for name, place in models.items()}
@@ -108,7 +109,7 @@ def bench_vllm(models: Mapping[str, str], asked: BenchRequest, progress: Progres
 
 
 def _fit(models: Iterable[Traffic], kv_bytes: float, asked: BenchRequest) -> bool:
-    """Whether vLLM can hold all models at once: in this machine's memory, or on each GPU its share of them."""
+    """Return whether vLLM can hold all models at once, in this machine's memory or on its GPUs."""
     on_cpu = asked.device == "cpu"
     processes, divisor = (asked.tensor_parallel, 1) if on_cpu else (1, asked.tensor_parallel)
     held = sum((model.weight_bytes + kv_bytes) / divisor + processes * _BESIDE for model in models)
@@ -116,10 +117,10 @@ def _fit(models: Iterable[Traffic], kv_bytes: float, asked: BenchRequest) -> boo
 
 
 class VllmRunner:
-    """See ``interleave.Runner``: a checkpoint folder in a worker of its own.
+    """A ``Runner`` of ``interleave`` for a checkpoint folder, in a worker of its own.
 
     Args:
-        keep: let the worker live while other models run, else it's started anew for every run.
+        keep: keep the worker while other models run; otherwise it is restarted for every run.
     """
 
     def __init__(self, folder: Path, engine: Engine, vocabulary: int, *, keep: bool, seed: int = 0) -> None:
@@ -142,7 +143,7 @@ class VllmRunner:
 
     @property
     def version(self) -> str:
-        """vLLM's, once the model has been loaded."""
+        """The version of vLLM, once the model has been loaded."""
         return self._worker.version if self._worker else ""
 
     def close(self) -> None:
@@ -161,10 +162,10 @@ class VllmRunner:
 
 
 class _Worker:
-    """The probe with a model loaded, and every process it started: a process group of its own.
+    """The probe with a model loaded, and every process that it started: a process group of its own.
 
     Raises:
-        CheckError: vLLM doesn't come up, or can't load the model.
+        CheckError: vLLM doesn't start, or can't load the model.
     """
 
     def __init__(self, folder: Path, engine: Engine) -> None:
@@ -179,7 +180,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            process_group=0,  # orphaned, if this process dies: then the system wakes and ends stopped workers
+            process_group=0,  # if this process dies, the system wakes and ends the orphaned, stopped workers
         )
         self.version = ""
         try:
@@ -192,7 +193,7 @@ class _Worker:
     def ask(self, asked: dict[str, Any]) -> dict[str, Any]:
         self._signal(signal.SIGCONT)
         assert self._process.stdin
-        with suppress(BrokenPipeError):  # it's gone: the answer says so
+        with suppress(BrokenPipeError):  # it has ended, as the answer will say
             self._process.stdin.write(json.dumps(asked) + "\n")
             self._process.stdin.flush()
         found = self._answer()
@@ -227,8 +228,8 @@ class _Worker:
 def options_for(
     workloads: list[Workload], dtype: str, device: str, tensor_parallel: int, gpu_share: float
 ) -> dict[str, Any]:
-    """vllm.LLM's arguments: room for what will be asked and no more, a prefill in one step, nothing cached between
-    requests. On a CPU the model isn't compiled first, which takes minutes.
+    """Return arguments of vllm.LLM: just enough room for the workloads, a prefill in one step, nothing cached between
+    requests. On a CPU the model isn't compiled, which would take minutes.
     """
     options = {
         "device": "cpu" if device == "cpu" else "cuda",  # for the probe
@@ -247,7 +248,7 @@ def options_for(
 
 
 def variables_for(kv_bytes: float, threads: int, tensor_parallel: int, device: str) -> dict[str, str]:
-    """Environment variables: on a CPU the room for the KV cache in GiB, and which cores each process takes."""
+    """Return environment variables: on a CPU, the size of the KV cache in GiB, and the cores of each process."""
     found = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # requests are answered in the worker itself, step by step
     if device != "cpu":
         return found

@@ -1,7 +1,7 @@
-"""The width curve in engines of their own: random models whose FFNs are the same weights, fused a few at a time.
+"""The width curve in other engines: random models with the same amount of FFN weights, fused a few at a time.
 
-Each is a child as a plan would make it: one block with attention, and behind it attention-free blocks. All have the
-same FFN weights to read, so what a decode step takes more or less is what the width does, steps included.
+Each is a child as a plan would make it: one block with attention, followed by attention-free blocks. All have the same
+number of FFN weights to read, so differences between their decode steps are due to the width and the number of steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ffn_fusion.surgery.child_config import child_config, form_of, modeling_file
 
 CONTEXT = 8
 """Tokens of the prompt."""
-_AT_ONCE = 1 << 30  # bytes in bfloat16 that are enough: every model is written, loaded and read in every round
+_AT_ONCE = 1 << 30  # bytes in bfloat16, at most: every model is written, loaded, and read in every round
 _VOCABULARY = -(-SMALLEST_VOCABULARY // 256) * 256
 _MOST_SMALL = 64
 _MARGIN = 64 << 20
@@ -42,10 +42,12 @@ def widths_in(
     Args:
         asked: the engine and its program, batches, dtype, device, threads, rounds. In engines other than transformers
             also the context and the new tokens of a run.
-        most: FFNs in the widest fused one; default: all that the model could fuse, as far as memory goes; in engines
-            other than transformers also no more than a GiB of them, but two.
+        most: FFNs in the widest fused one; default: all that the model could fuse, as far as memory allows; in engines
+            other than transformers no more than a GiB of them, but at least two.
 
-    Raises: as ``bench_in``, and UsageError: no gated FFN. OutputError: the disk is too full for the random models.
+    Raises:
+        UsageError: the model has no gated FFN.
+        OutputError: the disk is too full for the random models. See also ``bench_in``.
     """
     asked = on_device(asked)
     check_askable(asked)
@@ -88,12 +90,12 @@ def widths_in(
 
 
 def powers(most: int) -> tuple[int, ...]:
-    """1, 2, 4, 8, ... and ``most``: how many FFNs the measured widths hold."""
+    """Return the numbers of FFNs in the measured widths: 1, 2, 4, 8, ... and ``most``."""
     return tuple(sorted({2**k for k in range(most.bit_length())} | {most}))
 
 
 def _write(spec: ModelSpec, ffns: int, fused: int, folder: Path) -> None:
-    """A model with a block of its own, and behind it so many FFNs, ``fused`` at a time."""
+    """Write a model with one block with attention and then ``ffns`` FFNs, ``fused`` at a time."""
     F, attentions = own_width(spec), (block.attention for block in spec.blocks)
     kv_heads = max((a.kv_heads for a in attentions if a and a.kind == "attention"), default=spec.heads)
     blocks = [BlockSpec(AttentionSpec("attention", kv_heads), FfnSpec("gated", F))]
@@ -120,7 +122,7 @@ def _write(spec: ModelSpec, ffns: int, fused: int, folder: Path) -> None:
 
 
 def _points(latency: Latency, width: int, ffns: int) -> tuple[WidthPoint, ...]:
-    """``seconds``: of a decode step, an FFN."""
+    """Return the points of the curve; their seconds are those of a decode step per FFN."""
     found = []
     for batch in latency.batches:
         alone = latency.get("1", "decode", batch)
