@@ -1,4 +1,4 @@
-"""A run's times: parent, pruned and child in the engine that the recipe names, and the width curve in it."""
+"""Time parent, pruned model and child in the recipe's engine, and measure the width curve in it."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ _WIDTH_ROUNDS = 9
 
 
 def bench_settings(recipe: Recipe) -> BenchRequest:
-    """What the recipe asks of the benchmark."""
+    """Return the benchmark that the recipe asks for."""
     return BenchRequest(**dict(recipe.bench), device=recipe.device, seed=recipe.seed)
 
 
 def time_models(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recipe, progress: Progress) -> Latency:
-    """Parent and child as the engine loads them, and the pruned model between them."""
+    """Time parent, pruned model and child in the recipe's engine."""
     timed = _in_transformers if recipe.bench.engine == "transformers" else _in_engine
     return timed(checkpoint, blueprint, recipe, progress)
 
 
 def measure_widths_for(recipe: Recipe, spec: ModelSpec, progress: Progress) -> WidthCurve:
-    """At the batches and in the dtype that the run times its models in, and in the same engine."""
+    """Measure the width curve with the batches, dtype and engine of the recipe's benchmark."""
     asked = bench_settings(recipe).replaced(contexts=(CONTEXT,), rounds=_WIDTH_ROUNDS)
     return widths_in(spec, asked, progress=progress)
 
 
 def _in_transformers(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recipe, progress: Progress) -> Latency:
-    """The pruned model is never written."""
+    """Time the models in transformers; the pruned model is never written."""
     section = recipe.bench
     dtype: torch.dtype = getattr(torch, section.dtype)
     models = {
@@ -65,7 +65,7 @@ def _in_transformers(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recip
 
 
 def _in_engine(checkpoint: Checkpoint, blueprint: Blueprint, recipe: Recipe, progress: Progress) -> Latency:
-    """All are files, which go when they're timed."""
+    """Time the models in another engine, with temporary files."""
     place = Workspace(recipe.output).benched
     shutil.rmtree(place, ignore_errors=True)  # of an interrupted call
     place.mkdir()

@@ -1,4 +1,4 @@
-"""Where a child's decision lies: its blueprint, the evidence it was taken from, and the recipe's plan. No torch."""
+"""Find what a child was decided by: its blueprint, the evidence, and the recipe's plan. No torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TakenDecision:
 
     Args:
         plan: None if there is no recipe beside the child.
-        allows: the moves that its engines load.
+        allows: the changes that its engines can load.
     """
 
     blueprint: Blueprint
@@ -31,11 +31,11 @@ class TakenDecision:
 
 
 def find_decision(place: Path, evidence: Path | None = None) -> TakenDecision:
-    """What a child was decided by.
+    """Find what a child was decided by.
 
     Args:
-        place: a child OUT, its run's folder OUT.run, or a blueprint file.
-        evidence: its folder; if not given, the one in OUT.run.
+        place: a child OUT, its job's folder OUT.run, or a blueprint file.
+        evidence: the folder of the evidence; None: the one in OUT.run.
 
     Raises:
         BlueprintError: the blueprint can't be read.

@@ -43,7 +43,7 @@ from ffn_fusion.surgery.repairs import read_repairs
 
 BEFORE, AFTER = "before", "after"
 _TRIED = 4096
-"""Tokens of every text that are looked at before anything is measured."""
+"""Tokens of every text that are checked before anything is measured."""
 
 
 def distill(job: Job) -> None:
@@ -234,7 +234,7 @@ def _check_tokens(job: Job, text: TextEntry) -> None:
 
 
 def _check_space(job: Job, needed: int) -> None:
-    if job.space.output.exists():  # made already
+    if job.space.output.exists():  # it exists already
         return
     made = (job.space.distillation, job.space.undistilled)
     check_space(job.space.distillation, max(0, needed - sum(map(bytes_in, made))))
@@ -247,8 +247,7 @@ def measure(
 
     Args:
         texts: windows that took no part in it.
-        earlier: the gains of the training before, whose end is this one's beginning; ignored if they are of other
-            texts.
+        earlier: the gains of the previous training, which end where these begin; ignored if they are of other texts.
     """
     if not texts:
         return []
@@ -274,7 +273,7 @@ def measure(
 
 
 def sources(staged: Staged) -> list[dict[str, Any]]:
-    """Return what each text was, and how many of its tokens all trainings read; of local files only the label."""
+    """Return each text and the number of its tokens that all trainings read; local files only by their label."""
     found: dict[str, dict[str, Any]] = {}
     for text in (text for training in staged.trainings for text in training.texts):
         assert text.in_file is not None

@@ -113,7 +113,7 @@ class Job:
         return on_bytes
 
     def dtype(self, name: DtypeName) -> torch.dtype:
-        """Return what a setting's name of a dtype stands for here."""
+        """Return the dtype that a setting's name means here."""
         return compute_dtype(name, self.parent, self.recipe.device)
 
     def has(self, name: str) -> bool:
@@ -179,11 +179,7 @@ class Job:
         return self.space.undistilled if self.has("distill") else self.space.output
 
     def check(self) -> None:
-        """Look for whatever would fail later.
-
-        Raises:
-            FfnFusionError: one line that says what.
-        """
+        """Check everything that can be known to fail later. Raises: FfnFusionError."""
         if self.decided is not None:
             check_blueprint(self.parent, self.decided)
         if self.has("build") or self.has("distill"):
@@ -201,7 +197,7 @@ class Job:
             dry_run: stop after the plan, if the job makes one, with estimates of the other stages.
 
         Raises:
-            FfnFusionError: whatever a person can fix; finished stages are kept.
+            FfnFusionError: a mistake that a person can fix; finished stages are kept.
             OutputError: another process works on the same output.
         """
         self.space.create()
@@ -225,7 +221,7 @@ class Job:
             self._finish(stage, number)
 
     def _before_building(self, rest: Sequence[Stage], dry_run: bool) -> None:
-        """Tell the plan, and what the stages after it will take."""
+        """Report the plan, and what the stages after it will take."""
         pace = Pace.load(self.space.pace)
         if dry_run or pace:
             self.estimates = {stage.name: stage.estimate(self) for stage in rest if stage.estimate}
@@ -259,6 +255,6 @@ class Job:
         return self.parent.fingerprint, self.parent.files_state, self.decided and self.decided.to_json()
 
     def _save_recipe(self, recipe: Recipe) -> None:
-        """Write the recipe with the commit that a branch stands for today."""
+        """Write the recipe with the commit that its branch points to today."""
         pinned = recipe.model_copy(update={"revision": self.parent.revision})
         write_atomic(self.space.recipe, pinned.to_yaml().encode())

@@ -25,7 +25,7 @@ def name_of_child(recipe: Recipe) -> str:
 
 
 def scored_models(job: Job) -> tuple[dict[str, TensorSource], list[Control]]:
-    """Return all models to score by their names, and what those are that only serve as controls.
+    """Return all models to score by name, and descriptions of those that only serve as controls.
 
     The child is scored as it is on disk; pruned is the same child with its FFNs one after another. Children that other
     rules would have chosen are never written.
@@ -42,13 +42,13 @@ def scored_models(job: Job) -> tuple[dict[str, TensorSource], list[Control]]:
     if is_repaired(job.space.output):
         models[UNREPAIRED] = Child(parent, blueprint)
         which = "the fused" if distilled else "the same"
-        meaning = f"{which} child before its output projections were solved anew"
+        meaning = f"{which} child before its repair"
         controls.append(_control(UNREPAIRED, meaning, blueprint))
     if job.recipe.evaluation.controls:
         scored = [blueprint]
         allows = loadable_choices(parent.spec, job.recipe.plan.for_engines)
         for control in control_plans(blueprint, job.evidence, job.plan_settings, allows):
-            if control.blueprint in scored:  # two ways to the same child: its figures are there already
+            if control.blueprint in scored:  # the same child by another rule, already scored
                 continue
             scored.append(control.blueprint)
             models[control.name] = Child(parent, control.blueprint)

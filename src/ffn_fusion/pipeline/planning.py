@@ -1,4 +1,4 @@
-"""The plan of a run, and of the verbs that build: by the budget, or as a person said it; for engines that load it."""
+"""Make the plan, by a budget and evidence or as a person specified it, and check it for engines."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def make_plan(
 def given_plan(
     checkpoint: Checkpoint, blueprint: Blueprint, engines: Sequence[Engine], width_multiple: int = WIDTH_MULTIPLE
 ) -> Plan:
-    """Return the plan that a blueprint stands for.
+    """Return the plan of a given blueprint.
 
     Raises:
         CheckError: an engine asked for can't load the child.
@@ -54,7 +54,7 @@ def given_plan(
 
 
 def for_engines(made: Plan, spec: ModelSpec, engines: Sequence[Engine], width_multiple: int) -> Plan:
-    """The plan with what's left to do for its engines.
+    """Return the plan with the problems that each engine has left.
 
     Raises:
         CheckError: one of them can't load the child.
@@ -65,7 +65,7 @@ def for_engines(made: Plan, spec: ModelSpec, engines: Sequence[Engine], width_mu
 
 
 def check_early(checkpoint: Checkpoint, settings: PlanSettings, width_multiple: int = WIDTH_MULTIPLE) -> None:
-    """What can be known of the plan before anything is measured.
+    """Check what can be known of the plan before anything is measured.
 
     Raises:
         BlueprintError: the attentions and runs that a person named aren't possible.

@@ -1,4 +1,4 @@
-"""What the report says of machines that aren't here: the model of each that the recipe names, of every model timed."""
+"""Predictions for the report: the times of parent, pruned model and child on the machines that the recipe names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STORED = {"F32": "fp32", "F64": "fp32", "F16": "fp16"}
 
 
 def places(recipe: Recipe) -> list[tuple[Machine, int]]:
-    """The machines named, and how many devices of each share a model.
+    """Return the machines that the recipe names, and the number of devices of each that share a model.
 
     Raises:
         UsageError: a machine is unknown, or has fewer devices.
@@ -41,7 +41,7 @@ def _counted(name: str) -> bool:
 
 
 def settings_of(recipe: Recipe, stored: str) -> list[Setting]:
-    """What is modelled: the benchmark's batches, prompts and new tokens, in the recipe's precision or the parent's."""
+    """Return the settings to predict: the benchmark's workloads, in the recipe's precision or the parent's."""
     weights = recipe.predict.weights or _STORED.get(stored, "bf16")
     kv = recipe.predict.kv or ("fp32" if weights == "fp32" else "bf16")
     bench = recipe.bench
@@ -50,13 +50,13 @@ def settings_of(recipe: Recipe, stored: str) -> list[Setting]:
 
 
 def check_places(recipe: Recipe, parent: Checkpoint) -> None:
-    """Raises: UsageError: see ``places``; or a machine whose devices can't share the parent's heads."""
+    """Check the machines. Raises: UsageError: see ``places``; or devices can't share the parent's heads evenly."""
     for machine, devices in places(recipe):
         check_setting(machine, parent.spec, replace(settings_of(recipe, parent.dtype)[0], devices=devices))
 
 
 def predictions(recipe: Recipe, parent: Checkpoint, blueprint: Blueprint) -> list[Mapping[str, Prediction]]:
-    """Of parent, pruned and child; an entry for each machine and batch."""
+    """Predict parent, pruned model and child; one entry for each machine and workload."""
     specs: dict[str, ModelSpec] = {
         PARENT: parent.spec,
         PRUNED: child_spec(parent.spec, blueprint.unfused(), recipe.build.width_multiple),

@@ -1,4 +1,4 @@
-"""The last stage: everything measured onto one page, and onto the child's model card."""
+"""The last stage: write everything that was measured to the report, and to the child's model card."""
 
 from __future__ import annotations
 
@@ -63,16 +63,16 @@ def publish(job: Job) -> None:
 
 
 def _child_geometry(result: Result) -> list[tuple[float, Geometry]] | None:
-    """The child's own, each with the middle of the parent blocks that its block stands for."""
+    """Return the geometry of the child's blocks, each with the mean number of the parent blocks that it replaces."""
     folder = result.workspace.child_evidence
-    if not (folder / "evidence.json").is_file():  # a run of an earlier version
+    if not (folder / "evidence.json").is_file():  # not measured
         return None
     middles = [sum(block.parent_blocks) / 2 for block in result.plan.blueprint.kept_blocks]
     return [(middles[row.block], row) for row in Evidence.load(folder).geometry]
 
 
 def costs(parent: Checkpoint, child: Checkpoint, blueprint: Blueprint) -> dict[str, tuple[float, float]]:
-    """(parent, child) of what a model costs to hold and to run."""
+    """Return what parent and child cost to store and to run, as pairs."""
     element = ITEM_SIZES[parent.dtype]
     return {
         "parameters": (parent.parameters, child.parameters),
@@ -86,7 +86,7 @@ def costs(parent: Checkpoint, child: Checkpoint, blueprint: Blueprint) -> dict[s
 
 
 def versions() -> dict[str, str]:
-    """Versions of what took part, for the report."""
+    """Return the versions of the packages involved, for the report."""
     found = {"python": platform.python_version()}
     for package in ("ffn-fusion", "torch", "transformers", "safetensors", "numpy"):
         try:

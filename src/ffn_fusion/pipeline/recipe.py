@@ -1,4 +1,4 @@
-"""The recipe: one YAML file that says everything a job does. Unknown keys are refused; every key has a default."""
+"""The recipe: a YAML file that specifies everything a job does. Unknown keys are refused; most keys have defaults."""
 
 from __future__ import annotations
 
@@ -77,23 +77,23 @@ class Recipe(ComputeSettings, _Models):
 
     @classmethod
     def parse(cls, content: dict[str, Any], place: str) -> Self:
-        """Raises: RecipeError: an unknown key or a wrong value; names the key."""
+        """Validate a recipe. Raises: RecipeError: an unknown key or a wrong value; names the key."""
         try:
             return cls.model_validate(content)
         except ValidationError as error:
             raise _explain(error, place, cls) from error
 
     def resolved(self, folder: Path) -> Self:
-        """The same with absolute paths; a model that is in ``folder`` becomes its path."""
+        """Return the same recipe with absolute paths; a model in ``folder`` becomes its path."""
         local = (folder / self.model).expanduser()
         here = {"model": str(local.resolve())} if local.exists() else {}
         return self.beside(folder).model_copy(update=here)
 
     def with_implied(self) -> Self:
-        """The recipe with what one setting implies for another.
+        """Return the recipe with what some settings imply for others.
 
-        It is planned for the engine that times the child as well, by repaired damage only if it repairs. What the
-        plan may do to FFNs is measured.
+        The plan is also for the engine that times the child, and uses repaired damage only if the child is repaired;
+        the analysis measures what the plan may do to FFNs.
         """
         engine, engines = self.bench.engine, self.plan.for_engines
         if self.bench.enabled and engine not in ("transformers", *engines):

@@ -1,4 +1,4 @@
-"""The stage ``repair``: solve the changed blocks' output projections anew, on text."""
+"""The stage ``repair``: fit the output projections of changed blocks on text."""
 
 from __future__ import annotations
 

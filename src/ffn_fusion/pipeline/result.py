@@ -1,4 +1,4 @@
-"""What a job gives back."""
+"""The result of a job."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Result:
     """What a job made.
 
     Args:
-        quality: None after a dry run, as all that follows but ``distillation_plans``.
+        quality: None after a dry run, like everything that follows except ``distillation_plans``.
         distillation: the record of the distillation, as it is in the child.
         distillation_plans: what the distillation will take, if it is still to come.
     """

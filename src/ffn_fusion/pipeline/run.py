@@ -30,7 +30,7 @@ def run(recipe: Recipe, *, dry_run: bool = False, listener: Listener | None = No
         dry_run: stop with the plan, before anything is built.
 
     Raises:
-        FfnFusionError: whatever a person can fix; finished stages are kept for the next call.
+        FfnFusionError: a mistake that a person can fix; finished stages are kept for the next call.
     """
     job = begin(recipe.with_implied(), listener=listener)
     job.carry_out(dry_run=dry_run)
@@ -56,7 +56,7 @@ def begin(
         decided: the blueprint to build, if it isn't left to the recipe's plan.
 
     Raises:
-        FfnFusionError: whatever can be known to fail before any stage begins.
+        FfnFusionError: everything that can be known to fail before any stage begins.
     """
     listener, recipe = listener or Listener(), on_device(recipe)
     preflight(recipe, stages)
@@ -74,7 +74,7 @@ def republish(folder: Path) -> Result:
         folder: the job's workspace OUT.run, or the child OUT.
 
     Raises:
-        DataError: no finished job there.
+        DataError: there is no finished job.
     """
     output = folder.with_suffix("") if folder.suffix == ".run" else folder
     space = Workspace(output)

@@ -1,4 +1,4 @@
-"""The sizes of whatever a person names: a checkpoint, a config.json alone, or a blueprint not built yet. No torch."""
+"""The sizes of a model that a person names: a checkpoint, a config.json alone, or an unbuilt blueprint. No torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from ffn_fusion.sources import summarise
 
 
 def model_sizes(ref: str, *, revision: str | None = None) -> ModelSpec:
-    """A checkpoint folder, GGUF file or hub id; a config.json without weights; a blueprint, whose parent is opened.
+    """Return the sizes of a model from headers and configs alone.
 
-    Reads headers and configs, no weights.
+    Args:
+        ref: a checkpoint folder, GGUF file or hub id; a config.json without weights; or a blueprint, whose parent is
+            opened.
 
     Raises:
         CheckpointError, FamilyError, UsageError: as :func:`ffn_fusion.summarise`.

@@ -1,4 +1,4 @@
-"""The plan's maximum width: what a person says, else what the machine's width curve says."""
+"""The plan's maximum width: what a person sets, otherwise what the machine's width curve says."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ffn_fusion.pipeline.recipe import Recipe
 
 
 def measures_widths(recipe: Recipe) -> bool:
-    """Whether a run has to measure the curve: only where its plan may fuse, and where speed is of interest."""
+    """Return whether a job has to measure the curve: only if its plan may fuse and speed is benchmarked."""
     plan = recipe.plan
     decided = plan.explicit or plan.max_width is not None or plan.fuse == 0
     return plan.width_curve == "auto" and recipe.bench.enabled and not decided
 
 
 def limited(settings: PlanSettings, spec: ModelSpec) -> PlanSettings:
-    """Take ``max_width`` from the curve that the settings name, if any. FFNs that are wider already stay.
+    """Return the settings with ``max_width`` from the curve that they name, if any; wider FFNs of the model stay.
 
     Raises:
-        DataError: no curve there. UsageError: of another model.
+        DataError: there is no curve. UsageError: it is of another model.
     """
     if not isinstance(settings.width_curve, Path):
         return settings

@@ -67,7 +67,7 @@ class Workspace:
 
     @property
     def resumable(self) -> bool:
-        """Whether removing the folder would lose any work: whatever can be resumed is noted in a JSON file."""
+        """Whether removing the folder would lose work: all that can be resumed is noted in JSON files."""
         return any(self.folder.rglob("*.json"))
 
     def done(self, stage: str, key: str, results: Sequence[Path]) -> bool:

@@ -1,4 +1,4 @@
-"""Weights that another program trained, as a child: continued pre-training, alignment, anything that saves a folder."""
+"""Write weights that another program trained as a child: after continued pre-training, alignment and the like."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ from ffn_fusion.surgery.repairs import read_repairs
 
 
 def write_trained(child: Path, trained: Path, how: str, target: Path) -> Path:
-    """Write what ``save_pretrained`` left in ``trained`` as a child: it checks, verifies and exports like ``child``.
+    """Write what ``save_pretrained`` left in ``trained`` as a child like any other.
 
-    Its dtypes, config, tokenizer, blueprint and records are the child's. ``distillation.json`` says which tensors
-    changed and how; what it said before stands in it under ``before``.
+    Dtypes, config, tokenizer, blueprint and records are those of ``child``. ``distillation.json`` says which tensors
+    changed and how; the child's previous record is kept in it under ``before``.
 
     Args:
-        how: what was done, in words for the model card: "continued pre-training on 1,024 tokens".
+        how: what was done, as text for the model card: "continued pre-training on 1,024 tokens".
 
     Raises:
-        BlueprintError: the child has no blueprint, or was rewritten for engines. CheckpointError: ``trained`` holds
-            another model than the child. TrainingError: a weight isn't finite. OutputError: ``target`` exists.
+        BlueprintError: the child has no blueprint, or was rewritten for engines.
+        CheckpointError: ``trained`` holds another model than the child.
+        TrainingError: a weight isn't finite.
+        OutputError: ``target`` exists.
     """
     check_trainable(child, target)
     before, after = open_folder(child), open_folder(trained)
@@ -59,18 +61,18 @@ def write_trained(child: Path, trained: Path, how: str, target: Path) -> Path:
 
 
 def check_trainable(child: Path, target: Path) -> None:
-    """Refuse, before a training begins, what ``write_trained`` would refuse after it (see there)."""
+    """Check before a training what ``write_trained`` would refuse after it; see there for the errors."""
     check_target(target, child)
     Blueprint.load(child / BLUEPRINT)
     if read_history(child):
         raise BlueprintError(
             f"{child}: was rewritten for engines, its blocks aren't those of its blueprint",
-            "train the child that it was made of, then write that one anew",
+            "train the child that it was made of, then rewrite the result",
         )
 
 
 def _changed(before: Checkpoint, after: Checkpoint) -> list[str]:
-    """Tensors that aren't the same in the child's own dtype."""
+    """Return the names of tensors that differ in the child's dtype."""
     return [
         name
         for name, info in before.tensors.items()
