@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from ffn_fusion.analysis.evidence import Damage, Evidence, MeasuredRun
+from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.analysis.widths import narrower
 from ffn_fusion.blueprint import Block, Blueprint, FusedFfn, FusionNorm, NarrowedFfn, NoSubBlock
 from ffn_fusion.blueprint.choices import Choice, ChoiceTable, Price, count_steps
@@ -70,6 +71,20 @@ def choices_of(
     return replace(table, rows=tuple(rows))
 
 
+def choices_within(evidence: Evidence, budget: PlanSettings, price: Price = count_steps) -> ChoiceTable:
+    """Return everything measured that a budget allows; see ``choices_of``."""
+    return choices_of(
+        evidence,
+        budget.max_damage,
+        budget.max_width,
+        repaired=budget.repair,
+        norm=budget.norm,
+        ffns=bool(budget.drop_ffn),
+        narrow=budget.narrow,
+        price=price,
+    )
+
+
 def _ffns(
     evidence: Evidence, block: Block, ffns: bool, narrow: Sequence[float], repaired: bool
 ) -> Iterator[tuple[NoSubBlock | NarrowedFfn, Damage]]:
@@ -95,7 +110,7 @@ def _with_ffn(
     if "attention" not in removed:
         return
     without = (changed.model_copy(update={"attention": NoSubBlock()}),)
-    attention, both = removed["attention"], removed.get("block") if ffn.kind == "none" else None
+    attention, both = removed["attention"], None if ffn.present else removed.get("block")
     if both:
         yield table.choice(without, max(both.kl, 0.0), both.kl_error)
     else:

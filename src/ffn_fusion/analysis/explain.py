@@ -8,7 +8,7 @@ from typing import get_args
 
 import numpy as np
 
-from ffn_fusion.analysis.choices import choices_of
+from ffn_fusion.analysis.choices import choices_within
 from ffn_fusion.analysis.counterfactual import least_damage
 from ffn_fusion.analysis.evidence import PARTS, Evidence, Part
 from ffn_fusion.analysis.explanation import (
@@ -72,9 +72,7 @@ def explain(
     _check(blueprint, evidence, block)
     blocks = len(blueprint.parent.blocks)
     limits = budget or PlanSettings()
-    measured = choices_of(
-        evidence, np.inf, limits.max_width, repaired=limits.repair, ffns=bool(limits.drop_ffn), narrow=limits.narrow
-    )
+    measured = choices_within(evidence, limits.model_copy(update={"max_damage": np.inf}))
     own = made_of(blueprint, measured)
     taken = own.choices if own else ()
 

@@ -7,7 +7,7 @@ from math import ceil, prod
 
 import numpy as np
 
-from ffn_fusion.analysis.choices import choices_of
+from ffn_fusion.analysis.choices import choices_within
 from ffn_fusion.analysis.cost_count import costs_of, counted_speedup, price_of, time_saved
 from ffn_fusion.analysis.evidence import Evidence
 from ffn_fusion.analysis.loadable import loadable_choices, plan_problems
@@ -48,16 +48,7 @@ def plan(spec: ModelSpec, evidence: Evidence, budget: PlanSettings) -> Plan:
         raise BlueprintError(f"the evidence is of {evidence.parent.name}, another model", "run `ffn-fusion analyze`")
     _check_measured(evidence, budget)
     plan_problems(spec, Blueprint.identity(evidence.parent), budget.for_engines)
-    table = choices_of(
-        evidence,
-        budget.max_damage,
-        budget.max_width,
-        repaired=budget.repair,
-        norm=budget.norm,
-        ffns=bool(budget.drop_ffn),
-        narrow=budget.narrow,
-        price=price_of(spec),
-    ).where(loadable_choices(spec, budget.for_engines))
+    table = choices_within(evidence, budget, price_of(spec)).where(loadable_choices(spec, budget.for_engines))
     if budget.steps is not None:
         selection = _for_steps(table, budget.steps)
     elif budget.speedup is not None:

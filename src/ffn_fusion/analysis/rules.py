@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from ffn_fusion.analysis.choices import choices_of
+from ffn_fusion.analysis.choices import choices_within
 from ffn_fusion.analysis.evidence import Evidence
 from ffn_fusion.analysis.greedy import greedy
 from ffn_fusion.analysis.loadable import Allows, anything
@@ -73,9 +73,7 @@ def compare(
     blueprint: Blueprint, evidence: Evidence, budget: PlanSettings, allows: Allows = anything
 ) -> tuple[Compared, ...]:
     """The exact programme's ``blueprint`` beside every rule's of the same size, with summed measured damages."""
-    table = choices_of(
-        evidence, np.inf, budget.max_width, repaired=budget.repair, ffns=bool(budget.drop_ffn), narrow=budget.narrow
-    )
+    table = choices_within(evidence, budget.model_copy(update={"max_damage": np.inf}))
     exact = ControlPlan("exact programme", "the least summed measured damage of this size", blueprint)
     found = []
     for plan in (exact, *control_plans(blueprint, evidence, budget, allows)):
@@ -125,14 +123,7 @@ def _control(
 
 
 def _greedy_rule(evidence: Evidence, size: Size, budget: PlanSettings, allows: Allows) -> ControlPlan | None:
-    table = choices_of(
-        evidence,
-        budget.max_damage,
-        budget.max_width,
-        repaired=budget.repair,
-        norm=budget.norm,
-        ffns=bool(budget.drop_ffn),
-    ).where(allows)
+    table = choices_within(evidence, budget.model_copy(update={"narrow": ()})).where(allows)
     chosen = greedy(table, size)
     if chosen is None:
         return None
