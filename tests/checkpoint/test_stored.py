@@ -21,7 +21,7 @@ from ffn_fusion.blockwise.stack import Stack
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.errors import CheckpointError
-from ffn_fusion.latency.load import load_model
+from ffn_fusion.modeling.load import load_model
 from ffn_fusion.surgery.build import build
 
 ROUNDING = 2**-20

@@ -18,10 +18,11 @@ from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.distill import distill_child
 from ffn_fusion.distillation.settings import DistillSettings
+from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.write import write_distilled
 from ffn_fusion.evaluation.evaluate import evaluate
 from ffn_fusion.portability.verify import Against, verify
-from ffn_fusion.repair.repair import repair_child
+from ffn_fusion.repair.repair import Repair, repair_child
 from ffn_fusion.surgery.build import build
 from ffn_fusion.surgery.child import Child
 
@@ -153,7 +154,7 @@ def test_repair_comes_closer_on_text_it_has_not_seen(tmp_path: Path, name: str) 
         [TokenWindows("random", torch.randint(67, (n, 20), generator=torch.Generator().manual_seed(n)).numpy())]
         for n in (40, 6)
     )
-    repairs = repair_child(parent, blueprint, seen, tmp_path / "repairs", dtype=torch.float64)
+    repairs = repair_child(Repair(parent, blueprint, seen, tmp_path / "repairs", dtype=torch.float64))
     pruned, repaired = Child(parent, blueprint, 1), Child(parent, blueprint, 1, repairs)
     scores = evaluate({"parent": parent, "pruned": pruned, "repaired": repaired}, unseen)[0].scores
     assert scores["repaired"].kl < scores["pruned"].kl
@@ -169,7 +170,8 @@ def test_two_steps_of_distillation_make_a_child(tmp_path: Path, ids: Tensor, nam
     before = build(parent, parent.blueprint().drop_attention(DROPPED), tmp_path / "child", width_multiple=1)
     texts = [TokenWindows("random", torch.randint(67, (8, 16), generator=torch.Generator().manual_seed(0)).numpy())]
     settings = DistillSettings(batch=4, micro=4, learning_rate=1e-2, warmup=0.0)
-    done = distill_child(before, parent, texts, tmp_path / "work", settings=settings, teacher_dtype=torch.float64)
+    training = Training(before, parent, texts, tmp_path / "work", settings, teacher_dtype=torch.float64)
+    done = distill_child(training)
     assert done.record["steps"] == 2
     after = write_distilled(open_folder(before), done.weights, done.record, tmp_path / "distilled")
     assert (logits(load(after), ids) - logits(load(before), ids)).abs().max() > 0

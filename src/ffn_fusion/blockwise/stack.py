@@ -68,7 +68,7 @@ class Stack:
         return len(self.spec.blocks)
 
     def embed(self, ids_NT: Tensor) -> Tensor:
-        """[N, T] -> [N, T, D]"""
+        """Embed token ids: [N, T] -> [N, T, D]."""
         weights = {names_of(self.spec).embedding: self._embedding, **self._before_blocks}
         embedded: Tensor = self._frame.embed(ids_NT.to(self.device), weights)
         return embedded
