@@ -106,7 +106,7 @@ def test_summary_downloads_the_config_alone(hub: FakeHub, tmp_path: Path) -> Non
 
 def test_what_cannot_be_fused_is_refused_before_its_weights(hub: FakeHub, tmp_path: Path) -> None:
     for changes, kind, says in (
-        ({"model_type": "gemma3_text"}, FamilyError, "normalises each FFN's output"),
+        ({"model_type": "mixtral"}, FamilyError, "mixture of experts"),
         ({"model_type": "rwkv"}, FamilyError, "isn't known"),
         ({"quantization_config": {"quant_method": "gptq"}}, FamilyError, "quantised"),
         ({"auto_map": {"AutoModel": "x.Y"}}, FamilyError, "code of its own"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -161,6 +164,40 @@ def test_repair_comes_closer_on_text_it_has_not_seen(tmp_path: Path, name: str) 
     child = build(parent, blueprint, tmp_path / "child", width_multiple=32, repairs=repairs)
     found = {finding.check: finding for finding in verify(child, Against(parent, torch.arange(20).view(1, -1), "ids"))}
     assert all(finding.ok for finding in found.values()), found
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma2", "gpt2"])
+def test_loaded_by_the_code_in_its_folder_and_saved_again(tmp_path: Path, ids: Tensor, name: str) -> None:
+    """In a process that doesn't know this package."""
+    write_family(tmp_path / "parent", FAMILIES[name])
+    parent = open_folder(tmp_path / "parent")
+    child = build(
+        parent, parent.blueprint().drop_attention(DROPPED).drop_ffn([1]), tmp_path / "child", width_multiple=1
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", _STRANGER, str(child), str(tmp_path / "again")],
+        env={**os.environ, "HF_HOME": str(tmp_path / "hub")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["sdpa" if "gemma2" not in name else "eager", "True"]
+    assert open_folder(tmp_path / "again").spec.blocks == open_folder(child).spec.blocks
+
+
+_STRANGER = """
+import sys
+import torch
+from transformers import AutoModelForCausalLM
+child, again = sys.argv[1:]
+ids = torch.arange(20).view(2, 10)
+model = AutoModelForCausalLM.from_pretrained(child, trust_remote_code=True)
+model.save_pretrained(again)
+same = AutoModelForCausalLM.from_pretrained(again, trust_remote_code=True)
+assert "ffn_fusion" not in sys.modules
+print(model.config._attn_implementation, torch.equal(model(ids).logits, same(ids).logits))
+"""
 
 
 @pytest.mark.parametrize("name", ONE_EACH)

@@ -20,6 +20,7 @@ from ffn_fusion.engines.bench import bench_in, check_askable
 from ffn_fusion.engines.bench_settings import threads_set
 from ffn_fusion.engines.settings import BenchRequest
 from ffn_fusion.families import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
+from ffn_fusion.families.nemotron_nas import stand_in
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.latency.width_curve import WidthCurve, WidthPoint, most_fused, own_width, widest
 from ffn_fusion.latency.width_measure import UNCACHED, measure_widths
@@ -114,7 +115,7 @@ def _write(spec: ModelSpec, ffns: int, fused: int, folder: Path) -> None:
         "mlp_bias": False,
         "dtype": "bfloat16",
     }
-    made = replace(spec, blocks=tuple(blocks), vocab_size=_VOCABULARY, tied=True, config=config)
+    made = replace(stand_in(spec), blocks=tuple(blocks), vocab_size=_VOCABULARY, tied=True, config=config)
     write_random_model(folder, child_config(made, width_multiple=1))
     write_byte_tokenizer(folder)
     for name, content in modeling_files(form_of(made)):

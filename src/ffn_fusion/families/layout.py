@@ -57,8 +57,9 @@ def outer_tensors(spec: ModelSpec) -> dict[str, Shape]:
 
 def final_norm_names(spec: ModelSpec) -> tuple[str, ...]:
     """The tensors of the norm in front of the head."""
-    module = names_of(spec).final_norm.rpartition(".")[0]
-    return tuple(name for name in outer_tensors(spec) if name.rpartition(".")[0] == module)
+    scale = names_of(spec).final_norm
+    bias = f"{scale.removesuffix('.weight')}.bias"
+    return (scale, bias) if bias in outer_tensors(spec) else (scale,)
 
 
 def model_tensors(spec: ModelSpec) -> dict[str, Shape]:

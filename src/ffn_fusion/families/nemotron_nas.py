@@ -7,6 +7,7 @@ to a multiple of 256, unless the block names its ``intermediate_size``. Children
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ffn_fusion.errors import CheckpointError, FamilyError
@@ -130,6 +131,37 @@ def write(spec: ModelSpec, width_multiple: int = WIDTH_MULTIPLE) -> dict[str, An
         "block_configs": [_written(block, spec, width_multiple) for block in spec.blocks],
     }
     return tidy_rotary(written)
+
+
+def stand_in(spec: ModelSpec) -> ModelSpec:
+    """A model of this form with the sizes of one that keeps its family's own: for timing its sub-blocks.
+
+    Norms, biases of FFNs and positions are then Llama's, and an FFN without a gate has one.
+    """
+    blocks = tuple(
+        replace(block, ffn=replace(block.ffn, kind="gated")) if block.ffn and block.ffn.kind == "plain" else block
+        for block in spec.blocks
+    )
+    config = {
+        "hidden_size": spec.hidden_size,
+        "num_attention_heads": spec.heads,
+        "head_dim": spec.head_dim,
+        "vocab_size": spec.vocab_size,
+        "hidden_act": spec.activation,
+        "rms_norm_eps": spec.norm_eps,
+        "tie_word_embeddings": spec.tied,
+    }
+    return replace(
+        spec,
+        family=MODEL_TYPE,
+        blocks=blocks,
+        attention_bias=False,
+        qkv_bias=False,
+        mlp_bias=False,
+        side_by_side=False,
+        config=config,
+        pieces={},
+    )
 
 
 def _written(block: BlockSpec, spec: ModelSpec, width_multiple: int) -> dict[str, Any]:

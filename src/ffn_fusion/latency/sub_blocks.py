@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ffn_fusion.blockwise.room import free_memory
-from ffn_fusion.families import ModelSpec
+from ffn_fusion.families import ModelSpec, family_of
+from ffn_fusion.families.nemotron_nas import stand_in
 from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec
 from ffn_fusion.latency.interleave import Workload, turned
 from ffn_fusion.latency.machine import machine
@@ -231,7 +232,8 @@ def _config(shape: Shape, spec: ModelSpec) -> Any:
 
     part = _part(shape)
     block = BlockSpec(part, None) if isinstance(part, AttentionSpec) else BlockSpec(None, part)
-    config = DeciLMConfig(**child_config(replace(spec, family="nemotron-nas", blocks=(block,)), 1))
+    timed = stand_in(spec) if family_of(spec).form else spec
+    config = DeciLMConfig(**child_config(replace(timed, family="nemotron-nas", blocks=(block,)), 1))
     config._attn_implementation = "sdpa"
     return config
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ffn_fusion.blockwise.room import free_memory
 from ffn_fusion.families import ModelSpec
+from ffn_fusion.families.nemotron_nas import stand_in
 from ffn_fusion.latency.interleave import turned
 from ffn_fusion.latency.machine import machine
 from ffn_fusion.latency.summary import median_error
@@ -88,7 +89,7 @@ def _blocks(spec: ModelSpec, width: int, weights: Tensor) -> list[nn.Module]:
     for start in range(0, len(weights) - 3 * D * width + 1, 3 * D * width):
         gate, up, down = weights[start : start + 3 * D * width].view(3, D * width)
         matrices = {"ffn.gate": gate.view(width, D), "ffn.up": up.view(width, D), "ffn.down": down.view(D, width)}
-        blocks.append(make_layer(spec, config, 0, {"ffn.norm": scale, **matrices}))
+        blocks.append(make_layer(stand_in(spec), config, 0, {"ffn.norm": scale, **matrices}))
     return blocks
 
 

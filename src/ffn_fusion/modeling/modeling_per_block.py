@@ -76,6 +76,7 @@ class _PerBlock:
         one = copy.copy(config.per_layer_config[0])
         one.num_hidden_layers = 1
         super().__init__(one)
+        config._attn_implementation = one._attn_implementation  # decided there
         for module in self.modules():  # type: ignore[attr-defined]
             if getattr(module, "config", None) is one:
                 module.config = config
