@@ -166,7 +166,7 @@ def test_an_older_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
     older = {"completion_probabilities": [{"probs": [{"tok_str": "a", "prob": 1.0}]}]}
     said = {"tokenize": {"tokens": []}, "completion": older}
     monkeypatch.setattr(LlamaServer, "ask", lambda self, what, asked: said[what])
-    with pytest.raises(CheckError, match="no probabilities of single tokens"):
+    with pytest.raises(CheckError, match="no token probabilities"):
         LlamaServer("http://127.0.0.1:1").next([1, 2], 3)
 
 
