@@ -132,14 +132,14 @@ def random_tensors(config: dict[str, Any], blocks: Blocks, seed: int = 0) -> dic
         if attention == "linear":
             tensors |= linear(at + "self_attn.linear_attn", D, D, False)
         elif attention is not None:
-            bias = bool(config.get("attention_bias"))
+            every, alone = bool(config.get("attention_bias")), bool(config.get("qkv_bias"))
             for name, out, into in (
                 ("q", Q, D),
                 ("k", attention * d, D),
                 ("v", attention * d, D),
                 ("o", D, Q),
             ):
-                tensors |= linear(f"{at}self_attn.{name}_proj", out, into, bias)
+                tensors |= linear(f"{at}self_attn.{name}_proj", out, into, every or (alone and name != "o"))
         if ffn is not None:
             tensors[at + "post_attention_layernorm.weight"] = scale()
         if ffn == "linear":

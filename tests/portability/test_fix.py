@@ -57,6 +57,7 @@ patterns = st.lists(st.tuples(attentions, ffns), min_size=1, max_size=6)
 switches = st.fixed_dictionaries(
     {
         "attention_bias": st.booleans(),
+        "qkv_bias": st.booleans(),
         "mlp_bias": st.booleans(),
         "tie_word_embeddings": st.booleans(),
         "head_dim": st.sampled_from([8, 8, 16]),

@@ -84,6 +84,7 @@ def test_blocks(blocks: Blocks, expected: dict[str, Any]) -> None:
     ("changes", "expected"),
     [
         ({"attention_bias": True}, {"trtllm": "attention-bias"}),
+        ({"qkv_bias": True}, {"sglang": "qkv-bias", "mlx": "qkv-bias", "trtllm": "attention-bias"}),
         ({"mlp_bias": True}, {"sglang": "ffn-bias", "trtllm": "ffn-bias"}),
         ({"head_dim": 16}, {"mlx": "head-size"}),
         ({"hidden_act": "swish"}, {"vllm": "activation-name", "sglang": "activation-name", "mlx": "activation-name"}),

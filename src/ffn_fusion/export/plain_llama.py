@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from math import prod
 
 from ffn_fusion.blueprint.ranges import format_blocks
@@ -29,7 +30,8 @@ def plan_llama(name: str, spec: ModelSpec, *, pad: bool) -> Rewrite:
     if linear := _differences(spec, _linear):
         raise CheckError(f"{name}: isn't a plain Llama: {linear}", f"{_NATIVE}; no Llama computes a linear layer there")
     rewrite = plan_uniform(spec)
-    before, after = _parameters(spec), _parameters(rewrite.spec)
+    biases = rewrite.spec.attention_bias  # of the output too, which are no padding: a Llama has all four or none
+    before, after = _parameters(replace(spec, attention_bias=biases)), _parameters(rewrite.spec)
     kept, keeps = spec.kv_bytes_per_token(1), rewrite.spec.kv_bytes_per_token(1)
     if pad or (after <= before and keeps <= kept):
         return rewrite

@@ -12,7 +12,7 @@ from ffn_fusion.families.llama_shaped import NAMES, common, tensors
 from ffn_fusion.families.rotary import rotary_settings, tidy_rotary
 from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
 
-_REPLACED = ("architectures", "model_type", "auto_map", "block_configs")
+_REPLACED = ("architectures", "model_type", "auto_map", "block_configs", "qkv_bias")
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -40,6 +40,7 @@ def write(spec: ModelSpec, width_multiple: int) -> dict[str, Any]:
     assert first.attention is not None
     assert first.ffn is not None
     assert all(block == first for block in spec.blocks)
+    assert not spec.qkv_bias, "a Llama has biases on all four matrices of an attention, or on none"
     carried = without_foreign_pad(spec.config, spec.vocab_size)
     config = {key: value for key, value in carried.items() if key not in _REPLACED}
     plain = {

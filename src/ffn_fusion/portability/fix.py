@@ -123,15 +123,16 @@ class Fixed:
         return fuse_rows([self.source.rows(tensor.source, first, last)], stop - start - (last - first))
 
     def _block_tensors(self, i: int) -> Iterator[FixedTensor]:
-        """A block's tensors: those of the block that it comes from, or zeros (and a norm that scales by one)."""
+        """A block's tensors: those of the block that it comes from; what that one lacks is zeros, or a norm's ones."""
         names, had = names_of(self.spec), names_of(self.source.spec)
         for part, tensor in block_tensors(self.spec, i):
             name, origin = names.of(i, tensor.key), self.rewrite.blocks[i].origin(part)
-            if origin is None:
+            source = had.of(origin, tensor.key) if origin is not None else None
+            if source not in self.source.tensors:
                 fill = 1.0 if tensor.role == "norm scale" else 0.0
                 yield FixedTensor(name, self._dtype(had.embedding), tensor.shape, None, fill=fill)
                 continue
-            source = had.of(origin, tensor.key)
+            assert source is not None
             repeat = 1
             if tensor.along == "KV heads":
                 repeat = tensor.shape[0] // self.source.tensors[source].shape[0]

@@ -171,11 +171,21 @@ FORM_RULES: tuple[Rule[ModelSpec], ...] = (
         _linear_ffn,
     ),
     Rule(
+        "qkv-bias",
+        "an attention has biases on Q, K, V and its output, or on none of them",
+        "an output bias of zeros: costs a vector a block",
+        {
+            "sglang": Reason("gives the output a bias too, which stays uninitialised: silently wrong"),
+            "mlx": Reason("doesn't know qkv_bias and refuses biases on Q, K and V alone"),
+        },
+        _model(lambda spec: spec.qkv_bias and not spec.attention_bias),
+    ),
+    Rule(
         "attention-bias",
         "attentions have no biases",
         "",
         {"trtllm": Reason("leaves attention biases out")},
-        _model(lambda spec: spec.attention_bias),
+        _model(lambda spec: spec.attention_bias or spec.qkv_bias),
     ),
     Rule(
         "ffn-bias",

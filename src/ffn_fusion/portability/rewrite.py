@@ -59,6 +59,7 @@ def plan_rewrite(spec: ModelSpec, engines: Iterable[Engine]) -> Rewrite:
     work.give_ffns()
     work.repeat_kv_heads()
     work.pad_widths()
+    work.bias_outputs()
     return work.result("nemotron-nas")
 
 
@@ -68,7 +69,7 @@ def plan_uniform(spec: ModelSpec) -> Rewrite:
 
     Linear layers stay too: nothing exact makes an attention or a gated FFN of them.
     """
-    work = _Work(spec, {"attention-without-ffn", "kv-heads"})
+    work = _Work(spec, {"attention-without-ffn", "kv-heads", "qkv-bias"})
     work.width_of_zeros = max((block.ffn.width for block in spec.blocks if block.ffn), default=0) or WIDTH_MULTIPLE
     work.drop_empty()
     work.take_together()
@@ -76,6 +77,7 @@ def plan_uniform(spec: ModelSpec) -> Rewrite:
     work.give_ffns()
     work.repeat_kv_heads()
     work.widen()
+    work.bias_outputs()
     return work.result("llama")
 
 
@@ -164,6 +166,16 @@ class _Work:
     def widen(self) -> None:
         changed = self._pad(lambda width: self.width_of_zeros)
         self._say(changed, f"FFNs widened to {self.width_of_zeros:,} with zero channels")
+
+    def bias_outputs(self) -> None:
+        """Where Q, K and V alone have biases, the output gets one too: a Llama has them on all four or on none."""
+        if "qkv-bias" not in self.asked or not self.spec.qkv_bias:
+            return
+        if not self.spec.attention_bias:
+            self.steps.append(f"attentions: an output bias of zeros, {self.spec.hidden_size:,} parameters each")
+        config = {key: value for key, value in self.spec.config.items() if key != "qkv_bias"}
+        config["attention_bias"] = True
+        self.spec = replace(self.spec, qkv_bias=False, attention_bias=True, config=config)
 
     def result(self, family: Literal["nemotron-nas", "llama"]) -> Rewrite:
         """What has become of the model, with its activation under its usual name."""
