@@ -1,4 +1,4 @@
-"""Tiny random Llamas written as GGUF the way llama.cpp's converter does, by the gguf package."""
+"""Tiny random models written as GGUF the way llama.cpp's converter does, by the gguf package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize, quantize
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 SPECIAL = ["<|bos|>", "<|eos|>"]
 MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("Ġ", "1"), ("1", "2"), ("12", "3"), ("a", "n")]
@@ -21,38 +21,50 @@ NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.qkv_proj": "attn_qkv",
     "self_attn.o_proj": "attn_output",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
+    "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
 HEADS, KV_HEADS = 4, 2
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "vocab_size": len(TOKENS),
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "tie_word_embeddings": False,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+}
 
 
 def make_llama(**changes: Any) -> LlamaForCausalLM:
     """Hidden 64, 4 heads on 2 KV heads, 2 blocks; norms and biases are random too."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        **{
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": HEADS,
-            "num_key_value_heads": KV_HEADS,
-            "vocab_size": len(TOKENS),
-            "max_position_embeddings": 256,
-            "rms_norm_eps": 1e-5,
-            "initializer_range": 0.2,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-            **changes,
-        }
-    )
-    model = LlamaForCausalLM(config).eval()
+    return _varied(LlamaForCausalLM(LlamaConfig(**(SIZES | changes))))
+
+
+def make_family(model_type: str, **changes: Any) -> Any:
+    """The same sizes in another family."""
+    torch.manual_seed(0)
+    return _varied(AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(SIZES | changes))))
+
+
+def _varied(model: Any) -> Any:
     for name, tensor in model.named_parameters():
         if "norm" in name or name.endswith("bias"):
             tensor.data += 0.2 * torch.randn_like(tensor)
-    return model
+    return model.eval()
 
 
 def write_gguf(

@@ -150,17 +150,25 @@ def test_a_child_is_stored_block_by_block(
 either = st.tuples(st.sampled_from([None, 1, 2, 4, "linear"]), st.sampled_from([None, 32, 96, 256]))
 
 
-@given(st.lists(either, min_size=1, max_size=5), st.booleans(), st.booleans(), st.sampled_from(["F32", "F16", "BF16"]))
+@given(
+    st.lists(either, min_size=1, max_size=5),
+    st.booleans(),
+    st.sampled_from(["none", "qkv", "all"]),
+    st.sampled_from(["F32", "F16", "BF16"]),
+)
 def test_a_child_can_be_a_parent_again(
-    tmp_path_factory: pytest.TempPathFactory, blocks: Any, tied: bool, bias: bool, dtype: str
+    tmp_path_factory: pytest.TempPathFactory, blocks: Any, tied: bool, biases: str, dtype: str
 ) -> None:
     """Child -> GGUF -> parent: the sizes of every block, every tensor bit for bit. Also of what llama.cpp can't run."""
     folder = tmp_path_factory.mktemp("child")
-    made = make_child(folder / "m", blocks, dtype=dtype, tie_word_embeddings=tied, attention_bias=bias, mlp_bias=bias)
+    bias, qkv = biases == "all", biases == "qkv"
+    switches = {"attention_bias": bias, "mlp_bias": bias, "qkv_bias": qkv, "tie_word_embeddings": tied}
+    made = make_child(folder / "m", blocks, dtype=dtype, **switches)
     before = open_model(made.folder)
     after = open_model(write_gguf(plan_file(before), folder / "m.gguf"), cache=folder / "cache")
     assert after.spec.blocks == before.spec.blocks
-    assert after.spec.attention_bias == (bias and any(attention not in (None, "linear") for attention, _ in blocks))
+    softmax = any(attention not in (None, "linear") for attention, _ in blocks)
+    assert (after.spec.attention_bias, after.spec.qkv_bias) == (bias and softmax, qkv and softmax)
     assert after.spec.mlp_bias == (bias and any(width for _, width in blocks))
     assert set(after.tensors) == set(before.tensors)
     for name, info in after.tensors.items():  # vectors are float32 in GGUF

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES, TensorInfo
+from ffn_fusion.families import ModelSpec
+from ffn_fusion.families.layout import model_tensors
 from ffn_fusion.families.rewriting import Piece
 
 if TYPE_CHECKING:
@@ -37,6 +39,12 @@ class ComputedTensor:
 
 
 ModelTensor = TensorInfo | ComputedTensor
+
+
+def stored_tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """The tensors that a checkpoint of this model stores, by name, with their shapes."""
+    pieces = ((spec.pieces.get(name, Piece(name)), shape) for name, shape in model_tensors(spec).items())
+    return {piece.name: stored_shape(piece, shape) for piece, shape in pieces}
 
 
 def stored_shape(piece: Piece, shape: tuple[int, ...]) -> tuple[int, ...]:

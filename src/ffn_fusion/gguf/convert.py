@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ffn_fusion.checkpoint.computed import stored_tensors
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES
 from ffn_fusion.checkpoint.shards import OutputTensor
@@ -24,15 +25,15 @@ from ffn_fusion.checkpoint.staging import MODEL_CARD
 from ffn_fusion.checkpoint.write import json_file, write_checkpoint
 from ffn_fusion.errors import CheckpointError
 from ffn_fusion.families import ModelSpec, read_spec
-from ffn_fusion.families.layout import model_tensors
 from ffn_fusion.families.llama_shaped import NAMES
+from ffn_fusion.gguf.architectures import ARCHITECTURES
 from ffn_fusion.gguf.file import GgufFile, GgufTensor, gguf_package, read_gguf
 from ffn_fusion.gguf.metadata import output_dtype, read_config
 from ffn_fusion.gguf.names import gguf_name, is_rotary
-from ffn_fusion.gguf.rotary import FREQUENCIES, reorder_heads
+from ffn_fusion.gguf.rotary import FACTORS, reorder_heads
 from ffn_fusion.gguf.tokenizer import tokenizer_files
 
-CONVERTER = 2
+CONVERTER = 3
 """Raise it whenever a conversion would come out different: cached ones are then left alone and made anew."""
 
 _PIECE_BYTES = 8 << 20  # of float32
@@ -95,7 +96,11 @@ def _convert(path: Path, target: Path, key: str, on_progress: Callable[[str, flo
     config = read_config(gguf)
     spec = read_spec(config)
     sources = _sources(gguf, spec)
-    outputs = [_output(name, tensor, spec) for name, tensor in sources.items()]
+    interleaved = ARCHITECTURES[gguf.architecture].interleaved
+    outputs = [
+        _output(name, tensor, spec.head_dim if interleaved and is_rotary(name) else None)
+        for name, tensor in sources.items()
+    ]
     total = sum(output.nbytes for output in outputs)
     extras = tokenizer_files(gguf)
     done = 0
@@ -128,12 +133,12 @@ def _model_card(gguf: GgufFile) -> Iterator[tuple[str, bytes]]:
 
 
 def _sources(gguf: GgufFile, spec: ModelSpec) -> dict[str, GgufTensor]:
-    """Our tensor names -> the file's tensors; any that is missing, extra or of another shape is refused."""
+    """The family's tensor names -> the file's tensors; any that is missing, extra or of another shape is refused."""
     again = "the file is incomplete or holds another model: get it again, or start from the safetensors"
-    expected = model_tensors(spec)
+    expected = stored_tensors(spec)
     theirs = {gguf_name(name): name for name in expected}
     for tensor in gguf.tensors.values():
-        if tensor.name == FREQUENCIES:
+        if tensor.name in FACTORS:
             continue
         if tensor.name not in theirs:
             raise CheckpointError(f"{gguf.path}: tensor {tensor.name} isn't part of the model", again)
@@ -150,8 +155,7 @@ def _sources(gguf: GgufFile, spec: ModelSpec) -> dict[str, GgufTensor]:
     return {name: gguf.tensors[gguf_name(name)] for name in expected}
 
 
-def _output(name: str, tensor: GgufTensor, spec: ModelSpec) -> OutputTensor:
-    head_dim = spec.head_dim if is_rotary(name) else None
+def _output(name: str, tensor: GgufTensor, head_dim: int | None) -> OutputTensor:
     return OutputTensor(name, output_dtype(tensor.kind_name), tensor.shape, lambda: _pieces(tensor, head_dim))
 
 

@@ -8,15 +8,15 @@ heads and 0 KV heads, a block without FFN has width 0.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from ffn_fusion.errors import CheckpointError, FamilyError
 from ffn_fusion.families import BlockSpec, ModelSpec
 from ffn_fusion.families.fields import whole
+from ffn_fusion.gguf.architectures import ARCHITECTURES
 from ffn_fusion.gguf.file import AGAIN, GgufFile
 from ffn_fusion.gguf.rotary import read_scaling, rotary_metadata
 
-Architecture = Literal["llama", "deci"]
 EMBEDDING = "token_embd.weight"
 OUTPUT = "output.weight"
 _SIZES = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
@@ -36,7 +36,7 @@ _REFUSED = {
 # ---- written
 
 
-def architecture(spec: ModelSpec) -> Architecture:
+def architecture(spec: ModelSpec) -> Literal["llama", "deci"]:
     """``llama`` where every block has the same attention and the same gated FFN, else ``deci``."""
     first = spec.blocks[0]
     plain = first.attention is not None and first.attention.kind == "attention"
@@ -77,13 +77,17 @@ def _sizes(spec: ModelSpec, block: BlockSpec) -> tuple[int, int, int]:
 
 
 def read_config(gguf: GgufFile) -> dict[str, Any]:
-    """config.json of the model in this file: of a Llama, or of the Nemotron-NAS model that a ``deci`` is.
+    """config.json of the model in this file, as a checkpoint of its family has it.
 
     Raises:
         FamilyError: another architecture, or one with extras, with the reason.
         CheckpointError: metadata missing, wrong, or of a rotary scaling that can't be carried over.
     """
     _check_supported(gguf)
+    biases = _biases(gguf)
+    form = ARCHITECTURES[gguf.architecture]
+    if "qkv_bias" in biases and form.model_type == "llama":  # a Llama has all four or none
+        form = ARCHITECTURES["deci"]
     hidden = gguf.whole("embedding_length")
     heads, kv_heads, widths = (_per_block(gguf, key) for key in _SIZES)
     most = max(heads) or max(1, hidden // gguf.whole("attention.key_length"))  # a model without any attention
@@ -91,10 +95,10 @@ def read_config(gguf: GgufFile) -> dict[str, Any]:
     _check_heads(gguf, heads, kv_heads, head_dim)
     theta = gguf.number("rope.freq_base", 10000.0)
     scaling = read_scaling(gguf, theta, head_dim)
-    plain = gguf.architecture == "llama"
+    plain = not form.differing
     config: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM" if plain else "DeciLMForCausalLM"],
-        "model_type": "llama" if plain else "nemotron-nas",
+        "architectures": [form.model_class],
+        "model_type": form.model_type,
         "hidden_size": hidden,
         "intermediate_size": widths[0] if plain else None,
         "num_hidden_layers": len(heads),
@@ -106,17 +110,29 @@ def read_config(gguf: GgufFile) -> dict[str, Any]:
         "rms_norm_eps": gguf.number("attention.layer_norm_rms_epsilon"),
         "vocab_size": vocabulary_size(gguf),
         "tie_word_embeddings": OUTPUT not in gguf.tensors,
-        "attention_bias": any(name.endswith(".attn_q.bias") for name in gguf.tensors),
-        "mlp_bias": any(name.endswith(".ffn_down.bias") for name in gguf.tensors),
         "rope_theta": theta,
         "rope_scaling": scaling,
         "rope_parameters": {"rope_type": "default", **(scaling or {}), "rope_theta": theta},
         "dtype": _dtype(gguf),
+        **biases,
+        **form.fields(gguf),
     }
     config |= _token_ids(gguf, config["vocab_size"])
     if not plain:
         config["block_configs"] = [_block(most, *sizes) for sizes in zip(heads, kv_heads, widths, strict=True)]
     return config
+
+
+def _biases(gguf: GgufFile) -> dict[str, bool]:
+    """Which matrices have biases: those of an attention, all four of them or Q, K and V alone, and those of an FFN.
+
+    ``qkv_bias`` stands there only where it's true: some engines take it over ``attention_bias`` wherever it stands.
+    """
+    qkv, output, ffn = (
+        any(name.endswith(f".{part}.bias") for name in gguf.tensors) for part in ("attn_q", "attn_output", "ffn_down")
+    )
+    alone = {"qkv_bias": True} if qkv and not output else {}
+    return {"attention_bias": output, **alone, "mlp_bias": ffn}
 
 
 def output_dtype(kind_name: str) -> str:
@@ -125,24 +141,27 @@ def output_dtype(kind_name: str) -> str:
 
 
 def _check_supported(gguf: GgufFile) -> None:
-    if gguf.architecture not in get_args(Architecture):
+    if (form := ARCHITECTURES.get(gguf.architecture)) is None:
+        known = ", ".join(ARCHITECTURES)
         raise FamilyError(
-            f"{gguf.path}: architecture {gguf.architecture!r} isn't read from GGUF, only llama and deci are",
+            f"{gguf.path}: architecture {gguf.architecture!r} isn't read from GGUF, only {known} are",
             "start from the model's safetensors",
         )
     for key, what in _REFUSED.items():
-        if gguf.setting(key):
+        if gguf.setting(key) and key not in form.reads:
             raise FamilyError(
                 f"{gguf.path}: {gguf.architecture}.{key} is set: {what}, which isn't supported", "choose another parent"
             )
 
 
 def _per_block(gguf: GgufFile, key: str) -> list[int]:
-    """A size of every block. Where the file says one number, all have it; a Llama's can't differ."""
+    """A size of every block. Where the file says one number, all have it; only a ``deci`` has blocks that differ."""
     default = _per_block(gguf, "attention.head_count") if key == "attention.head_count_kv" else None
     values = gguf.wholes(key, gguf.whole("block_count"), default)
-    if gguf.architecture == "llama" and len(set(values)) > 1:
-        raise FamilyError(f"{gguf.path}: llama.{key} differs from block to block", "start from the safetensors")
+    if not ARCHITECTURES[gguf.architecture].differing and len(set(values)) > 1:
+        raise FamilyError(
+            f"{gguf.path}: {gguf.architecture}.{key} differs from block to block", "start from the safetensors"
+        )
     return values
 
 
@@ -156,7 +175,7 @@ def _check_heads(gguf: GgufFile, heads: list[int], kv_heads: list[int], head_dim
             raise CheckpointError(f"{gguf.path}: block {i} has {count} heads and {shared} key/value heads", AGAIN)
     for key in ("attention.value_length", "rope.dimension_count"):
         size = gguf.whole(key, head_dim)
-        if size != head_dim:
+        if size != head_dim and key not in ARCHITECTURES[gguf.architecture].reads:
             raise FamilyError(
                 f"{gguf.path}: {gguf.architecture}.{key} is {size}, but heads have {head_dim} channels: not supported",
                 "choose another parent",

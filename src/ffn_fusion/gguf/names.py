@@ -1,4 +1,4 @@
-"""What GGUF calls the tensors of a Llama-shaped model. The only such table: files are read by it and written by it."""
+"""What GGUF calls the tensors of a checkpoint. The only such table: files are read by it and written by it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ _BLOCK = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.qkv_proj": "attn_qkv",
     "self_attn.o_proj": "attn_output",
     "self_attn.linear_attn": "attn_output",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
+    "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
 

@@ -47,7 +47,17 @@ _KNOWN: Mapping[tuple[bool, tuple[str, ...]], str] = {
 tokenizer.json that llama.cpp's converter gives this name, or stand beside the name in llama.cpp's source."""
 
 
-_ALIASES = {"default": "gpt-2", "llama3": "llama-bpe", "llama-v3": "llama-bpe"}
+_ALIASES = {
+    **dict.fromkeys(("default", "phi-2", "mpt", "olmo", "jais", "a.x-4.0", "mellum", "exaone4", "trillion"), "gpt-2"),
+    **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"), "smollm"),
+    **dict.fromkeys(("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), "llama-bpe"),
+    **dict.fromkeys(("deepseek-r1-qwen", "kormo", "megrez", "stablelm2", "hunyuan", "solar-open"), "qwen2"),
+    "dbrx": "smaug-bpe",
+    **dict.fromkeys(("llama4", "kanana2", "minimax-m2"), "gpt-4o"),
+}
+"""Names under which llama.cpp cuts a text as it does under another one (Granite's is ``refact``, Phi-4's ``dbrx``)."""
+NORMALISED = frozenset({"qwen2"})
+"""Names whose tokenizer puts a text into Unicode's form NFC before it's cut; llama.cpp itself doesn't."""
 _REBUILT = {
     name: (ignore_merges, steps)
     for (ignore_merges, steps), name in _KNOWN.items()

@@ -20,6 +20,9 @@ from ffn_fusion.gguf.file import AGAIN, GgufFile
 
 FREQUENCIES = "rope_freqs.weight"
 """The tensor that says Llama 3's scaling: by what each of the d/2 frequencies is divided."""
+_LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+FACTORS = (FREQUENCIES, _LONG, _SHORT)
+"""Tensors that belong to rotary positions and not to the weights; the last two are longrope's."""
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """What every Llama 3.x release says; the file holds only the factors that come of it."""
 _YARN = {"factor", "original_max_position_embeddings"}
@@ -122,6 +125,8 @@ def read_scaling(gguf: GgufFile, theta: float, head_dim: int) -> dict[str, Any] 
         if kind != "none":
             raise CheckpointError(f"{gguf.path}: both {FREQUENCIES} and rope scaling {kind!r}", AGAIN)
         return _read_llama3(gguf, theta, head_dim)
+    if _LONG in gguf.tensors and kind in ("none", "longrope"):
+        return _read_longrope(gguf, head_dim)
     if kind == "none":
         scale = gguf.number("rope.scale_linear", 1.0)  # how files of 2023 said it
         return None if scale == 1.0 else {"rope_type": "linear", "factor": scale}
@@ -139,13 +144,37 @@ def read_scaling(gguf: GgufFile, theta: float, head_dim: int) -> dict[str, Any] 
     return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": context}
 
 
+def _read_longrope(gguf: GgufFile, head_dim: int) -> dict[str, Any]:
+    """Phi-3's: factors for short and for long contexts, of which a head that is rotated in part has fewer than d/2."""
+    rotated = gguf.whole("rope.dimension_count", head_dim)
+    short, long = (_factors(gguf, name, rotated).tolist() for name in (_SHORT, _LONG))
+    before = gguf.whole("rope.scaling.original_context_length")
+    factor = gguf.whole("context_length") / before
+    expected = math.sqrt(1 + math.log(factor) / math.log(before)) if factor > 1 else 1.0
+    scaling: dict[str, Any] = {
+        "rope_type": "longrope",
+        "short_factor": [float(f"{value:.7g}") for value in short],
+        "long_factor": [float(f"{value:.7g}") for value in long],
+        "original_max_position_embeddings": before,
+    }
+    attention = gguf.number("rope.scaling.attn_factor", expected)
+    if not math.isclose(attention, expected, rel_tol=1e-6):
+        scaling["attention_factor"] = attention
+    return scaling
+
+
+def _factors(gguf: GgufFile, name: str, rotated: int) -> npt.NDArray[np.float32]:
+    """A tensor with a factor for each pair of rotated channels."""
+    tensor = gguf.tensors.get(name)
+    if tensor is None or tensor.kind_name != "F32" or tensor.shape != (rotated // 2,):
+        found = f"{tensor.kind_name} {list(tensor.shape)}" if tensor else "missing"
+        raise CheckpointError(f"{gguf.path}: {name} is {found}, not F32 [{rotated // 2}]", AGAIN)
+    return tensor.rows(0, rotated // 2).view("<f4").reshape(-1)
+
+
 def _read_llama3(gguf: GgufFile, theta: float, head_dim: int) -> dict[str, Any] | None:
     """Llama 3.x stores by what each rotary frequency is divided; the largest is the scaling's factor."""
-    tensor = gguf.tensors[FREQUENCIES]
-    if tensor.kind_name != "F32" or tensor.shape != (head_dim // 2,):
-        found = f"{tensor.kind_name} {list(tensor.shape)}"
-        raise CheckpointError(f"{gguf.path}: {FREQUENCIES} is {found}, not F32 [{head_dim // 2}]", AGAIN)
-    stored = tensor.rows(0, head_dim // 2).view("<f4").reshape(-1)
+    stored = _factors(gguf, FREQUENCIES, head_dim)
     if np.all(stored == 1.0):
         return None
     factor = float(f"{stored.max():.7g}")

@@ -14,7 +14,7 @@ from typing import Any
 from ffn_fusion.checkpoint.sidecars import sidecar_files
 from ffn_fusion.errors import CheckpointError
 from ffn_fusion.gguf.file import GgufFile
-from ffn_fusion.gguf.pre_tokenizer import known_pre_tokenizer
+from ffn_fusion.gguf.pre_tokenizer import NORMALISED, known_pre_tokenizer
 from ffn_fusion.gguf.vocabulary import CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 
 
@@ -52,12 +52,14 @@ def _beside(gguf: GgufFile, reason: str) -> dict[str, bytes]:
 
 def _byte_level(gguf: GgufFile, ignore_merges: bool, pre_tokenizer: Any) -> Any:
     """Byte-level BPE: the merges stand in the file, the pre-tokenizer is known by its name."""
-    from tokenizers import Tokenizer, decoders, models
+    from tokenizers import Tokenizer, decoders, models, normalizers
 
     tokens, kinds = _vocabulary(gguf)
     merges = [(left, right) for left, right in (merge.split(" ", 1) for merge in _strings(gguf, "merges"))]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=ignore_merges))
+    if gguf.metadata["tokenizer.ggml.pre"] in NORMALISED:
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     _add_special(tokenizer, tokens, kinds)

@@ -1,0 +1,80 @@
+"""The architectures of llama.cpp that are read: the family that each is, and what its metadata adds to a Llama's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ffn_fusion.gguf.file import GgufFile
+
+
+def _nothing(gguf: GgufFile) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How the files of one architecture are read.
+
+    Args:
+        model_type: of the config.json that such a file becomes; ``model_class`` is the class that it names.
+        interleaved: the rows of Q and K are in GGUF's rotary order; False: in that of Hugging Face.
+        reads: keys that change what is computed, and that ``fields`` carries over.
+        fields: what config.json says besides a Llama's fields. Raises: CheckpointError.
+    """
+
+    model_type: str
+    model_class: str
+    interleaved: bool = True
+    reads: tuple[str, ...] = ()
+    fields: Callable[[GgufFile], Mapping[str, Any]] = _nothing
+
+    @property
+    def differing(self) -> bool:
+        """Whether sizes may differ from block to block."""
+        return self.model_type == "nemotron-nas"
+
+
+def _phi3(gguf: GgufFile) -> dict[str, Any]:
+    """A window of 0 stands for none; the rotated part of a head is a number of channels.
+
+    transformers' own padding token, 32000, isn't in every Phi-3's vocabulary, so that one without any has to say so.
+    """
+    head_dim = gguf.whole("embedding_length") // gguf.whole("attention.head_count")
+    rotated = gguf.whole("rope.dimension_count", head_dim)
+    said: dict[str, Any] = {
+        "sliding_window": gguf.setting("attention.sliding_window") or None,
+        "pad_token_id": None,
+    }
+    if context := gguf.setting("rope.scaling.original_context_length"):
+        said["original_max_position_embeddings"] = context
+    return said if rotated == head_dim else {**said, "partial_rotary_factor": rotated / head_dim}
+
+
+_MULTIPLIERS = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
+
+
+def _granite(gguf: GgufFile) -> dict[str, Any]:
+    return {field: gguf.number(key) for key, field in _MULTIPLIERS.items()}
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "llama": Architecture("llama", "LlamaForCausalLM"),
+    "deci": Architecture("nemotron-nas", "DeciLMForCausalLM"),
+    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", interleaved=False),
+    "phi3": Architecture(
+        "phi3",
+        "Phi3ForCausalLM",
+        interleaved=False,
+        reads=("attention.sliding_window", "rope.dimension_count"),
+        fields=_phi3,
+    ),
+    "granite": Architecture("granite", "GraniteForCausalLM", reads=tuple(_MULTIPLIERS), fields=_granite),
+}
+"""By ``general.architecture``. Mistral is written as ``llama``."""
