@@ -95,6 +95,12 @@ OWN_FORM: dict[str, dict[str, Any]] = {
     },
     "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 0, 1, 1, 0]},
     "gemma": {"model_type": "gemma", "head_dim": 16, "tie_word_embeddings": True},
+    "phi3, window": {"model_type": "phi3", "sliding_window": 8},
+    "phi3, partly rotated": {
+        "model_type": "phi3",
+        "sliding_window": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    },
     "gpt2": {"model_type": "gpt2", "n_inner": None, "tie_word_embeddings": True},
     "gpt2, narrow": {"model_type": "gpt2", "n_inner": 48, "tie_word_embeddings": True},
     "opt": {"model_type": "opt", "ffn_dim": 48, "word_embed_proj_dim": 32, "tie_word_embeddings": True},

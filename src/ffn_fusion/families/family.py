@@ -32,7 +32,8 @@ class SubBlockTensor:
 
     ``along`` says what ``axis`` counts; None where no axis is the sub-block's own. A matrix stored as ``Linear`` has
     its width in axis 0 on the way in and in axis 1 on the way out; ``Conv1D`` stores it the other way round.
-    ``plus`` is added to the stored numbers before they are used: 1 where a norm's scale is stored less 1.
+    ``plus`` is added to the stored numbers before they are used: 1 where a norm's scale is stored less 1. ``stacked``
+    matrices of one size, gate and up, are stored as one along axis 0.
     """
 
     key: str
@@ -41,6 +42,7 @@ class SubBlockTensor:
     along: Along | None = None
     axis: int = 0
     plus: float = 0.0
+    stacked: int = 1
 
 
 @dataclass(frozen=True)

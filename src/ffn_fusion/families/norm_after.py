@@ -84,7 +84,7 @@ def _glm_tensors(spec: ModelSpec, part: SubBlock) -> Iterator[SubBlockTensor]:
     for tensor in found:
         if tensor.key == "ffn.gate":
             assert isinstance(part, FfnSpec)
-            yield SubBlockTensor("ffn.gate_up", (2 * part.width, spec.hidden_size), "into")
+            yield SubBlockTensor("ffn.gate_up", (2 * part.width, spec.hidden_size), "into", "width", stacked=2)
         elif tensor.key != "ffn.up":
             yield tensor
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from ffn_fusion.blueprint import SubBlock
+from ffn_fusion.families import llama_like, llama_shaped
+from ffn_fusion.families.family import Family, SubBlockTensor
 from ffn_fusion.families.fields import block_count, whole
 from ffn_fusion.families.llama_shaped import NAMES
 from ffn_fusion.families.rewriting import Piece, Rewriting, window_binds, without
+from ffn_fusion.families.spec import AttentionSpec, FfnSpec, ModelSpec
 
 _OWN = ("sliding_window", "partial_rotary_factor", "resid_pdrop", "embd_pdrop")
 
@@ -19,6 +24,38 @@ def rewrite(config: Mapping[str, Any]) -> Rewriting | None:
     if window_binds(config) or partial not in (None, 1, 1.0):
         return None
     return Rewriting(without(config, *_OWN), dict(_pieces(config)))
+
+
+def read(config: Mapping[str, Any]) -> ModelSpec:
+    """Sizes of a model that isn't a Llama.
+
+    Raises:
+        CheckpointError: a field is missing or wrong.
+    """
+    return llama_like.read("phi3", {}, config)
+
+
+def tensors(spec: ModelSpec, part: SubBlock) -> Iterator[SubBlockTensor]:
+    """Llama's, with Q, K, V in one matrix and gate, up in another."""
+    D, d = spec.hidden_size, spec.head_dim
+    for tensor in llama_shaped.tensors(spec, part):
+        if tensor.key == "attention.q" and isinstance(part, AttentionSpec):
+            yield SubBlockTensor("attention.qkv", ((spec.heads + 2 * part.kv_heads) * d, D), "into")
+        elif tensor.key == "ffn.gate" and isinstance(part, FfnSpec):
+            yield SubBlockTensor("ffn.gate_up", (2 * part.width, D), "into", "width", stacked=2)
+        elif tensor.key not in ("attention.k", "attention.v", "ffn.up"):
+            yield tensor
+
+
+_PACKED = {"attention.qkv": "self_attn.qkv_proj.weight", "ffn.gate_up": "mlp.gate_up_proj.weight"}
+FAMILY = Family(
+    "phi3",
+    read,
+    replace(NAMES, inner={**NAMES.inner, **_PACKED}),
+    tensors,
+    form=llama_like.FORM,
+    refuses={"narrow": "gate and up are stored in one matrix"},
+)
 
 
 def _pieces(config: Mapping[str, Any]) -> Iterator[tuple[str, Piece]]:

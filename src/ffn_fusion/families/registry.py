@@ -40,6 +40,7 @@ FAMILIES: dict[str, Family] = {
         llama.FAMILY,
         nemotron_nas.FAMILY,
         *llama_like.FAMILIES,
+        phi3.FAMILY,
         *norm_after.FAMILIES,
         gpt2.FAMILY,
         opt.FAMILY,
@@ -121,11 +122,6 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
     own_form = config["model_type"] == per_block.MODEL_TYPE
     if not own_form and model_type in REWRITTEN and (rewriting := REWRITTEN[model_type](config)):
         return replace(llama.read(rewriting.config), pieces=rewriting.pieces)
-    if model_type not in FAMILIES:
-        raise FamilyError(
-            f"{model_type} models whose attention has a window or rotates a part of each head aren't supported",
-            "choose another parent",
-        )
     family = FAMILIES[model_type]
     spec = family.read(config)
     lists = {key: made for key, made in family.lists(config, len(spec.blocks)).items() if config.get(key) is None}

@@ -57,7 +57,7 @@ def fused_join(kind: FusedFfn, wanted: Wanted) -> Join:
         return Added(wanted.sources)
     assert role in ("into", "into bias", "out of"), f"{wanted.tensor.key}: no FFN with a tensor {role} can be fused"
     folds = tuple(_fold(wanted, at) for at in range(len(wanted.sources))) if own else ()
-    return Concatenated(wanted.sources, wanted.tensor.axis, wanted.padding, folds)
+    return Concatenated(wanted.sources, wanted.tensor.axis, wanted.padding, folds, wanted.tensor.stacked)
 
 
 _UNFOLDED: dict[Role, float] = {"norm scale": 1.0, "norm bias": 0.0}
@@ -136,12 +136,16 @@ Fold = Scale | Shift
 
 @dataclass(frozen=True)
 class Concatenated(Join):
-    """Several tensors along ``axis``, then ``padding`` zeros. ``folds``, where given, has one for each of them."""
+    """Several tensors along ``axis``, then ``padding`` zeros. ``folds``, where given, has one for each of them.
+
+    Where a tensor is ``stacked`` matrices along axis 0, each of those is concatenated and padded by itself.
+    """
 
     parts: tuple[str, ...]
     axis: int
     padding: int = 0
     folds: tuple[Fold | None, ...] = ()
+    stacked: int = 1
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -157,17 +161,19 @@ class Concatenated(Join):
             parts = [self._folded(parent, name, fold, start, stop).to(dtype) for name, fold in pairs]
             return fuse_columns(parts, self.padding)
         parts = []
-        begin = 0  # where the current source begins among the rows of the result
-        for name, fold in pairs:
-            count = parent.tensors[name].shape[0]
-            first, last = max(start - begin, 0), min(stop - begin, count)
-            if first < last:
-                parts.append(self._folded(parent, name, fold, first, last))
-            begin += count
-        missing = stop - start - sum(part.shape[0] for part in parts)
-        if not parts:
-            return torch.zeros(missing, *shape[1:], dtype=dtype)
-        return fuse_rows(parts, missing).to(dtype)
+        begin = 0  # where the current piece begins among the rows of the result
+        for matrix in range(self.stacked):
+            for name, fold in pairs:
+                count = parent.tensors[name].shape[0] // self.stacked
+                first, last = max(start - begin, 0), min(stop - begin, count)
+                if first < last:
+                    parts.append(self._folded(parent, name, fold, matrix * count + first, matrix * count + last))
+                begin += count
+            zeros = min(stop - begin, self.padding) - max(start - begin, 0)
+            if zeros > 0:
+                parts.append(torch.zeros(zeros, *shape[1:], dtype=dtype))
+            begin += self.padding
+        return fuse_rows(parts).to(dtype)
 
     def _folded(self, parent: Rows, name: str, fold: Fold | None, start: int, stop: int) -> Tensor:
         rows = parent.rows(name, start, stop)

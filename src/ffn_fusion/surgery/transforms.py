@@ -31,7 +31,7 @@ class Transform:
 def kept_join(kind: KeptSubBlock, wanted: Wanted) -> Join:
     """A copy, with zero channels where the child's width is padded."""
     if wanted.padding:
-        return Concatenated(wanted.sources, wanted.tensor.axis, wanted.padding)
+        return Concatenated(wanted.sources, wanted.tensor.axis, wanted.padding, stacked=wanted.tensor.stacked)
     return Copy(*wanted.sources)
 
 
