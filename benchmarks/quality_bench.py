@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ffn_fusion.blockwise import Final, Stack, compare, sweep
-from ffn_fusion.blockwise.stack import TensorSource
+from ffn_fusion.blockwise.head import compare
+from ffn_fusion.blockwise.stack import Stack, TensorSource
+from ffn_fusion.blockwise.sweep import Final, sweep
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.sidecars import load_tokenizer

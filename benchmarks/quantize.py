@@ -22,8 +22,7 @@ import torch
 from common import finish
 from torch import Tensor
 
-from ffn_fusion.blockwise import Stack
-from ffn_fusion.blockwise.stack import TensorSource
+from ffn_fusion.blockwise.stack import Stack, TensorSource
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.sidecars import load_tokenizer

@@ -13,7 +13,8 @@ from makers import Made, llama_config, random_ids, write_model
 from ffn_fusion.analysis.evidence import Evidence
 from ffn_fusion.analysis.measure import analyze
 from ffn_fusion.analysis.settings import AnalysisSettings
-from ffn_fusion.blockwise import Stack, final_states
+from ffn_fusion.blockwise.stack import Stack
+from ffn_fusion.blockwise.sweep import final_states
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data.window_rows import TokenWindows

@@ -16,24 +16,11 @@ from rounding import rounding
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from ffn_fusion.blockwise import (
-    PARENT,
-    Edit,
-    Final,
-    FusedRun,
-    MemoryStates,
-    Observation,
-    RemoveAttention,
-    RemoveBlock,
-    RemoveFfn,
-    ReplaceBlocks,
-    Stack,
-    compare,
-    final_states,
-    sweep,
-)
-from ffn_fusion.blockwise.stack import Block
-from ffn_fusion.blockwise.sweep import evaluations
+from ffn_fusion.blockwise.edits import Edit, FusedRun, RemoveAttention, RemoveBlock, RemoveFfn, ReplaceBlocks
+from ffn_fusion.blockwise.head import compare
+from ffn_fusion.blockwise.stack import Block, Stack
+from ffn_fusion.blockwise.states import MemoryStates
+from ffn_fusion.blockwise.sweep import PARENT, Final, Observation, evaluations, final_states, sweep
 from ffn_fusion.blockwise.work import count_work
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import open_folder

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ffn_fusion.blockwise import Journal
+from ffn_fusion.blockwise.journal import Journal
 
 
 @pytest.mark.parametrize("on_disk", [True, False])

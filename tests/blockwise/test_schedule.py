@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import llama_config
 
-from ffn_fusion.blockwise import Pace, RemoveAttention, RemoveBlock, Room, Schedule, count_work, make_schedule
-from ffn_fusion.blockwise.work import Work
+from ffn_fusion.blockwise.edits import RemoveAttention, RemoveBlock
+from ffn_fusion.blockwise.pace import Pace
+from ffn_fusion.blockwise.room import Room
+from ffn_fusion.blockwise.schedule import Schedule, make_schedule
+from ffn_fusion.blockwise.work import Work, count_work
 from ffn_fusion.errors import OutputError, UsageError
 from ffn_fusion.families import ModelSpec, read_spec
 

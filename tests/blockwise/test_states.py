@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffn_fusion.blockwise import FileStates, MemoryStates, States
+from ffn_fusion.blockwise.states import FileStates, MemoryStates, States
 from ffn_fusion.errors import OutputError
 
 CPU = torch.device("cpu")

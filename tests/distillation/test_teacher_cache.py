@@ -12,7 +12,7 @@ from distillation_pair import Pair
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffn_fusion.blockwise import Schedule
+from ffn_fusion.blockwise.schedule import Schedule
 from ffn_fusion.distillation import teacher_cache
 from ffn_fusion.distillation import write_cache as write_module
 from ffn_fusion.distillation.distill import distill_child

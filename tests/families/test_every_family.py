@@ -16,7 +16,7 @@ from rounding import rounding
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from ffn_fusion.blockwise import Stack
+from ffn_fusion.blockwise.stack import Stack
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.distill import distill_child

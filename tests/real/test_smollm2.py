@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ffn_fusion.analysis.measure import analyze
 from ffn_fusion.analysis.settings import AnalysisSettings
-from ffn_fusion.blockwise import FusedRun, Stack, sweep
+from ffn_fusion.blockwise.edits import FusedRun
+from ffn_fusion.blockwise.stack import Stack
+from ffn_fusion.blockwise.sweep import sweep
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.sidecars import load_tokenizer

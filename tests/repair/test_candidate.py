@@ -12,19 +12,12 @@ from makers import Made, llama_config, random_ids, write_model
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ffn_fusion.blockwise import (
-    PARENT,
-    Edit,
-    FileStates,
-    FusedRun,
-    Journal,
-    Observation,
-    RemoveAttention,
-    Stack,
-    Swept,
-    count_work,
-    sweep,
-)
+from ffn_fusion.blockwise.edits import Edit, FusedRun, RemoveAttention
+from ffn_fusion.blockwise.journal import Journal
+from ffn_fusion.blockwise.stack import Stack
+from ffn_fusion.blockwise.states import FileStates
+from ffn_fusion.blockwise.sweep import PARENT, Observation, Swept, sweep
+from ffn_fusion.blockwise.work import count_work
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.repair import candidate
 from ffn_fusion.repair.candidate import RepairedRun, Workbench

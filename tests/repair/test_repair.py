@@ -20,7 +20,10 @@ from makers import Made, llama_config, random_ids, write_model
 from reference import Reference, Step
 from tiny import tiny_model, tiny_text
 
-from ffn_fusion.blockwise import FileStates, Room, Stack, final_states
+from ffn_fusion.blockwise.room import Room
+from ffn_fusion.blockwise.stack import Stack
+from ffn_fusion.blockwise.states import FileStates
+from ffn_fusion.blockwise.sweep import final_states
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.staging import mismatches

@@ -48,7 +48,11 @@ def _scale(spec: ModelSpec, name: str) -> tuple[str, ...]:
     """The cells of a model on a machine."""
     import torch
 
-    from ffn_fusion.blockwise import Pace, RemoveAttention, RemoveBlock, RemoveFfn, Room, count_work, make_schedule
+    from ffn_fusion.blockwise.edits import RemoveAttention, RemoveBlock, RemoveFfn
+    from ffn_fusion.blockwise.pace import Pace
+    from ffn_fusion.blockwise.room import Room
+    from ffn_fusion.blockwise.schedule import make_schedule
+    from ffn_fusion.blockwise.work import count_work
     from ffn_fusion.errors import UsageError
     from ffn_fusion.families.layout import model_tensors
     from ffn_fusion.units import duration, gb, gib

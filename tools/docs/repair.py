@@ -60,7 +60,8 @@ def _widest(machine: str, spec: ModelSpec, first: int, last: int) -> tuple[Repai
     """The estimate with as many FFNs fused as there's memory for; None without memory for two."""
     import torch
 
-    from ffn_fusion.blockwise import Pace, Room
+    from ffn_fusion.blockwise.pace import Pace
+    from ffn_fusion.blockwise.room import Room
     from ffn_fusion.blueprint import Blueprint
     from ffn_fusion.errors import UsageError
     from ffn_fusion.families.child_spec import child_spec

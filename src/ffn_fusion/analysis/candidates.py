@@ -10,7 +10,7 @@ from collections.abc import Container, Iterable, Sequence
 
 from ffn_fusion.analysis.evidence import Removal
 from ffn_fusion.analysis.observe import removed
-from ffn_fusion.blockwise import Edit, FusedRun
+from ffn_fusion.blockwise.edits import Edit, FusedRun
 from ffn_fusion.families import ModelSpec, family_of
 from ffn_fusion.repair.candidate import RepairedRun, Workbench
 

@@ -16,7 +16,9 @@ import torch
 from ffn_fusion.analysis.damages import damage_of
 from ffn_fusion.analysis.evidence import Damage
 from ffn_fusion.analysis.passes import Pass, carry_out, estimate_pass
-from ffn_fusion.blockwise import PARENT, Edit, ReplaceBlocks, Stack
+from ffn_fusion.blockwise.edits import Edit, ReplaceBlocks
+from ffn_fusion.blockwise.stack import Stack
+from ffn_fusion.blockwise.sweep import PARENT
 from ffn_fusion.blueprint import Block, Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.data.window_rows import TokenWindows

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ffn_fusion.analysis.widths import narrower
-from ffn_fusion.blockwise import MemoryStates, Stack
-from ffn_fusion.blockwise.stack import Block, ReadAhead
+from ffn_fusion.blockwise.stack import Block, ReadAhead, Stack
+from ffn_fusion.blockwise.states import MemoryStates
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.data.window_rows import TokenWindows

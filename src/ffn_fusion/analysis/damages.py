@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from ffn_fusion.analysis.candidates import repaired_name
 from ffn_fusion.analysis.evidence import PARTS, Damage, Removal
 from ffn_fusion.analysis.observe import removed
-from ffn_fusion.blockwise import PARENT, Divergence, standard_error
+from ffn_fusion.blockwise.head import Divergence, standard_error
+from ffn_fusion.blockwise.sweep import PARENT
 
 
 def removals_of(damages: Mapping[str, Damage], blocks: int) -> tuple[Removal, ...]:

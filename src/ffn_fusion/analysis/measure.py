@@ -37,18 +37,10 @@ from ffn_fusion.analysis.passes import Found, Pass, PassEstimate, carry_out, est
 from ffn_fusion.analysis.reverse_order import FORMS, name_of, reverse_order_edits
 from ffn_fusion.analysis.settings import AnalysisSettings
 from ffn_fusion.analysis.widths import narrower
-from ffn_fusion.blockwise import (
-    PARENT,
-    Edit,
-    FusedRun,
-    NarrowFfn,
-    Pace,
-    RemoveAttention,
-    RemoveBlock,
-    RemoveFfn,
-    Stack,
-    measure_pace,
-)
+from ffn_fusion.blockwise.edits import Edit, FusedRun, NarrowFfn, RemoveAttention, RemoveBlock, RemoveFfn
+from ffn_fusion.blockwise.pace import Pace, measure_pace
+from ffn_fusion.blockwise.stack import Stack
+from ffn_fusion.blockwise.sweep import PARENT
 from ffn_fusion.blueprint import Parent
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.compute import compute_dtype

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ffn_fusion.analysis.evidence import PARTS, STATISTICS, Geometry, Matrix, Part
-from ffn_fusion.blockwise import PARENT, Contributions, Figures, Observation, Record, Swept
 from ffn_fusion.blockwise.cosine import cosine_distance, unit, unit_distance
+from ffn_fusion.blockwise.stack import Contributions
+from ffn_fusion.blockwise.sweep import PARENT, Figures, Observation, Record, Swept
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.processes import current
 

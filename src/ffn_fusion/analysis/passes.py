@@ -16,27 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ffn_fusion.blockwise import (
-    Divergence,
-    Edit,
-    FileStates,
-    Journal,
-    MemoryStates,
-    Observer,
-    Pace,
-    Room,
-    Schedule,
-    Stack,
-    States,
-    Swept,
-    Work,
-    compare,
-    count_work,
-    joined,
-    make_schedule,
-    sweep,
-)
-from ffn_fusion.blockwise.sweep import PARENT, evaluations
+from ffn_fusion.blockwise.edits import Edit
+from ffn_fusion.blockwise.head import Divergence, compare, joined
+from ffn_fusion.blockwise.journal import Journal
+from ffn_fusion.blockwise.pace import Pace
+from ffn_fusion.blockwise.room import Room
+from ffn_fusion.blockwise.schedule import Schedule, make_schedule
+from ffn_fusion.blockwise.stack import Stack
+from ffn_fusion.blockwise.states import FileStates, MemoryStates, States
+from ffn_fusion.blockwise.sweep import PARENT, Observer, Swept, evaluations, sweep
+from ffn_fusion.blockwise.work import Work, count_work
 from ffn_fusion.processes import Progress, current
 
 

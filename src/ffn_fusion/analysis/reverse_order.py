@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ffn_fusion.blockwise import Edit, FusedRun, ReplaceBlocks, Stack, TensorSource
+from ffn_fusion.blockwise.edits import Edit, FusedRun, ReplaceBlocks
+from ffn_fusion.blockwise.stack import Stack, TensorSource
 from ffn_fusion.families import BlockSpec, ModelSpec, names_of
 from ffn_fusion.families.layout import block_tensors
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ffn_fusion.blockwise import Pace, Stack, measure_pace
+from ffn_fusion.blockwise.pace import Pace, measure_pace
+from ffn_fusion.blockwise.stack import Stack
 from ffn_fusion.blockwise.work import block_flops
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.distillation.objective import LOGIT_BYTES

@@ -20,8 +20,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ffn_fusion.blockwise import FileStates, Final, Journal, Room, Schedule, Stack, count_work, make_schedule, sweep
 from ffn_fusion.blockwise.head import LOGIT_BYTES
+from ffn_fusion.blockwise.journal import Journal
+from ffn_fusion.blockwise.room import Room
+from ffn_fusion.blockwise.schedule import Schedule, make_schedule
+from ffn_fusion.blockwise.stack import Stack
+from ffn_fusion.blockwise.states import FileStates
+from ffn_fusion.blockwise.sweep import Final, sweep
+from ffn_fusion.blockwise.work import count_work
 from ffn_fusion.checkpoint.notes import Notes
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.staging import check_space

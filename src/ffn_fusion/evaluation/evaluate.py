@@ -12,17 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ffn_fusion.blockwise import (
-    Divergence,
-    Final,
-    Stack,
-    TensorSource,
-    compare,
-    count_work,
-    joined,
-    standard_error,
-    sweep,
-)
+from ffn_fusion.blockwise.head import Divergence, compare, joined, standard_error
+from ffn_fusion.blockwise.stack import Stack, TensorSource
+from ffn_fusion.blockwise.sweep import Final, sweep
+from ffn_fusion.blockwise.work import count_work
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import CheckpointError, DataError
 from ffn_fusion.evaluation.quality import Score, TextScores

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ffn_fusion.blockwise import Pace, Room
+from ffn_fusion.blockwise.pace import Pace
+from ffn_fusion.blockwise.room import Room
 from ffn_fusion.blockwise.work import attention_flops, ffn_flops, row_bytes
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.layout import block_parameters, head_parameters

@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ffn_fusion.blockwise import States
 from ffn_fusion.blockwise.stack import Block
+from ffn_fusion.blockwise.states import States
 from ffn_fusion.processes import current
 from ffn_fusion.repair.places import Place
 from ffn_fusion.repair.settings import RepairSettings

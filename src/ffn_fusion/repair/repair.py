@@ -16,7 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ffn_fusion.blockwise import FileStates, Journal, Room, Stack, measure_pace
+from ffn_fusion.blockwise.journal import Journal
+from ffn_fusion.blockwise.pace import measure_pace
+from ffn_fusion.blockwise.room import Room
+from ffn_fusion.blockwise.stack import Stack
+from ffn_fusion.blockwise.states import FileStates
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.notes import Notes
 from ffn_fusion.checkpoint.reader import Checkpoint, torch_dtype

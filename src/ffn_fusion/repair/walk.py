@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ffn_fusion.blockwise import FileStates, Journal, Stack
-from ffn_fusion.blockwise.stack import Block, ReadAhead
+from ffn_fusion.blockwise.journal import Journal
+from ffn_fusion.blockwise.stack import Block, ReadAhead, Stack
+from ffn_fusion.blockwise.states import FileStates
 from ffn_fusion.processes import current
 from ffn_fusion.repair.fit import SLOT, Windows, solve_place, take_change
 from ffn_fusion.repair.places import Place
