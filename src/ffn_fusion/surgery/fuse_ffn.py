@@ -173,7 +173,7 @@ class Concatenated(Join):
             if zeros > 0:
                 parts.append(torch.zeros(zeros, *shape[1:], dtype=dtype))
             begin += self.padding
-        return fuse_rows(parts).to(dtype)
+        return fuse_rows(parts or [torch.zeros(0, *shape[1:])]).to(dtype)
 
     def _folded(self, parent: Rows, name: str, fold: Fold | None, start: int, stop: int) -> Tensor:
         rows = parent.rows(name, start, stop)
