@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ffn_fusion.checkpoint import hub
-from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
+from ffn_fusion.checkpoint.reader import CONFIG_DTYPES, Checkpoint, open_folder
 from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.errors import CheckpointError, UsageError
 from ffn_fusion.families import ModelSpec
 
 CACHE_VARIABLE = "FFN_FUSION_CACHE"
-_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,9 @@ def summarise(ref: str | Path, *, revision: str | None = None, opening: OpenSett
     if path is None:
         model = hub.find(str(ref), revision)
         dtype = model.spec.config.get("dtype") or model.spec.config.get("torch_dtype")
-        return ModelSummary(model.repo, model.revision, model.spec, _DTYPES.get(str(dtype), "F32"), model.weight_bytes)
+        return ModelSummary(
+            model.repo, model.revision, model.spec, CONFIG_DTYPES.get(str(dtype), "F32"), model.weight_bytes
+        )
     if path.is_dir():
         checkpoint = open_folder(path, opening=opening)
         note = "; ".join(checkpoint.notes)

@@ -358,7 +358,6 @@ def test_a_tensor_in_two_shards(sharded: Made) -> None:
             "up_proj.weight and 1 more",
         ),
         ({"model.layers.0.mlp.up_proj.bias": torch.ones(48)}, "up_proj.bias isn't part"),
-        ({"model.norm.weight": torch.ones(32, dtype=torch.int8)}, "tensor model.norm.weight is I8"),
     ],
 )
 def test_tensors_that_dont_fit_the_config(change: dict[str, torch.Tensor | None], says: str, made: Made) -> None:
@@ -380,6 +379,38 @@ def test_a_head_that_is_missing(made: Made) -> None:
 def test_pickle_only(name: str, made: Made) -> None:
     (made.folder / SINGLE).rename(made.folder / name)
     refused(made.folder, "pickle files")
+
+
+def test_pickles_beside_safetensors_are_ignored_and_what_training_leaves_is_no_weight(made: Made) -> None:
+    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "rng_state_0.pth"):
+        (made.folder / name).write_bytes(b"pickle")
+    assert open_folder(made.folder).parameters
+    (made.folder / "pytorch_model.bin").unlink()
+    (made.folder / SINGLE).unlink()
+    refused(made.folder, "no model.safetensors")
+
+
+def test_shards_that_lost_their_index(sharded: Made) -> None:
+    (sharded.folder / INDEX).unlink()
+    assert set(open_folder(sharded.folder).tensors) == set(sharded.tensors)
+    (sharded.folder / "model-00002-of-00003.safetensors").unlink()
+    refused(sharded.folder, f"no {SINGLE} and no {INDEX}")
+
+
+@pytest.mark.parametrize("config", [True, False])
+def test_an_adapter_names_its_base(config: bool, made: Made) -> None:
+    (made.folder / SINGLE).rename(made.folder / "adapter_model.safetensors")
+    (made.folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+    (made.folder / "training_args.bin").write_bytes(b"pickle")
+    if not config:
+        (made.folder / "config.json").unlink()
+    refused(made.folder, "an adapter of org/base, not a model")
+
+
+def test_an_adapter_that_isnt_merged(made: Made) -> None:
+    name = "model.layers.0.mlp.up_proj.lora_A.default.weight"
+    save_file(made.tensors | {name: torch.ones(2, 32)}, made.folder / SINGLE)
+    refused(made.folder, f"tensor {name} is of a LoRA adapter that isn't merged")
 
 
 def test_no_weights_no_folder(made: Made) -> None:

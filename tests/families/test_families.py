@@ -170,6 +170,33 @@ def test_ignorable() -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_position_embeddings", 128.0),
+        ("num_attention_heads", 4.0),
+        ("num_hidden_layers", "4"),
+        ("tie_word_embeddings", "true"),
+        ("use_cache", "true"),
+        ("attention_bias", 0),
+        ("initializer_range", "0.02"),
+        ("rms_norm_eps", "1e-5"),
+        ("eos_token_id", "2"),
+        ("pad_token_id", 1.5),
+        ("torch_dtype", "bf16"),
+        ("rope_theta", "10000"),
+    ],
+)
+def test_slips_name_the_field(field: str, value: Any) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(f"config.json: {field} is {value!r}")):
+        read_spec(llama_config(**{field: value}))
+
+
+def test_slips_inside_rotary_settings_name_the_field() -> None:
+    with pytest.raises(CheckpointError, match=re.escape("rope_scaling.factor is '2'")):
+        read_spec(llama_config(rope_scaling={"rope_type": "linear", "factor": "2"}))
+
+
+@pytest.mark.parametrize(
     ("config", "says"),
     [
         ({"model_type": "mixtral"}, "mixture of experts"),

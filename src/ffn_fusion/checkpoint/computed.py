@@ -52,20 +52,35 @@ def stored_shape(piece: Piece, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (piece.rows[2], *shape[1:]) if piece.rows else shape
 
 
-def taken(piece: Piece, stored: TensorInfo) -> ModelTensor:
-    """What the piece is of a stored tensor."""
-    info = stored
-    if piece.rows:
-        start, stop, _ = piece.rows
-        info = replace(stored, shape=(stop - start, *stored.shape[1:]), offset=stored.offset + start * stored.row_bytes)
+def taken(piece: Piece, stored: ModelTensor) -> ModelTensor:
+    """What the piece is of a stored tensor, or of one that was dequantised."""
+    tensor = _rows_of(stored, *piece.rows[:2]) if piece.rows else stored
     if piece.factor == 1.0:
-        return info
+        return tensor
 
     def rows(start: int, stop: int) -> Tensor:
         """Multiplied in float64, so that a number is rounded once."""
-        from ffn_fusion.checkpoint.reader import read_rows
-
-        found = read_rows(info, start, stop)
+        found = rows_of(tensor, start, stop)
         return (found.double() * piece.factor).to(found.dtype)
 
-    return ComputedTensor(info.dtype, info.shape, (stored,), rows)
+    return ComputedTensor(tensor.dtype, tensor.shape, sources_of(tensor), rows)
+
+
+def _rows_of(tensor: ModelTensor, first: int, last: int) -> ModelTensor:
+    """Rows ``first..last-1`` as a tensor of their own."""
+    shape = (last - first, *tensor.shape[1:])
+    if isinstance(tensor, TensorInfo):
+        return replace(tensor, shape=shape, offset=tensor.offset + first * tensor.row_bytes)
+    return replace(tensor, shape=shape, rows=lambda start, stop: tensor.rows(first + start, first + stop))
+
+
+def rows_of(tensor: ModelTensor, start: int, stop: int) -> Tensor:
+    """Rows ``start..stop-1`` of a tensor, read or computed."""
+    from ffn_fusion.checkpoint.reader import read_rows
+
+    return tensor.rows(start, stop) if isinstance(tensor, ComputedTensor) else read_rows(tensor, start, stop)
+
+
+def sources_of(tensor: ModelTensor) -> tuple[TensorInfo, ...]:
+    """The stored tensors that one of the model's is made of."""
+    return tensor.sources if isinstance(tensor, ComputedTensor) else (tensor,)

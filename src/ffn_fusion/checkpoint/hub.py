@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ffn_fusion.checkpoint.reader import INDEX, SINGLE, read_folder_spec
+from ffn_fusion.checkpoint.reader import read_folder_spec
 from ffn_fusion.checkpoint.sidecars import LICENCES, SIDECARS
 from ffn_fusion.checkpoint.staging import MODEL_CARD, check_space
+from ffn_fusion.checkpoint.weight_files import ADAPTER, INDEX, SINGLE, nothing_readable
 from ffn_fusion.errors import CheckpointError
 from ffn_fusion.families import ModelSpec
 
@@ -78,7 +79,7 @@ def find(repo: str, revision: str | None = None) -> HubModel:
                 info = HfApi().model_info(repo, revision=revision, files_metadata=True)
                 sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
                 commit = info.sha
-                _check_formats(repo, sizes)
+                _check_formats(repo, revision, sizes)
             except Exception as error:
                 if not _unreachable(error):
                     raise
@@ -118,7 +119,7 @@ def fetch(
     return model
 
 
-def _check_formats(repo: str, sizes: Mapping[str, int]) -> None:
+def _check_formats(repo: str, revision: str | None, sizes: Mapping[str, int]) -> None:
     if INDEX not in sizes and SINGLE not in sizes:
         if any(name.endswith(".gguf") for name in sizes):
             name = min((name for name in sizes if name.endswith(".gguf")), key=lambda name: (sizes[name], name))
@@ -126,14 +127,21 @@ def _check_formats(repo: str, sizes: Mapping[str, int]) -> None:
                 f"{repo}: holds GGUF files and no safetensors",
                 f"hf download {repo} {name}, then give that file",
             )
-        if any(name.endswith(_PICKLES) for name in sizes):
-            raise CheckpointError(
-                f"{repo}: the weights are pickle files (*.bin), which can run code when loaded",
-                "look for a revision with safetensors (often refs/pr/1), or convert them first",
-            )
-        raise CheckpointError(f"{repo}: no {SINGLE} and no {INDEX}", "give a model with safetensors weights")
+        raise nothing_readable(repo, sizes, _base(repo, revision) if ADAPTER in sizes else None)
     if "config.json" not in sizes:
         raise CheckpointError(f"{repo}: no config.json", "give a model in Hugging Face's format")
+
+
+def _base(repo: str, revision: str | None) -> str | None:
+    """What a repository with an adapter says that it's an adapter of."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        said = json.loads(Path(hf_hub_download(repo, ADAPTER, revision=revision)).read_bytes())
+    except (ValueError, RecursionError):
+        return None
+    base = said.get("base_model_name_or_path") if isinstance(said, dict) else None
+    return str(base) if base else None
 
 
 def _wanted(model: HubModel) -> list[str]:

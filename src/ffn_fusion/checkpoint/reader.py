@@ -16,21 +16,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ffn_fusion.blueprint import Blueprint
-from ffn_fusion.checkpoint.computed import ComputedTensor, ModelTensor, stored_shape, taken
+from ffn_fusion.checkpoint.computed import ModelTensor, rows_of, sources_of, stored_shape, taken
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo, read_bytes, read_header
 from ffn_fusion.checkpoint.settings import OpenSettings
-from ffn_fusion.checkpoint.stored import read_stored
+from ffn_fusion.checkpoint.stored import Scaling, read_stored
+from ffn_fusion.checkpoint.weight_files import ADAPTER, INDEX, SINGLE, nothing_readable, shards
 from ffn_fusion.errors import CheckpointError, FamilyError
 from ffn_fusion.families import ModelSpec, names_of, nemotron_nas, per_block, read_spec
 from ffn_fusion.families.layout import ignorable, model_tensors
+from ffn_fusion.families.quantised import scale_block
 from ffn_fusion.families.rewriting import Piece
 
 if TYPE_CHECKING:
     import torch
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-_FLOATS = ("F64", "F32", "F16", "BF16")
+CONFIG_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""What config.json calls a dtype -> what safetensors calls it."""
+_FLOATS = tuple(CONFIG_DTYPES.values())
 _JSON_LIMIT = 256 << 20
 _NO_HEAD = "if the embedding is the head too, config.json has to say so: tie_word_embeddings: true"
 
@@ -99,13 +101,11 @@ class Checkpoint:
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows ``start..stop-1`` of a tensor (elements, if it has one dimension)."""
-        tensor = self.tensors[name]
-        return tensor.rows(start, stop) if isinstance(tensor, ComputedTensor) else read_rows(tensor, start, stop)
+        return rows_of(self.tensors[name], start, stop)
 
     def stored(self, name: str) -> tuple[TensorInfo, ...]:
         """The stored tensors that one of the model's is made of."""
-        tensor = self.tensors[name]
-        return tensor.sources if isinstance(tensor, ComputedTensor) else (tensor,)
+        return sources_of(self.tensors[name])
 
 
 def read_rows(info: TensorInfo, start: int, stop: int) -> torch.Tensor:
@@ -121,7 +121,14 @@ def torch_dtype(name: str) -> torch.dtype:
     """``"BF16"`` -> ``torch.bfloat16``."""
     import torch
 
-    return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
+    return {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E5M2": torch.float8_e5m2,
+    }[name]
 
 
 def read_config(folder: Path, trust_links: bool = False) -> dict[str, Any]:
@@ -133,6 +140,8 @@ def read_config(folder: Path, trust_links: bool = False) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder", "give a checkpoint folder, a GGUF file or a hub id")
     if not (folder / "config.json").is_file():
+        if (folder / ADAPTER).is_file():
+            raise _nothing_readable(folder, trust_links)
         raise CheckpointError(f"{folder}: no config.json", "give the folder of a Hugging Face checkpoint")
     return _json(folder, "config.json", trust_links)
 
@@ -143,10 +152,13 @@ def read_folder_spec(folder: Path, name: str | None = None, trust_links: bool = 
     Raises:
         CheckpointError: no usable config. FamilyError: a family that can't be fused, or code of its own is needed.
     """
-    config = read_config(folder, trust_links)
+    return _spec(read_config(folder, trust_links), name or str(folder))
+
+
+def _spec(config: Mapping[str, Any], name: str) -> ModelSpec:
     if "auto_map" in config and config.get("model_type") not in (nemotron_nas.MODEL_TYPE, per_block.MODEL_TYPE):
         raise FamilyError(
-            f"{name or folder}: config.json asks for code of its own (auto_map), which is never run",
+            f"{name}: config.json asks for code of its own (auto_map), which is never run",
             "if the model is a plain Llama, remove auto_map from its config.json",
         )
     return read_spec(config)
@@ -167,7 +179,8 @@ def open_folder(
     """
     opening = opening or OpenSettings()
     trust_links = opening.trust_links
-    spec = read_folder_spec(folder, name, trust_links)
+    config = read_config(folder, trust_links)
+    spec = _spec(config, name or str(folder))
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     found: dict[str, TensorInfo] = {}
     for path in _weight_files(folder, trust_links):
@@ -179,7 +192,8 @@ def open_folder(
         found |= header
     _check_index(folder, found, trust_links)
     with _named(folder):
-        stored = read_stored(spec, found, renumber=opening.renumber)
+        dtype = CONFIG_DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "BF16")
+        stored = read_stored(spec, found, Scaling(dtype, scale_block(config)), renumber=opening.renumber)
     tensors, called = _expected(folder, stored.spec, stored.tensors), name or str(folder)
     return Checkpoint(folder, stored.spec, tensors, digest.hexdigest(), called, revision, trust_links, stored.notes)
 
@@ -189,8 +203,8 @@ def _named(folder: Path) -> Iterator[None]:
     """Put the folder in front of what a person is told."""
     try:
         yield
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error.message}", error.hint) from error
+    except (CheckpointError, FamilyError) as error:
+        raise type(error)(f"{folder}: {error.message}", error.hint) from error
 
 
 def _weight_files(folder: Path, trust_links: bool) -> list[Path]:
@@ -201,14 +215,15 @@ def _weight_files(folder: Path, trust_links: bool) -> list[Path]:
         names = sorted(set(map(str, weight_map.values())))
     elif (folder / SINGLE).is_file():
         names = [SINGLE]
-    elif any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
-        raise CheckpointError(
-            f"{folder}: the weights are pickle files (*.bin), which can run code when loaded",
-            "convert them to safetensors first (save_pretrained does)",
-        )
-    else:
-        raise CheckpointError(f"{folder}: no {SINGLE} and no {INDEX}", "give a folder with safetensors weights")
+    elif not (names := shards(path.name for path in folder.iterdir())):
+        raise _nothing_readable(folder, trust_links)
     return [inside(folder, name, trust_links) for name in names]
+
+
+def _nothing_readable(folder: Path, trust_links: bool) -> CheckpointError:
+    adapter = _json(folder, ADAPTER, trust_links) if (folder / ADAPTER).is_file() else {}
+    base = adapter.get("base_model_name_or_path")
+    return nothing_readable(str(folder), {path.name for path in folder.iterdir()}, str(base) if base else None)
 
 
 def inside(folder: Path, name: str, trust_links: bool = False) -> Path:
@@ -251,7 +266,7 @@ def _check_index(folder: Path, found: Mapping[str, TensorInfo], trust_links: boo
             raise CheckpointError(f"{folder / INDEX}: tensor {name} isn't in {file}", "get the checkpoint again, whole")
 
 
-def _expected(folder: Path, spec: ModelSpec, found: Mapping[str, TensorInfo]) -> dict[str, ModelTensor]:
+def _expected(folder: Path, spec: ModelSpec, found: Mapping[str, ModelTensor]) -> dict[str, ModelTensor]:
     """The tensors that the family names, in order; anything missing, extra or of another shape is refused."""
     result: dict[str, ModelTensor] = {}
     used = set()

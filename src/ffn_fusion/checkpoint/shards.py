@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ffn_fusion.checkpoint.direct_file import DirectFile
-from ffn_fusion.checkpoint.reader import INDEX, SINGLE
 from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES, TensorInfo, make_header, read_into
 from ffn_fusion.checkpoint.staging import MAX_SHARD_BYTES, Staging
+from ffn_fusion.checkpoint.weight_files import INDEX, SINGLE
 
 _BITS: Mapping[str, tuple[type[np.signedinteger[Any]], type[np.unsignedinteger[Any]], int]] = {
     "F64": (np.int64, np.uint64, 0x7FF << 52),
@@ -33,6 +33,8 @@ _BITS: Mapping[str, tuple[type[np.signedinteger[Any]], type[np.unsignedinteger[A
     "BF16": (np.int16, np.uint16, 0xFF << 7),
 }
 """dtype -> integers of its size, and the bits of infinity."""
+_EIGHT_BITS = {"F8_E4M3": 0x7F, "F8_E5M2": 0x7C}
+"""The first value without its sign that isn't finite."""
 _BLOCK_BYTES = 4 << 20  # a multiple of every disk's block size
 _BLOCKS = 16  # on their way at once: a stall of the disk on one side shouldn't reach the other
 
@@ -227,6 +229,8 @@ def finite(piece: memoryview | bytes, dtype: str) -> bool:
     Without their sign, infinity and NaN are the largest as whole numbers: among signed ones a positive number is the
     largest (where there is one), among unsigned ones a negative number.
     """
+    if dtype in _EIGHT_BITS:
+        return bool(((np.frombuffer(piece, np.uint8) & 0x7F) < _EIGHT_BITS[dtype]).all())
     signed, unsigned, infinity = _BITS[dtype]
     bits = np.frombuffer(piece, signed)
     if not bits.size:

@@ -72,7 +72,10 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; each means that there's no usable tokenizer
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        line = lines[0]
+        if type(error).__name__.startswith("StrictDataclass"):  # it reads config.json first
+            raise CheckpointError(f"{folder}: config.json: {lines[-1]}", "correct the config") from error
         raise CheckpointError(
             f"{folder}: no usable tokenizer ({line})", "put tokenizer.json beside the weights"
         ) from error

@@ -8,16 +8,25 @@ refuses it by name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ffn_fusion.blueprint.ranges import format_blocks
+from ffn_fusion.checkpoint.computed import ComputedTensor, ModelTensor
+from ffn_fusion.checkpoint.fp8 import dequantised
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo, chunks
 from ffn_fusion.checkpoint.tensor_names import block_numbers, family_names, renumbered
-from ffn_fusion.errors import CheckpointError
+from ffn_fusion.errors import CheckpointError, FamilyError
 from ffn_fusion.families import AttentionSpec, FfnSpec, ModelSpec, names_of
 from ffn_fusion.families.layout import block_tensors
+from ffn_fusion.families.quantised import UNQUANTISE
 from ffn_fusion.families.rewriting import Piece
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_PACKED = (".qweight", ".qzeros", ".g_idx", ".weight_packed", ".scales", ".absmax", ".quant_map", ".SCB")
+"""Ends of names that GPTQ, AWQ, compressed-tensors, MLX and bitsandbytes write."""
+_ADAPTER = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|base_layer)\.")
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class Stored:
     """
 
     spec: ModelSpec
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, ModelTensor]
     notes: tuple[str, ...] = ()
 
     def noted(self, note: str) -> Stored:
@@ -36,20 +45,49 @@ class Stored:
         return replace(self, notes=(*self.notes, note))
 
 
-def read_stored(spec: ModelSpec, found: Mapping[str, TensorInfo], *, renumber: bool = False) -> Stored:
+@dataclass(frozen=True)
+class Scaling:
+    """How 8-bit weights are dequantised: to which dtype, and which blocks [rows, columns] share a scale."""
+
+    dtype: str
+    block: tuple[int, int]
+
+
+def read_stored(
+    spec: ModelSpec, found: Mapping[str, TensorInfo], scaling: Scaling, *, renumber: bool = False
+) -> Stored:
     """Name the stored tensors as the family does, and correct the sizes by them.
 
     Args:
         spec: what config.json says.
         found: the tensors of all weight files.
+        scaling: of 8-bit weights, where there are any.
         renumber: number blocks anew where numbers are missing between them.
 
     Raises:
-        CheckpointError: two tensors have one name, or numbers of blocks are missing.
+        CheckpointError: two tensors have one name, numbers of blocks are missing, or an adapter isn't merged.
+        FamilyError: the weights are quantised in a form that isn't read.
     """
-    stored = _with_names(Stored(spec, found))
+    tensors = dequantised(found, scaling.dtype, scaling.block)
+    _check_plain(tensors)
+    stored = Stored(spec, tensors)
+    if any(isinstance(tensor, ComputedTensor) for tensor in tensors.values()):
+        stored = stored.noted(f"8-bit weights are dequantised to {scaling.dtype}")
+    stored = _with_names(stored)
     stored = _with_numbers(stored, renumber)
     return _with_head(_with_sizes(stored))
+
+
+def _check_plain(tensors: Mapping[str, ModelTensor]) -> None:
+    if unmerged := [name for name in tensors if _ADAPTER.search(name)]:
+        raise CheckpointError(
+            f"tensor {unmerged[0]} is of a LoRA adapter that isn't merged",
+            "merge it first (merge_and_unload and save_pretrained of peft), then give the merged model",
+        )
+    integers = [name for name, tensor in tensors.items() if name.endswith(".weight") and tensor.dtype not in _FLOATS]
+    packed = [name for name in tensors if name.endswith(_PACKED)]
+    for name in (*integers, *packed):
+        raise FamilyError(f"the weights are quantised (tensor {name} is {tensors[name].dtype})", UNQUANTISE)
 
 
 def _with_names(stored: Stored) -> Stored:
@@ -148,8 +186,10 @@ def _with_head(stored: Stored) -> Stored:
     return replace(stored, spec=replace(spec, tied=False, config=config, pieces=pieces))
 
 
-def same_content(one: TensorInfo, other: TensorInfo) -> bool:
-    """Whether two tensors have the same dtype, shape and bytes; reads a megabyte of each at a time."""
+def same_content(one: ModelTensor, other: ModelTensor) -> bool:
+    """Whether two stored tensors have the same dtype, shape and bytes; reads a megabyte of each at a time."""
+    if not isinstance(one, TensorInfo) or not isinstance(other, TensorInfo):
+        return False
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     return all(a == b for a, b in zip(chunks(one), chunks(other), strict=True))

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers.trainer import SCHEDULER_NAME
 
-from ffn_fusion.checkpoint.reader import SINGLE
 from ffn_fusion.checkpoint.safetensors_file import make_header
+from ffn_fusion.checkpoint.weight_files import SINGLE
 from ffn_fusion.distillation.sharding import gathered
 from ffn_fusion.distillation.trainer import DistillTrainer
 from ffn_fusion.processes import current

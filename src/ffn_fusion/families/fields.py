@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ffn_fusion.errors import CheckpointError
@@ -41,6 +41,33 @@ def number(config: Mapping[str, Any], key: str, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LIMIT:
         raise CheckpointError(f"config.json: {key} is {value!r}, not a number in range", "correct the config")
     return float(value)
+
+
+_DTYPES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "auto")
+_KINDS: tuple[tuple[str, tuple[str, ...], Callable[[Any], bool]], ...] = (
+    ("a positive whole number", ("max_position_embeddings", "pretraining_tp"), lambda v: type(v) is int and v > 0),
+    ("true or false", ("use_cache", "tie_word_embeddings"), lambda v: type(v) is bool),
+    ("a number", ("initializer_range", "attention_dropout"), lambda v: type(v) in (int, float)),
+    ("a whole number or a list of them", ("bos_token_id", "eos_token_id", "pad_token_id"), lambda v: _are_ids(v)),
+    ("the name of a dtype", ("dtype", "torch_dtype"), lambda v: v in _DTYPES),
+)
+"""What fields hold that nothing here is computed from, but that a child carries on and engines refuse."""
+
+
+def check_types(config: Mapping[str, Any]) -> None:
+    """Check the fields that every family passes on unread.
+
+    Raises:
+        CheckpointError: one holds something of another type, such as 128.0 or "true"; names the field.
+    """
+    for kind, keys, fits in _KINDS:
+        for key in keys:
+            if config.get(key) is not None and not fits(config[key]):
+                raise CheckpointError(f"config.json: {key} is {config[key]!r}, not {kind}", "correct the config")
+
+
+def _are_ids(value: Any) -> bool:
+    return all(type(number) is int for number in (value if isinstance(value, list) else [value]))
 
 
 def without_foreign_pad(config: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:

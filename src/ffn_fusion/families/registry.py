@@ -23,6 +23,8 @@ from ffn_fusion.families import (
     qwen2,
 )
 from ffn_fusion.families.family import Family, Names
+from ffn_fusion.families.fields import check_types
+from ffn_fusion.families.quantised import unquantised
 from ffn_fusion.families.rewriting import Rewriting
 from ffn_fusion.families.spec import ModelSpec
 
@@ -114,11 +116,8 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
         raise FamilyError(f"family {model_type!r} can't be fused: {_UNFUSABLE[model_type]}", f"supported: {supported}")
     if model_type not in FAMILIES | REWRITTEN:
         raise FamilyError(f"family {model_type!r} isn't known", f"supported: {supported}")
-    if isinstance(config.get("quantization_config"), Mapping):
-        raise FamilyError(
-            "the weights are quantised (config.json has quantization_config)",
-            "start from the unquantised model and quantise the child",
-        )
+    check_types(config)
+    config = unquantised(config)
     own_form = config["model_type"] == per_block.MODEL_TYPE
     if not own_form and model_type in REWRITTEN and (rewriting := REWRITTEN[model_type](config)):
         return replace(llama.read(rewriting.config), pieces=rewriting.pieces)

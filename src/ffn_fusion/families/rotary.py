@@ -24,6 +24,7 @@ _NEEDED = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 """Kinds of rotary scaling, with what each one needs."""
+_LISTS = frozenset({"short_factor", "long_factor"})
 _NAMES = ("rope_type", "type", "rope_theta")
 
 
@@ -122,3 +123,6 @@ def check_rotary(config: Mapping[str, Any]) -> None:
         missing = [name for name in _NEEDED[kind] if settings.get(name) is None]
         if missing:
             raise CheckpointError(f"config.json: {key} of type {kind} lacks {missing[0]}", "correct the config")
+        for name in {*_NEEDED[kind], "rope_theta"} & set(settings) - _LISTS:
+            if type(settings[name]) not in (int, float):
+                raise CheckpointError(f"config.json: {key}.{name} is {settings[name]!r}, not a number", "correct it")
