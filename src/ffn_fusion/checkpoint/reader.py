@@ -24,6 +24,7 @@ from ffn_fusion.checkpoint.weight_files import ADAPTER, INDEX, SINGLE, nothing_r
 from ffn_fusion.errors import CheckpointError, FamilyError
 from ffn_fusion.families import ModelSpec, names_of, nemotron_nas, per_block, read_spec
 from ffn_fusion.families.layout import ignorable, model_tensors
+from ffn_fusion.families.marked import of_llm_drop
 from ffn_fusion.families.quantised import scale_block
 from ffn_fusion.families.rewriting import Piece
 
@@ -156,7 +157,8 @@ def read_folder_spec(folder: Path, name: str | None = None, trust_links: bool = 
 
 
 def _spec(config: Mapping[str, Any], name: str) -> ModelSpec:
-    if "auto_map" in config and config.get("model_type") not in (nemotron_nas.MODEL_TYPE, per_block.MODEL_TYPE):
+    ours = config.get("model_type") in (nemotron_nas.MODEL_TYPE, per_block.MODEL_TYPE) or of_llm_drop(config)
+    if "auto_map" in config and not ours:
         raise FamilyError(
             f"{name}: config.json asks for code of its own (auto_map), which is never run",
             "if the model is a plain Llama, remove auto_map from its config.json",
@@ -283,7 +285,7 @@ def _expected(folder: Path, spec: ModelSpec, found: Mapping[str, ModelTensor]) -
             raise CheckpointError(f"{folder}: tensor {name} is {info.dtype}", f"known are {', '.join(_FLOATS)}")
         result[wanted] = taken(piece, info)
         used.add(name)
-    extra = [name for name in found if name not in used and not ignorable(name)]
+    extra = [name for name in found if name not in used | spec.unread and not ignorable(name)]
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise CheckpointError(f"{folder}: tensor {sorted(extra)[0]}{more} isn't part of a {spec.family} model", whole)

@@ -19,6 +19,7 @@ from ffn_fusion.checkpoint.safetensors_file import TensorInfo, chunks
 from ffn_fusion.checkpoint.tensor_names import block_numbers, family_names, renumbered
 from ffn_fusion.errors import CheckpointError, FamilyError
 from ffn_fusion.families import AttentionSpec, FfnSpec, ModelSpec, names_of
+from ffn_fusion.families.block_lists import cut_lists
 from ffn_fusion.families.layout import block_tensors
 from ffn_fusion.families.quantised import UNQUANTISE
 from ffn_fusion.families.rewriting import Piece
@@ -70,7 +71,7 @@ def read_stored(
     """
     tensors = dequantised(found, scaling.dtype, scaling.block)
     _check_plain(tensors)
-    stored = Stored(spec, tensors)
+    stored = Stored(spec, tensors, spec.notes)
     if any(isinstance(tensor, ComputedTensor) for tensor in tensors.values()):
         stored = stored.noted(f"8-bit weights are dequantised to {scaling.dtype}")
     stored = _with_names(stored)
@@ -118,7 +119,9 @@ def _with_numbers(stored: Stored, renumber: bool) -> Stored:
                 f"{len(numbers)} blocks are stored, up to number {numbers[-1]}, and config.json has {count}",
                 "correct num_hidden_layers",
             )
-        spec = replace(spec, blocks=tuple(spec.blocks[i] for i in numbers))
+        blocks = tuple(spec.blocks[i] for i in numbers)
+        config = cut_lists(spec.config, numbers, [block.attention is not None for block in blocks])
+        spec = replace(spec, blocks=blocks, config=config)
     new = renumbered(names, stored.tensors, numbers)
     tensors = {new[name]: info for name, info in stored.tensors.items()}
     note = f"blocks are numbered anew, without {format_blocks(missing)}"

@@ -17,7 +17,8 @@ def child_spec(parent: ModelSpec, blueprint: Blueprint, width_multiple: int) -> 
     # A block's place in the parent is that of its attention, on which the lists of transformers' configs bear.
     places = [block.attention.sources[0] if block.attention.present else block.parent_blocks[0] for block in kept]
     config = cut_lists(parent.config, places, [block.attention is not None for block in blocks])
-    return replace(parent, family=family_of(parent).child, blocks=blocks, pieces={}, config=config)
+    form = replace(parent, family=family_of(parent).child, pieces={}, unread=frozenset(), notes=())
+    return replace(form, blocks=blocks, config=config)
 
 
 def _block(parent: ModelSpec, block: Block, width_multiple: int) -> BlockSpec:

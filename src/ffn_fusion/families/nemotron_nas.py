@@ -34,6 +34,8 @@ _REPLACED = (
     "num_key_value_heads",
     "num_hidden_layers",
 )
+_NOTHING = BlockSpec(None, None)
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads")
 _UNSUPPORTED = {
     "attention": (
         "window_length",
@@ -69,12 +71,23 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         raise CheckpointError(f"config.json: block_configs has {found} for {count} blocks", "correct the config")
     return ModelSpec(
         family="nemotron-nas",
-        blocks=tuple(_block(i, block, fields["heads"], fields["hidden_size"]) for i, block in enumerate(blocks)),
+        blocks=tuple(read_block(i, block, fields["heads"], fields["hidden_size"]) for i, block in enumerate(blocks)),
         **fields,
     )
 
 
-def _block(i: int, block: Any, heads: int, hidden: int) -> BlockSpec:
+def read_block(i: int, block: Any, heads: int, hidden: int, usual: BlockSpec = _NOTHING) -> BlockSpec:
+    """An entry of block_configs.
+
+    Sizes are said in Nemotron-NAS' words or in those of NVIDIA's puzzletron (``num_key_value_heads`` or
+    ``num_kv_heads``, ``intermediate_size``).
+
+    Args:
+        usual: what a block has whose entry doesn't say it, where it may leave that out.
+
+    Raises:
+        CheckpointError: a size is missing or wrong. FamilyError: a sub-block of a kind we don't know.
+    """
     place = f"config.json: block_configs[{i}]"
     if not isinstance(block, Mapping) or not all(isinstance(block.get(p), Mapping) for p in ("attention", "ffn")):
         raise CheckpointError(f"{place} doesn't say what attention and ffn are", "correct the config")
@@ -84,21 +97,33 @@ def _block(i: int, block: Any, heads: int, hidden: int) -> BlockSpec:
         for key in keys:
             if block[part].get(key):
                 raise FamilyError(f"{place}.{part}.{key} is set, which isn't supported", "choose another parent")
-    return BlockSpec(_attention(place, block["attention"], heads), _ffn(place, block["ffn"], hidden))
+    return BlockSpec(
+        _attention(place, block["attention"], heads, usual.attention), _ffn(place, block["ffn"], hidden, usual.ffn)
+    )
 
 
-def _attention(place: str, attention: Mapping[str, Any], heads: int) -> AttentionSpec | None:
+def _attention(
+    place: str, attention: Mapping[str, Any], heads: int, usual: AttentionSpec | None
+) -> AttentionSpec | None:
     if flag(attention, "no_op", f"{place}.attention"):
         return None
     if flag(attention, "replace_with_linear", f"{place}.attention"):
         return AttentionSpec("linear", 0)
     group = attention.get("n_heads_in_group")
+    said = next((key for key in _KV_HEADS if attention.get(key) is not None), None)
+    if group is None and said:
+        kv_heads = whole(attention, said, place=f"{place}.attention")
+        if heads % kv_heads:
+            raise CheckpointError(f"{place}.attention.{said} is {kv_heads} for {heads} heads", "correct it")
+        return AttentionSpec("attention", kv_heads)
+    if group is None and usual is not None:
+        return usual
     if isinstance(group, bool) or not isinstance(group, int) or not 0 < group <= heads or heads % group:
         raise CheckpointError(f"{place}.attention.n_heads_in_group is {group!r} for {heads} heads", "correct it")
     return AttentionSpec("attention", heads // group)
 
 
-def _ffn(place: str, ffn: Mapping[str, Any], hidden: int) -> FfnSpec | None:
+def _ffn(place: str, ffn: Mapping[str, Any], hidden: int, usual: FfnSpec | None) -> FfnSpec | None:
     if flag(ffn, "no_op", f"{place}.ffn"):
         return None
     if flag(ffn, "replace_with_linear", f"{place}.ffn"):
@@ -106,6 +131,8 @@ def _ffn(place: str, ffn: Mapping[str, Any], hidden: int) -> FfnSpec | None:
     mult = ffn.get("ffn_mult")
     if mult is None and ffn.get("intermediate_size") is not None:
         return FfnSpec("gated", whole(ffn, "intermediate_size", place=f"{place}.ffn"))
+    if mult is None and usual is not None:
+        return usual
     if isinstance(mult, bool) or not isinstance(mult, int | float) or not 0 < mult < 1 << 16:
         raise CheckpointError(f"{place}.ffn.ffn_mult is {mult!r}, not a positive number", "correct the config")
     return FfnSpec("gated", whole({"width": width_of(mult, hidden)}, "width", place=f"{place}.ffn"))

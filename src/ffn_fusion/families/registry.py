@@ -24,6 +24,7 @@ from ffn_fusion.families import (
 )
 from ffn_fusion.families.family import Family, Names
 from ffn_fusion.families.fields import check_types
+from ffn_fusion.families.marked import marked_blocks, with_common_sizes
 from ffn_fusion.families.quantised import unquantised
 from ffn_fusion.families.rewriting import Rewriting
 from ffn_fusion.families.spec import ModelSpec
@@ -117,12 +118,14 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
     if model_type not in FAMILIES | REWRITTEN:
         raise FamilyError(f"family {model_type!r} isn't known", f"supported: {supported}")
     check_types(config)
-    config = unquantised(config)
+    config = with_common_sizes(unquantised(config))
     own_form = config["model_type"] == per_block.MODEL_TYPE
     if not own_form and model_type in REWRITTEN and (rewriting := REWRITTEN[model_type](config)):
-        return replace(llama.read(rewriting.config), pieces=rewriting.pieces)
+        return marked_blocks(replace(llama.read(rewriting.config), pieces=rewriting.pieces), llama.FAMILY)
     family = FAMILIES[model_type]
     spec = family.read(config)
     lists = {key: made for key, made in family.lists(config, len(spec.blocks)).items() if config.get(key) is None}
     spec = replace(spec, config={**spec.config, **lists})
-    return per_block.read_blocks(spec, family.form) if family.form else spec
+    if own_form and family.form:
+        return per_block.read_blocks(spec, family.form)
+    return spec if family is nemotron_nas.FAMILY else marked_blocks(spec, family)
