@@ -97,8 +97,13 @@ def test_conversations_are_the_same_on_every_day(tokenizer: Any) -> None:
         ('{"text": "\\ud83d"}', "half a character"),
         ('{"messages": []}', "no list of messages"),
         ('{"messages": "Hello"}', "no list of messages"),
-        ('{"messages": [{"from": "human", "value": "Hello"}]}', "message 1 has no role and content"),
-        ('{"messages": [{"role": "human", "content": "Hello"}]}', "message 1 has the role 'human'"),
+        ('{"messages": [{"from": "human"}]}', "message 1 has no role and content"),
+        ('{"messages": [{"content": "Hello"}]}', "message 1 has no role and content"),
+        ('{"messages": [{"role": "martian", "content": "Hello"}]}', "message 1 has the role 'martian'"),
+        ('{"conversations": {"from": "human", "value": "Hello"}}', "conversations is no list of messages"),
+        ('{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}', "type 'image_url'"),
+        ('{"messages": [{"role": "user", "content": [7]}]}', "a part of type 'int'"),
+        ('{"messages": [{"role": "assistant", "tool_calls": "x"}]}', "tool_calls is no list of calls"),
         ('{"messages": [{"role": ["user"], "content": "Hello"}]}', "message 1 has the role"),
         ('{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": 7}]}', "message 2's content"),
     ],
@@ -132,3 +137,74 @@ def test_built_in_texts_serve_every_tokenizer(tokenizer: Any, template: str | No
     tokenizer.chat_template = template
     for text in (*BUILT_IN_CALIBRATION, *BUILT_IN_HELD_OUT):
         assert make_windows(tokenizer, text, 512, 1024).ids_NT.shape == (2, 512)
+
+
+# ---- the forms that data sets have
+
+TOOL_TEMPLATE = (
+    "{% for tool in tools or [] %}[{{ tool.function.name }}]{% endfor %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ call.function.name }}({{ call.function.arguments | tojson }}){% endfor %}"
+    "{% endfor %}"
+)
+CALL = {"type": "function", "id": "1", "function": {"name": "add", "arguments": '{"a": 1}'}}
+PARTS = [{"type": "text", "text": "What"}, {"text": " is"}, " it?"]
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+FORMS: dict[str, tuple[dict[str, Any], str]] = {
+    "tool turns": (
+        {
+            "messages": [
+                {"role": "developer", "content": "Be kind."},
+                {"role": "user", "content": "Add."},
+                {"role": "assistant", "content": None, "tool_calls": [CALL]},
+                {"role": "tool", "content": "2", "tool_call_id": "1"},
+                {"role": "assistant", "content": "Two.", "tool_calls": None},
+            ],
+            "tools": TOOLS,
+        },
+        '[add]<developer>Be kind.<user>Add.<assistant>add({"a": 1})<tool>2<assistant>Two.',
+    ),
+    "no content at all": (
+        {"messages": [{"role": "user", "content": "Add."}, {"role": "assistant", "tool_calls": [CALL]}]},
+        '<user>Add.<assistant>add({"a": 1})',
+    ),
+    "null content": ({"messages": [{"role": "user", "content": None}]}, "<user>"),
+    "content in parts": ({"messages": [{"role": "user", "content": PARTS}]}, "<user>What is it?"),
+    "ShareGPT": (
+        {
+            "conversations": [
+                {"from": "system", "value": "Be kind."},
+                {"from": "human", "value": "Hi"},
+                {"from": "gpt", "value": "Ho", "weight": None},
+                {"from": "observation", "value": "sun"},
+            ],
+            "tools": json.dumps(TOOLS),
+        },
+        "[add]<system>Be kind.<user>Hi<assistant>Ho<tool>sun",
+    ),
+    "ShareGPT with OpenAI's words": (
+        {"conversation": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
+        "<user>Hi<assistant>Ho",
+    ),
+}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_conversations(form: str, suffix: str, tokenizer: Any, tmp_path: Path) -> None:
+    record, rendered = FORMS[form]
+    path = tmp_path / f"c.{suffix}"
+    if suffix == "jsonl":
+        path.write_text(json.dumps(record) + "\n")
+    elif form == "content in parts":
+        pytest.skip("a column holds one type")
+    else:
+        pa = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        parquet.write_table(pa.Table.from_pylist([{**record, "id": 1}]), path)
+    tokenizer.chat_template = TOOL_TEMPLATE
+    (conversation,) = read_documents(path)
+    assert isinstance(conversation, Conversation)
+    assert conversation.render(tokenizer) == rendered
+    assert next(conversation.parts(1)).tools == conversation.tools

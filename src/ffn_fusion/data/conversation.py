@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ffn_fusion.errors import DataError
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 _FIXED_DATE = "{% macro strftime_now(format) %}26 July 2024{% endmacro +%}"
 """In front of every template. Some write today's date into each conversation; tokens must be the same on every day."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message of a conversation; ``role`` is one of ``ROLES``."""
+    """One message of a conversation; ``role`` is one of ``ROLES``.
+
+    ``more`` is what a chat template may read beside them, such as ``tool_calls``.
+    """
 
     role: str
     content: str
+    more: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Conversation:
 
     Args:
         place: file and line, for error messages.
+        tools: what the assistant may call, as the template takes it.
         plain: fall back to "role: content" paragraphs if the tokenizer has no chat template or refuses these messages.
             Used for built-in texts, which have to work with every model; a person's own text is never changed silently.
     """
@@ -34,6 +39,7 @@ class Conversation:
     messages: tuple[Message, ...]
     place: str
     plain: bool = False
+    tools: tuple[Any, ...] = field(default=(), hash=False)
 
     def __str__(self) -> str:
         return "\n\n".join(f"{message.role}: {message.content}" for message in self.messages) + "\n"
@@ -48,11 +54,11 @@ class Conversation:
         part: list[Message] = []
         for message in self.messages[first:]:
             if message.role == "user" and part and sum(len(m.content) for m in part) >= size:
-                yield Conversation((*head, *part), self.place, self.plain)
+                yield replace(self, messages=(*head, *part))
                 part = []
             part.append(message)
         if head or part:
-            yield Conversation((*head, *part), self.place, self.plain)
+            yield replace(self, messages=(*head, *part))
 
     def render(self, tokenizer: Any) -> str:
         """Return the text with its special tokens written out; templates run in transformers' sandbox.
@@ -60,10 +66,11 @@ class Conversation:
         Raises:
             DataError: the tokenizer has no chat template or refuses the conversation, and ``plain`` is false.
         """
-        messages = [{"role": message.role, "content": message.content} for message in self.messages]
+        messages = [{"role": message.role, "content": message.content, **message.more} for message in self.messages]
         try:
+            tools = list(self.tools) or None
             template = _FIXED_DATE + tokenizer.get_chat_template()
-            return str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False))
+            return str(tokenizer.apply_chat_template(messages, tools, chat_template=template, tokenize=False))
         except Exception as error:  # a template is a program of the model's maker: it can fail in any way
             if self.plain:
                 return str(self)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ffn_fusion.data.parquet import no_field
+from ffn_fusion.data.parquet import columns, no_field
 from ffn_fusion.data.pieces import pieces_of
 from ffn_fusion.data.text import FIELDS, Document, row_document
 from ffn_fusion.errors import DataError, MissingExtraError, UsageError
@@ -101,7 +101,7 @@ class HubReader:
             revision=self._commit or source.revision,
         )
         there = list(opened.features or next(iter(opened), {}))
-        wanted = [field for field in FIELDS if field in there][:1]
+        wanted = columns(there, FIELDS)
         if not wanted:
             raise no_field(source, there)
         opened = opened.select_columns(wanted)

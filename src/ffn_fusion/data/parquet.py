@@ -8,6 +8,7 @@ from typing import Any
 
 from ffn_fusion.errors import DataError, MissingExtraError
 
+TOOLS = "tools"
 _ROWS = 1024  # read at once
 
 
@@ -26,7 +27,7 @@ def read_rows(file: Path, fields: Sequence[str], after: int = 0) -> Iterator[dic
     try:
         with ParquetFile(file) as parquet:
             there = parquet.schema_arrow.names
-            wanted = [field for field in fields if field in there][:1]
+            wanted = columns(there, fields)
             if not wanted:
                 raise no_field(file, there)
             groups, skip = _groups_after(parquet, after)
@@ -37,6 +38,12 @@ def read_rows(file: Path, fields: Sequence[str], after: int = 0) -> Iterator[dic
     except (pyarrow.ArrowException, OSError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(f"{file}: not a whole parquet file ({line})", "get it again, or leave it out") from error
+
+
+def columns(there: Sequence[str], fields: Sequence[str]) -> list[str]:
+    """Return the columns of a table to read: the first of ``fields``, and the tools that a conversation may call."""
+    found = [field for field in fields if field in there][:1]
+    return [*found, *(name for name in there if name == TOOLS and found)]
 
 
 def no_field(where: object, there: Sequence[str]) -> DataError:

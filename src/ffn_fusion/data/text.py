@@ -11,8 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ffn_fusion.data.conversation import ROLES, Conversation, Message
-from ffn_fusion.data.parquet import read_rows
+from ffn_fusion.data import messages
+from ffn_fusion.data.conversation import Conversation
+from ffn_fusion.data.parquet import TOOLS, read_rows
 from ffn_fusion.errors import DataError
 
 _TEXTS = Path(__file__).parent / "texts"
@@ -22,7 +23,7 @@ BUILT_IN_HELD_OUT = tuple(_TEXTS / "held_out" / kind for kind in _KINDS)
 """A little of everything, so that a first run needs nothing; decisions that matter need text like the use."""
 
 Document = str | Conversation
-FIELDS = ("text", "messages")
+FIELDS = ("text", *messages.FIELDS)
 """What a record may hold its document in; the first of them that's there counts."""
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _BLOCK = 1 << 20  # characters
@@ -50,7 +51,7 @@ def read_documents(path: Path) -> list[Document]:
     """Return the non-empty documents of a file or folder, ordered by file name, all in memory.
 
     A .txt file is one document. Each line of a .jsonl file and each row of a .parquet file is ``{"text": ...}``, or a
-    conversation, ``{"messages": [{"role": ..., "content": ...}, ...]}``.
+    conversation, ``{"messages": [{"role": ..., "content": ...}, ...]}`` (or ``data.messages``' other forms).
 
     Raises:
         DataError: the path does not exist, a file is not text, a line has neither form, or there is no text.
@@ -108,9 +109,11 @@ def row_document(row: dict[str, Any], place: str) -> Document:
 def _document_of(fields: Any, place: str, *, plain: bool = False) -> Document:
     fields = fields if isinstance(fields, dict) else {}
     if "text" in fields:
-        return _string(fields["text"], f"{place}: text")
-    if "messages" in fields:
-        return Conversation(tuple(_messages(fields["messages"], place)), place, plain)
+        return messages.string(fields["text"], f"{place}: text")
+    for field in messages.FIELDS:
+        if field in fields:
+            read = tuple(messages.read_messages(fields[field], field, place))
+            return Conversation(read, place, plain, messages.read_tools(fields.get(TOOLS)))
     raise DataError(f"{place}: no JSON object with a text or a messages field", "write one object a line")
 
 
@@ -142,25 +145,3 @@ def _document(line: str, place: str, *, plain: bool) -> Document:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: not JSON", "write one object a line") from error
     return _document_of(record, place, plain=plain)
-
-
-def _messages(value: Any, place: str) -> Iterator[Message]:
-    hint = 'write {"messages": [{"role": "user", "content": "..."}, ...]}'
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{place}: messages is no list of messages", hint)
-    for number, message in enumerate(value, 1):
-        if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-            raise DataError(f"{place}: message {number} has no role and content", hint)
-        if message["role"] not in ROLES:
-            raise DataError(f"{place}: message {number} has the role {message['role']!r}", f"use {', '.join(ROLES)}")
-        yield Message(message["role"], _string(message["content"], f"{place}: message {number}'s content"))
-
-
-def _string(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{what} is no text", "write it as a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # half of a \ud83d\ude00 pair
-        raise DataError(f"{what} holds half a character", "write characters beyond U+FFFF in full") from error
-    return value
