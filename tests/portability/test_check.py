@@ -156,3 +156,30 @@ def test_notes_on_vllm_on_the_cpu(tmp_path: Path) -> None:
         (row,) = check(open_folder(made.folder), ["vllm"])
         assert bool(row.notes) is noted
         assert not noted or f"no attention for heads {size} wide on the CPU" in row.notes[0]
+
+
+def test_notes_on_versions(child: Checkpoint) -> None:
+    def notes() -> dict[str, str]:
+        return {row.engine: " ".join(row.notes) for row in check(open_folder(child.folder))}
+
+    without_attention = any(block.attention is None for block in child.spec.blocks)
+    assert ("0.30.4" in notes()["mlx"]) == without_attention
+    assert "1.0" not in notes()["trtllm"]  # every block has an FFN
+    (child.folder / "tokenizer_config.json").write_text('{"extra_special_tokens": ["<|im_start|>"]}')
+    needing = {engine for engine, said in notes().items() if "transformers 5" in said}
+    assert needing == {
+        "vllm",
+        "sglang",
+        "trtllm",
+        "transformers",
+    }  # MLX-LM comes with it, llama.cpp has none
+    (child.folder / "tokenizer_config.json").write_text('{"additional_special_tokens": ["<|im_start|>"]}')
+    assert not any("transformers 5" in said for said in notes().values())
+
+
+def test_a_note_on_blocks_without_ffn(tmp_path: Path) -> None:
+    blocks: Blocks = [(2, 256), (2, None), (None, 256)]
+    made = write_model(tmp_path / "m", nas_config(blocks), blocks)
+    found = {row.engine: " ".join(row.notes) for row in check(open_folder(made.folder))}
+    assert "from version 1.0 on" in found["trtllm"]
+    assert "0.30.4" in found["mlx"]

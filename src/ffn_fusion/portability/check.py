@@ -11,7 +11,7 @@ from ffn_fusion.families import nemotron_nas, per_block
 from ffn_fusion.portability.rewrite import plan_rewrite
 from ffn_fusion.portability.rule import ENGINES, Engine, EngineCheck, broken
 from ffn_fusion.portability.rules import problems
-from ffn_fusion.portability.shipped import NOTES, SHIPPED_RULES, Shipped
+from ffn_fusion.portability.shipped import SHIPPED_RULES, Shipped, notes
 
 
 def check(checkpoint: Checkpoint, engines: Iterable[Engine] = ENGINES) -> tuple[EngineCheck, ...]:
@@ -36,7 +36,7 @@ def check(checkpoint: Checkpoint, engines: Iterable[Engine] = ENGINES) -> tuple[
         EngineCheck(
             engine,
             problems(checkpoint.spec, engine) + broken(SHIPPED_RULES, shipped, engine),
-            NOTES[engine](shipped) if engine in NOTES else (),
+            notes(shipped, engine),
         )
         for engine in engines
     )

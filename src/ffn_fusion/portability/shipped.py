@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -68,6 +69,35 @@ def cpu_notes(shipped: Shipped) -> tuple[str, ...]:
         return ()
     sizes = ", ".join(map(str, VLLM_CPU_HEADS))
     return (f"has no attention for heads {size} wide on the CPU, but for {sizes}; GPUs take more",)
+
+
+def cache_notes(shipped: Shipped) -> tuple[str, ...]:
+    """From which version MLX-LM keeps no cache for what has none (0.30.2 and 0.30.4 were read)."""
+    if all(block.attention for block in shipped.spec.blocks):
+        return ()
+    return ("generates from version 0.30.4 on: before, it gave every block a cache, also those without attention",)
+
+
+def null_mult_notes(shipped: Shipped) -> tuple[str, ...]:
+    """From which version TensorRT-LLM takes blocks without FFN (its model_config.py was read)."""
+    lacking = any(shipped.block(i, "ffn").get("ffn_mult") is None for i in range(len(shipped.spec.blocks)))
+    note = "takes blocks without ffn_mult from version 1.0 on: before, it compared null with numbers"
+    return (note,) if lacking else ()
+
+
+def tokenizer_notes(shipped: Shipped) -> tuple[str, ...]:
+    """Whether the tokenizer was saved in a form that only transformers 5 reads."""
+    path = shipped.folder / "tokenizer_config.json"
+    try:
+        said = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        return ()  # found when it's loaded
+    if not isinstance(said, Mapping) or not isinstance(said.get("extra_special_tokens"), list):
+        return ()
+    return (
+        "needs a version with transformers 5 for this tokenizer: extra_special_tokens in tokenizer_config.json is a "
+        "list, at which transformers 4 fails; under the name additional_special_tokens both read it",
+    )
 
 
 def converter_notes(shipped: Shipped) -> tuple[str, ...]:
@@ -270,5 +300,16 @@ SHIPPED_RULES: tuple[Rule[Shipped], ...] = (
     ),
 )
 
-NOTES: Mapping[Engine, Callable[[Shipped], tuple[str, ...]]] = {"vllm": cpu_notes, "llama.cpp": converter_notes}
-"""What is worth knowing of an engine that loads the checkpoint all the same."""
+_NOTES: Mapping[Engine, tuple[Callable[[Shipped], tuple[str, ...]], ...]] = {
+    "vllm": (cpu_notes, tokenizer_notes),
+    "sglang": (tokenizer_notes,),
+    "trtllm": (null_mult_notes, tokenizer_notes),
+    "llama.cpp": (converter_notes,),
+    "mlx": (cache_notes,),
+    "transformers": (tokenizer_notes,),
+}
+
+
+def notes(shipped: Shipped, engine: Engine) -> tuple[str, ...]:
+    """What is worth knowing of an engine that loads the checkpoint all the same, such as from which version it does."""
+    return tuple(note for find in _NOTES.get(engine, ()) for note in find(shipped))
