@@ -308,6 +308,7 @@ def test_questions_on_fewer_windows_and_fewer_attentions(measured: Measured) -> 
     for part in ("block", "ffn"):
         assert np.allclose(found.dependency(part), some.dependency(part), rtol=1e-4, atol=1e-6, equal_nan=True)
     assert np.allclose(found.dependency("attention"), whole.dependency("attention"), rtol=0, atol=0, equal_nan=True)
+    assert (found.dependency_tokens, whole.dependency_tokens) == (ids[::2].numel(), None)
     assert found.geometry == whole.geometry
     least = sorted(whole.importance, key=lambda row: row.damage.kl)[: round(len(whole.importance) / 2)]
     repaired = {row.block: row.repaired for row in whole.importance if row in least and row.repaired}

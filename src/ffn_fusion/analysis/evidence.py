@@ -148,7 +148,8 @@ class Evidence(_Frozen):
     ``fingerprint`` is the checkpoint's. ``dependency(part)`` is M [L, L] (arXiv 2503.18908, section on block
     dependency): M[i, j] = cosine distance between sub-block j's contribution in the parent and its contribution when
     sub-block i is removed, per token, then the mean (or median, or 95th percentile) over tokens; NaN where j <= i or
-    one of them isn't there. ``channels`` are those of each FFN by their contribution, the largest first (int32).
+    one of them isn't there. Where i isn't scored, it is over ``dependency_tokens`` tokens, or all where that is None.
+    ``channels`` are those of each FFN by their contribution, the largest first (int32).
     """
 
     version: Literal[3] = EVIDENCE_VERSION
@@ -163,6 +164,7 @@ class Evidence(_Frozen):
     reverse_order: tuple[ReverseOrder, ...] = ()
     geometry: tuple[Geometry, ...] = ()
     matrices: dict[str, list[list[float]]] = Field(default_factory=dict)
+    dependency_tokens: int | None = None
 
     @property
     def repaired(self) -> bool:

@@ -214,6 +214,7 @@ class _Analysis:
         if dependency := self.dependency():
             looked = self._carry_out(dependency, pace, on_plan, progress)
             matrices |= observed(looked.chunks, len(spec.blocks))[0]
+        few = self.ids_NT[:: dependency.every].numel() if dependency else None
         runs, candidates = self.candidates(removals_of(damages, len(spec.blocks)))
         if candidates:
             damages |= damages_of(self._carry_out(candidates, pace, on_plan, progress).divergences)
@@ -253,6 +254,7 @@ class _Analysis:
             ),
             geometry=geometry,
             matrices={name: matrix.tolist() for name, matrix in matrices.items()},
+            dependency_tokens=few,
         )
 
     def _widths(self) -> Iterator[tuple[int, int]]:

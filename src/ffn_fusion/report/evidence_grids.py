@@ -33,6 +33,12 @@ def measured_on(evidence: Evidence) -> str:
     return printable(f"{tokens} in windows of {calibration.context:,}")
 
 
+def dependency_measured_on(evidence: Evidence) -> str:
+    """The tokens that dependency was measured on, for captions."""
+    few = evidence.dependency_tokens
+    return measured_on(evidence) + (f" (of sub-blocks that weren't scored, over {few:,} of them)" if few else "")
+
+
 def _means(evidence: Evidence) -> str:
     return f"Means over {evidence.calibration.tokens:,} tokens, ± standard error over windows."
 

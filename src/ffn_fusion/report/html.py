@@ -118,6 +118,7 @@ def _context(report: ReportData) -> dict[str, Any]:
         "repairs": repairs_grid(report.repairs) if report.repairs else None,
         "stages": stages_grid(report.distillation) if report.distillation else None,
         "measured_on": evidence_grids.measured_on(evidence) if evidence else "",
+        "dependency_measured_on": evidence_grids.dependency_measured_on(evidence) if evidence else "",
         "importance": _importance(evidence) if evidence else [],
         "measured_runs": evidence_grids.runs_grid(evidence, blueprint, _RUNS_SHOWN) if evidence else None,
         "all_measured_runs": evidence_grids.runs_grid(evidence, blueprint) if evidence else None,
