@@ -67,7 +67,7 @@ def test_the_objective_on_models_is_the_papers(exact: Pair, checkpointing: bool)
     model = load_model(exact.child, torch.float64).train()
     if checkpointing:
         distill.checkpoint_activations(model)
-    teacher = OnlineTeacher(exact.parent.folder, [d.parent for d in depths], torch.float64, "cpu")
+    teacher = OnlineTeacher(exact.parent, [d.parent for d in depths], torch.float64, "cpu")
     loss = objective_loss(model, model, ids, [0, 1, 2], teacher, [d.child for d in depths], objective, torch.float64)
     loss.total.backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -114,7 +114,7 @@ def test_the_trainer_is_adamw_on_the_mean_of_a_batch(exact: Pair, tmp_path: Path
     ids = torch.from_numpy(exact.texts()[0].ids_NT)
     training = Training(exact.child, exact.parent, exact.texts(), tmp_path / "x", QUICK)
     depths, objective = matched_depths(exact.blueprint), Objective()
-    teacher = OnlineTeacher(exact.parent.folder, [d.parent for d in depths], torch.float64, "cpu")
+    teacher = OnlineTeacher(exact.parent, [d.parent for d in depths], torch.float64, "cpu")
     model = load_model(exact.child, torch.float64).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
     losses = []

@@ -128,7 +128,7 @@ def test_checkpoints_hold_adapters_alone(pair: Pair, whole: Distilled, tmp_path:
 def test_the_objective_sees_through_the_wrapping(exact: Pair) -> None:
     """Adapters that are zero change nothing: value and parts are the child's own, cosine among them."""
     depths, ids = matched_depths(exact.blueprint), torch.from_numpy(exact.texts(3)[0].ids_NT)
-    teacher = OnlineTeacher(exact.parent.folder, [d.parent for d in depths], torch.float64, "cpu")
+    teacher = OnlineTeacher(exact.parent, [d.parent for d in depths], torch.float64, "cpu")
     names = tuple(matrices(open_folder(exact.child), (0, 1, 2, 3, 4, 5)))
     found = []
     for wrap in (False, True):

@@ -84,7 +84,7 @@ def test_the_whole_distribution_teaches_as_the_parent_does(pair: Pair, tmp_path:
     """k = V: the same loss and gradient as with the parent beside the child, to the digits of float16."""
     ids, objective = ids_of(pair, 4), Objective(cosine=0.0)
     cache = write_cache(pair.parent, ids, CacheSettings(tmp_path / "c", 61))
-    online = OnlineTeacher(pair.parent.folder, [], torch.float32, "cpu")
+    online = OnlineTeacher(pair.parent, [], torch.float32, "cpu")
     hidden = torch.randn(2 * 15, 32, generator=torch.Generator().manual_seed(0))
     head, found = torch.randn(61, 32, generator=torch.Generator().manual_seed(1)), []
     for teacher in (CachedTeacher(cache, "cpu"), online):

@@ -191,6 +191,13 @@ def test_slips_name_the_field(field: str, value: Any) -> None:
         read_spec(llama_config(**{field: value}))
 
 
+def test_a_list_with_an_entry_a_block_that_has_others() -> None:
+    for model_type in ("llama", "mistral", "nemotron-nas"):
+        config = nas_config([(2, 48)] * 4) if model_type == "nemotron-nas" else llama_config(model_type=model_type)
+        with pytest.raises(CheckpointError, match="layer_types has 6 entries for 4 blocks"):
+            read_spec(config | {"layer_types": ["full_attention"] * 6})
+
+
 def test_slips_inside_rotary_settings_name_the_field() -> None:
     with pytest.raises(CheckpointError, match=re.escape("rope_scaling.factor is '2'")):
         read_spec(llama_config(rope_scaling={"rope_type": "linear", "factor": "2"}))

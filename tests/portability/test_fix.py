@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from makers import LLAMA3_ROPE, Blocks, Made, nas_config, random_ids, tree_sha256, write_model
+from makers import LLAMA3_ROPE, Blocks, Made, llama_config, nas_config, random_ids, tree_sha256, write_model
 from reference import Reference, identity_steps
 from rounding import rounding
 from torch import Tensor
@@ -25,6 +25,7 @@ from ffn_fusion.portability.check import check, fix
 from ffn_fusion.portability.fix import Fixed, read_fixes
 from ffn_fusion.portability.rewrite import plan_rewrite
 from ffn_fusion.portability.rules import ENGINES, Engine
+from ffn_fusion.surgery.build import build
 
 
 def made_child(folder: Path, blocks: Blocks, *, dtype: str = "F64", seed: int = 0, **changes: Any) -> Made:
@@ -255,3 +256,21 @@ def test_a_plain_llama_isnt_checked(tmp_path: Path) -> None:
 
     with pytest.raises(FamilyError, match="a plain llama model"):
         check(open_folder(write_model(tmp_path / "m", llama_config()).folder))
+
+
+def test_lists_with_an_entry_a_block_are_cut_with_the_blocks(tmp_path: Path) -> None:
+    kinds = ["a", "b", "c", "d", "e"]
+    made = write_model(
+        tmp_path / "parent", llama_config(num_hidden_layers=5, layer_types=kinds, no_rope_layers=[1] * 5)
+    )
+    parent = open_folder(made.folder)
+    blueprint = parent.blueprint().apply(drop=[1, 2], runs=[(1, 2)])
+    child = open_folder(build(parent, blueprint, tmp_path / "child"))
+    assert len(child.spec.blocks) == 4
+    assert child.spec.config["layer_types"] == ["a", "a", "d", "e"]  # the fused run attends to nothing
+    assert child.spec.config["no_rope_layers"] == [1] * 4
+    blocks: Blocks = [(2, 256), (2, None), (None, 256), (None, None), (2, 256)]
+    nas = write_model(tmp_path / "nas", nas_config(blocks, layer_types=kinds), blocks)
+    (nas.folder / "tokenizer.json").write_text("{}")
+    fixed, _ = fix(open_folder(nas.folder), tmp_path / "fixed", ("llama.cpp",))
+    assert fixed.spec.config["layer_types"] == ["a", "b", "e"]

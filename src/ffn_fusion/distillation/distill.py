@@ -91,7 +91,7 @@ def _teacher(training: Training, cache: TeacherCache | None) -> Teacher:
         return NoTeacher()
     blocks = [depth.parent for depth in training.depths]
     return OnlineTeacher(
-        training.parent.own_folder("transformers"),
+        training.parent,
         blocks,
         training.teacher_dtype,
         training.place,

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.distillation.objective import HiddenTarget, Target
 from ffn_fusion.distillation.sharding import load_sharded, whole
 from ffn_fusion.distillation.states import seen
@@ -52,9 +52,12 @@ class OnlineTeacher:
     """
 
     def __init__(
-        self, folder: Path, blocks: Sequence[int], dtype: torch.dtype, device: str, *, shard: bool = False
+        self, parent: Checkpoint, blocks: Sequence[int], dtype: torch.dtype, device: str, *, shard: bool = False
     ) -> None:
-        model = load_sharded(folder, dtype, device, learns=False) if shard else load_model(folder, dtype, device)
+        if shard:
+            model = load_sharded(parent.own_folder("transformers"), dtype, device, learns=False)
+        else:
+            model = load_model(parent, dtype, device)
         self._model = model.eval().requires_grad_(False)
         self._blocks = tuple(blocks)
 

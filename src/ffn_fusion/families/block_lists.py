@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ffn_fusion.errors import CheckpointError
+
 _LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types")
 _TYPES = "layer_types"
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -50,6 +52,21 @@ def no_rotation(config: Mapping[str, Any], blocks: int) -> dict[str, list[Any]]:
     }
 
 
+def check_lists(config: Mapping[str, Any], blocks: int) -> None:
+    """Check that lists with an entry a block have as many as there are blocks.
+
+    Raises:
+        CheckpointError: one has more or fewer.
+    """
+    for key in _LISTS:
+        value = config.get(key)
+        if isinstance(value, list) and value and len(value) != blocks:
+            raise CheckpointError(
+                f"config.json: {key} has {len(value)} entries for {blocks} blocks",
+                "cut it with the blocks, or correct num_hidden_layers",
+            )
+
+
 def cut_lists(config: Mapping[str, Any], blocks: Sequence[int], attending: Sequence[bool]) -> dict[str, Any]:
     """A config whose lists have the entries of these blocks alone.
 
@@ -60,11 +77,11 @@ def cut_lists(config: Mapping[str, Any], blocks: Sequence[int], attending: Seque
         attending: for each of the blocks, whether it has an attention.
     """
     cut = {
-        key: [value[i] for i in blocks] if key in _LISTS and isinstance(value, list) else value
+        key: [value[i] for i in blocks] if key in _LISTS and isinstance(value, list) and value else value
         for key, value in config.items()
     }
     types = cut.get(_TYPES)
-    if isinstance(types, list) and any(attending):
+    if isinstance(types, list) and types and any(attending):
         first = types[list(attending).index(True)]
         cut[_TYPES] = [kind if attends else first for kind, attends in zip(types, attending, strict=True)]
     return cut

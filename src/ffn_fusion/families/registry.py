@@ -22,6 +22,7 @@ from ffn_fusion.families import (
     phi3,
     qwen2,
 )
+from ffn_fusion.families.block_lists import check_lists
 from ffn_fusion.families.family import Family, Names
 from ffn_fusion.families.fields import check_types
 from ffn_fusion.families.marked import marked_blocks, with_common_sizes
@@ -121,9 +122,12 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
     config = with_common_sizes(unquantised(config))
     own_form = config["model_type"] == per_block.MODEL_TYPE
     if not own_form and model_type in REWRITTEN and (rewriting := REWRITTEN[model_type](config)):
-        return marked_blocks(replace(llama.read(rewriting.config), pieces=rewriting.pieces), llama.FAMILY)
+        rewritten = replace(llama.read(rewriting.config), pieces=rewriting.pieces)
+        check_lists(config, len(rewritten.blocks))
+        return marked_blocks(rewritten, llama.FAMILY)
     family = FAMILIES[model_type]
     spec = family.read(config)
+    check_lists(config, len(spec.blocks))
     lists = {key: made for key, made in family.lists(config, len(spec.blocks)).items() if config.get(key) is None}
     spec = replace(spec, config={**spec.config, **lists})
     if own_form and family.form:

@@ -14,6 +14,7 @@ from typing import Literal
 from ffn_fusion.blueprint import Part
 from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.families import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
+from ffn_fusion.families.block_lists import cut_lists
 from ffn_fusion.families.layout import sub_block_parameters
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.portability.form import FORM_RULES, common_kv_heads
@@ -183,7 +184,10 @@ class _Work:
         if spec.activation == "swish":
             spec = replace(spec, activation="silu", config={**spec.config, "hidden_act": "silu"})
             self.steps.append("config.json: the activation is called silu")
-        return Rewrite(blocks, replace(spec, family=family, blocks=tuple(b.spec for b in blocks)), tuple(self.steps))
+        places = [(b.ffn or 0) if b.attention is None else b.attention for b in blocks]
+        config = cut_lists(spec.config, places, [b.spec.attention is not None for b in blocks])
+        spec = replace(spec, family=family, blocks=tuple(b.spec for b in blocks), config=config)
+        return Rewrite(blocks, spec, tuple(self.steps))
 
     def _pad(self, to: Callable[[int], int]) -> list[int]:
         """Give every gated FFN zero channels; the blocks that changed."""
