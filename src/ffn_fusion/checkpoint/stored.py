@@ -92,11 +92,12 @@ def _check_plain(tensors: Mapping[str, ModelTensor]) -> None:
 
 
 def _with_names(stored: Stored) -> Stored:
+    """Without a note where just the family's own first word is missing: transformers adds it too."""
     named = family_names(names_of(stored.spec), stored.tensors)
-    changed = next((name for name, plain in named.items() if name != plain), None)
-    if changed is None:
-        return stored
     renamed = replace(stored, tensors={named[name]: info for name, info in stored.tensors.items()})
+    changed = next((name for name, plain in named.items() if not plain.endswith(name)), None)
+    if changed is None:
+        return renamed
     return renamed.noted(f"tensors are read under their family's names: {changed} as {named[changed]}")
 
 
