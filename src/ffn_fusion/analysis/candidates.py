@@ -74,7 +74,7 @@ def run_edits(runs: Sequence[FusedRun], bench: Workbench | None = None) -> dict[
 
 
 def repaired_removals(spec: ModelSpec, bench: Workbench, among: Container[int] | None = None) -> dict[str, Edit]:
-    """Every attention (``among`` these blocks) dropped alone, with its block's FFN repaired where it's a gated one."""
+    """Return edits that drop one attention each (``among`` these blocks; None: all) and repair its block's FFN."""
     return {
         repaired_name(removed("attention", i)): RepairedRun(i, i, i, False, bench)
         for i, block in enumerate(spec.blocks)
