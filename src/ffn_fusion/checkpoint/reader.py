@@ -20,6 +20,7 @@ from ffn_fusion.checkpoint.computed import ModelTensor, rows_of, sources_of, sto
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo, read_bytes, read_header
 from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.checkpoint.stored import Scaling, read_stored
+from ffn_fusion.checkpoint.text_model import text_config, text_tensors
 from ffn_fusion.checkpoint.weight_files import ADAPTER, INDEX, SINGLE, nothing_readable, shards
 from ffn_fusion.errors import CheckpointError, FamilyError
 from ffn_fusion.families import ModelSpec, names_of, nemotron_nas, per_block, read_spec
@@ -182,6 +183,10 @@ def open_folder(
     opening = opening or OpenSettings()
     trust_links = opening.trust_links
     config = read_config(folder, trust_links)
+    wrapper = config.get("model_type")
+    if opening.text_model:
+        with _named(folder):
+            config = text_config(config)
     spec = _spec(config, name or str(folder))
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     found: dict[str, TensorInfo] = {}
@@ -195,7 +200,9 @@ def open_folder(
     _check_index(folder, found, trust_links)
     with _named(folder):
         dtype = CONFIG_DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "BF16")
-        stored = read_stored(spec, found, Scaling(dtype, scale_block(config)), renumber=opening.renumber)
+        inside = text_tensors(found) if opening.text_model else found
+        stored = read_stored(spec, inside, Scaling(dtype, scale_block(config)), renumber=opening.renumber)
+        stored = stored.noted(f"the text model of a {wrapper} model") if opening.text_model else stored
     tensors, called = _expected(folder, stored.spec, stored.tensors), name or str(folder)
     return Checkpoint(folder, stored.spec, tensors, digest.hexdigest(), called, revision, trust_links, stored.notes)
 

@@ -13,6 +13,9 @@ class OpenSettings(Settings):
     trust_links: bool = Field(
         False, description="Follow links in the model's folder that lead out of it; give it for a folder of your own."
     )
+    text_model: bool = Field(
+        False, description="Take the text model out of a wrapper that also reads images, audio or video."
+    )
     renumber: bool = Field(
         False, description="Take the blocks that are stored in the order of their numbers, where some are missing."
     )

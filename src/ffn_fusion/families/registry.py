@@ -117,6 +117,11 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
     if model_type in _UNFUSABLE:
         raise FamilyError(f"family {model_type!r} can't be fused: {_UNFUSABLE[model_type]}", f"supported: {supported}")
     if model_type not in FAMILIES | REWRITTEN:
+        if isinstance(text := config.get("text_config"), Mapping):
+            raise FamilyError(
+                f"{model_type!r} is a wrapper of a text model ({text.get('model_type')})",
+                "--text-model takes the text model out",
+            )
         raise FamilyError(f"family {model_type!r} isn't known", f"supported: {supported}")
     check_types(config)
     config = with_common_sizes(unquantised(config))
