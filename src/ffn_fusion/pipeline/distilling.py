@@ -39,6 +39,7 @@ from ffn_fusion.processes import Progress, silent
 from ffn_fusion.report.model_card import model_card
 from ffn_fusion.surgery.build import child_bytes
 from ffn_fusion.surgery.child import Child
+from ffn_fusion.surgery.child_config import form_of
 from ffn_fusion.surgery.repairs import read_repairs
 
 BEFORE, AFTER = "before", "after"
@@ -291,5 +292,6 @@ def distilled_card(name: str, training: Training, record: dict[str, Any]) -> str
         version("ffn-fusion"),
         read_licence(training.parent.folder) or read_licence(training.child),
         repairs=read_repairs(training.child),
+        form=form_of(training.parent.spec),
         distillation=record,
     )

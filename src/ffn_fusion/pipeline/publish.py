@@ -19,6 +19,7 @@ from ffn_fusion.pipeline.result import Result, result_of
 from ffn_fusion.portability.check import check
 from ffn_fusion.report.html import ReportData, write_report
 from ffn_fusion.report.model_card import model_card
+from ffn_fusion.surgery.child_config import form_of
 from ffn_fusion.surgery.repairs import Repairs, is_repaired
 
 
@@ -36,6 +37,7 @@ def publish(job: Job) -> None:
         result.latency,
         repairs,
         distillation=result.distillation,
+        form=form_of(child.spec),
     )
     write_atomic(recipe.output / MODEL_CARD, card.encode())
     write_report(

@@ -41,6 +41,7 @@ from ffn_fusion.report.model_card import model_card
 from ffn_fusion.surgery.build import build as write_child
 from ffn_fusion.surgery.build import build_id, child_bytes
 from ffn_fusion.surgery.child import Child
+from ffn_fusion.surgery.child_config import form_of
 from ffn_fusion.surgery.repairs import RECORD, Repairs
 
 
@@ -114,6 +115,7 @@ def build(job: Job) -> None:
         version("ffn-fusion"),
         licence=read_licence(job.parent.folder),
         repairs=repairs.record if repairs else None,
+        form=form_of(child.spec),
     )
     write_child(
         job.parent,

@@ -17,6 +17,7 @@ from ffn_fusion.errors import BlueprintError, CheckpointError
 from ffn_fusion.portability.history import read_history
 from ffn_fusion.report.model_card import model_card
 from ffn_fusion.surgery.build import BLUEPRINT
+from ffn_fusion.surgery.child_config import form_of
 from ffn_fusion.surgery.repairs import read_repairs
 
 
@@ -56,6 +57,7 @@ def write_trained(child: Path, trained: Path, how: str, target: Path) -> Path:
         read_licence(child),
         repairs=read_repairs(child),
         distillation=record,
+        form=form_of(before.spec),
     )
     return write_distilled(before, after, record, target, model_card=card)
 

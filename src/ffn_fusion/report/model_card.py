@@ -50,7 +50,7 @@ def model_card(
         repairs: the record of what repair did (``repairs.json``); None: nothing.
         distillation: the record of its distillation (``distillation.json``); None: it wasn't.
         licence: the parent's, as the hub names it; the child has the same.
-        form: ``nemotron-nas`` or ``llama``.
+        form: the model_type of the form it is written in, or ``llama``.
         rewritten: what writing it in this form changed, in words; the function stays the same.
     """
     changed = blueprint != Blueprint.identity(blueprint.parent)
