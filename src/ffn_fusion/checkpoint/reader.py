@@ -200,7 +200,7 @@ def open_folder(
     _check_index(folder, found, trust_links)
     with _named(folder):
         dtype = CONFIG_DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "BF16")
-        inside = text_tensors(found) if opening.text_model else found
+        inside = text_tensors(found, names_of(spec).head) if opening.text_model else found
         stored = read_stored(spec, inside, Scaling(dtype, scale_block(config)), renumber=opening.renumber)
         stored = stored.noted(f"the text model of a {wrapper} model") if opening.text_model else stored
     tensors, called = _expected(folder, stored.spec, stored.tensors), name or str(folder)

@@ -37,13 +37,13 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**whole, **outer, **tied}
 
 
-def text_tensors(found: Mapping[str, Item]) -> dict[str, Item]:
-    """The stored tensors of the text model, and a head that stands beside it.
+def text_tensors(found: Mapping[str, Item], head: str) -> dict[str, Item]:
+    """The stored tensors of the text model, and a head of this name that is stored beside it.
 
     Raises:
         CheckpointError: there are none.
     """
-    kept = {name: item for name, item in found.items() if _INSIDE in name.split(".") or name.startswith("lm_head.")}
+    kept = {name: item for name, item in found.items() if _INSIDE in name.split(".") or name == head}
     if not any(_INSIDE in name for name in kept):
         raise CheckpointError(f"no tensor's name has {_INSIDE!r} in it", "leave out --text-model")
     return kept
