@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-_COMMON = {
+COMMON = {
     "vocab_size": 67,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -65,7 +65,7 @@ REWRITTEN: dict[str, dict[str, Any]] = {
 def write_family(folder: Path, case: dict[str, Any], seed: int = 0) -> Any:
     """Save a random model in float64 and return it. Every weight is drawn anew: norms far from 1, biases from 0."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(**{**_COMMON, **case})
+    config = AutoConfig.for_model(**{**COMMON, **case})
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float64, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -5,12 +5,11 @@ Rows of a stored tensor are stored bytes themselves. What has to be computed is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES, TensorInfo
+from ffn_fusion.checkpoint.safetensors_file import Sized, TensorInfo
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.layout import model_tensors
 from ffn_fusion.families.rewriting import Piece
@@ -20,22 +19,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ComputedTensor:
+class ComputedTensor(Sized):
     """A tensor that is computed from stored ones. ``rows`` gives rows ``start..stop-1`` of it in ``dtype``."""
 
     dtype: str
     shape: tuple[int, ...]
     sources: tuple[TensorInfo, ...]
     rows: Callable[[int, int], Tensor]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * ITEM_SIZES[self.dtype]
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one step along the first dimension."""
-        return math.prod(self.shape[1:]) * ITEM_SIZES[self.dtype]
 
 
 ModelTensor = TensorInfo | ComputedTensor

@@ -23,7 +23,7 @@ from ffn_fusion.checkpoint.stored import Scaling, read_stored
 from ffn_fusion.checkpoint.text_model import text_config, text_tensors
 from ffn_fusion.checkpoint.weight_files import ADAPTER, INDEX, SINGLE, nothing_readable, shards
 from ffn_fusion.errors import CheckpointError, FamilyError
-from ffn_fusion.families import ModelSpec, names_of, nemotron_nas, per_block, read_spec
+from ffn_fusion.families import ModelSpec, family_of, names_of, nemotron_nas, per_block, read_spec
 from ffn_fusion.families.layout import ignorable, model_tensors
 from ffn_fusion.families.marked import of_llm_drop
 from ffn_fusion.families.quantised import scale_block
@@ -78,7 +78,9 @@ class Checkpoint:
         if self.notes:
             raise CheckpointError(
                 f"{self.name}: {reader} doesn't read the folder as ffn-fusion does: {self.notes[0]}",
-                "write it anew and take that: ffn-fusion export MODEL --to nemotron-nas -o FOLDER",
+                "save it anew with transformers' save_pretrained, and take that"
+                if family_of(self.spec).form
+                else "write it anew and take that: ffn-fusion export MODEL --to nemotron-nas -o FOLDER",
             )
         return self.folder
 
@@ -162,7 +164,7 @@ def _spec(config: Mapping[str, Any], name: str) -> ModelSpec:
     if "auto_map" in config and not ours:
         raise FamilyError(
             f"{name}: config.json asks for code of its own (auto_map), which is never run",
-            "if the model is a plain Llama, remove auto_map from its config.json",
+            "if transformers' own class for its model_type computes the model, remove auto_map from config.json",
         )
     return read_spec(config)
 
@@ -282,6 +284,8 @@ def _expected(folder: Path, spec: ModelSpec, found: Mapping[str, ModelTensor]) -
     whole = "the weights don't fit config.json: get both from the same place"
     for wanted, size in model_tensors(spec).items():
         piece = spec.pieces.get(wanted, Piece(wanted))
+        if piece.renames and piece.name not in found:  # stored under the name that the model has it by
+            piece = Piece(wanted)
         name, shape, info = piece.name, stored_shape(piece, size), found.get(piece.name)
         if info is None:
             untied = name == names_of(spec).head

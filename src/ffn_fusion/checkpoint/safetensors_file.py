@@ -38,15 +38,11 @@ _HEADER_LIMIT = 100_000_000  # as the safetensors library
 CHUNK_BYTES = 1 << 20  # stays in the processor's cache from the read to the check, the hash and the write
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """Where a tensor's bytes lie: ``nbytes`` from ``offset`` (from the file's start), row-major."""
+class Sized:
+    """What follows from a tensor's dtype and shape."""
 
-    name: str
     dtype: str
     shape: tuple[int, ...]
-    file: Path
-    offset: int
 
     @property
     def nbytes(self) -> int:
@@ -56,6 +52,17 @@ class TensorInfo:
     def row_bytes(self) -> int:
         """Bytes of one row, i.e. of one step along the first dimension."""
         return math.prod(self.shape[1:]) * ITEM_SIZES[self.dtype]
+
+
+@dataclass(frozen=True)
+class TensorInfo(Sized):
+    """Where a tensor's bytes lie: ``nbytes`` from ``offset`` (from the file's start), row-major."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
 
 
 def read_header(path: Path) -> tuple[dict[str, TensorInfo], bytes]:

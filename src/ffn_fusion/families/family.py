@@ -14,6 +14,7 @@ from ffn_fusion.blueprint import Operation, SubBlock
 from ffn_fusion.families import per_block
 from ffn_fusion.families.block_lists import Rule, no_lists
 from ffn_fusion.families.per_block import PerBlockForm
+from ffn_fusion.families.rewriting import Rewriting
 from ffn_fusion.families.spec import ModelSpec
 
 Shape = tuple[int, ...]
@@ -80,6 +81,8 @@ class Family:
         read: config.json -> sizes. Raises: CheckpointError, FamilyError.
         names: what its tensors are called.
         tensors: the tensors of a sub-block with the norm in front of it, in the order of a forward pass.
+        usual: what transformers takes a config field to be that config.json leaves out, where that isn't Llama's.
+        rewrite: config.json -> the Llama that a model is in another notation; None for a model that isn't one.
         form: how its children keep the family's own names and config; None: they're written as Nemotron-NAS.
         writer: sizes and the multiple that widths are padded to -> config.json, where ``form`` doesn't say it.
         lists: what lists with an entry a block the config may leave out.
@@ -91,6 +94,8 @@ class Family:
     read: Callable[[Mapping[str, Any]], ModelSpec]
     names: Names
     tensors: Callable[[ModelSpec, SubBlock], Iterator[SubBlockTensor]]
+    usual: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    rewrite: Callable[[Mapping[str, Any]], Rewriting | None] | None = None
     form: PerBlockForm | None = None
     writer: Callable[[ModelSpec, int], dict[str, Any]] | None = None
     lists: Rule = no_lists

@@ -9,7 +9,7 @@ from ffn_fusion.blueprint import SubBlock
 from ffn_fusion.errors import FamilyError
 from ffn_fusion.families.family import Family, Names, Shape, SubBlockTensor
 from ffn_fusion.families.fields import flag, number, whole
-from ffn_fusion.families.layer_norm import activation, ffn_tensors, matrix, norm_tensors
+from ffn_fusion.families.layer_norm import activation, ffn_tensors, masks, matrix, norm_tensors, with_biases
 from ffn_fusion.families.per_block import Modules, PerBlockForm
 from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
 
@@ -18,20 +18,16 @@ NAMES = Names(
     final_norm="transformer.ln_f.weight",
     head="lm_head.weight",
     block="transformer.h.{}.",
-    inner={
-        "attention.norm": "ln_1.weight",
-        "attention.norm.bias": "ln_1.bias",
-        "attention.qkv": "attn.c_attn.weight",
-        "attention.qkv.bias": "attn.c_attn.bias",
-        "attention.o": "attn.c_proj.weight",
-        "attention.o.bias": "attn.c_proj.bias",
-        "ffn.norm": "ln_2.weight",
-        "ffn.norm.bias": "ln_2.bias",
-        "ffn.up": "mlp.c_fc.weight",
-        "ffn.up.bias": "mlp.c_fc.bias",
-        "ffn.down": "mlp.c_proj.weight",
-        "ffn.down.bias": "mlp.c_proj.bias",
-    },
+    inner=with_biases(
+        {
+            "attention.norm": "ln_1",
+            "attention.qkv": "attn.c_attn",
+            "attention.o": "attn.c_proj",
+            "ffn.norm": "ln_2",
+            "ffn.up": "mlp.c_fc",
+            "ffn.down": "mlp.c_proj",
+        }
+    ),
 )
 
 
@@ -44,19 +40,22 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         )
     hidden, heads = whole(config, "n_embd"), whole(config, "n_head")
     block = BlockSpec(AttentionSpec("attention", heads), FfnSpec("plain", whole(config, "n_inner", 4 * hidden)))
+    blocks = whole(config, "n_layer", limit=1 << 14)
     return ModelSpec(
         family="gpt2",
         hidden_size=hidden,
         heads=heads,
         head_dim=hidden // heads,
         vocab_size=whole(config, "vocab_size"),
-        blocks=(block,) * whole(config, "n_layer", limit=1 << 14),
+        blocks=(block,) * blocks,
         tied=flag({"tie_word_embeddings": True, **config}, "tie_word_embeddings"),
         attention_bias=True,
         mlp_bias=True,
         activation=activation({"activation_function": "gelu_new", **config}, "activation_function"),
         norm_eps=number(config, "layer_norm_epsilon", 1e-5),
         config=config,
+        positions=whole(config, "n_positions", 1024),
+        unread=masks(NAMES, blocks, "attn.bias", "attn.masked_bias"),
     )
 
 
@@ -73,9 +72,9 @@ def tensors(spec: ModelSpec, part: SubBlock) -> Iterator[SubBlockTensor]:
 
 def outer(spec: ModelSpec) -> dict[str, Shape]:
     """The table of positions, and the last norm's bias."""
+    assert spec.positions
     D = spec.hidden_size
-    positions = whole(spec.config, "n_positions", 1024)
-    return {"transformer.wpe.weight": (positions, D), "transformer.ln_f.bias": (D,)}
+    return {"transformer.wpe.weight": (spec.positions, D), "transformer.ln_f.bias": (D,)}
 
 
 FORM = PerBlockForm(

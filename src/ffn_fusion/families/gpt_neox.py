@@ -8,7 +8,7 @@ from typing import Any
 from ffn_fusion.blueprint import SubBlock
 from ffn_fusion.families.family import Family, Names, Shape, SubBlockTensor
 from ffn_fusion.families.fields import block_count, flag, number, whole
-from ffn_fusion.families.layer_norm import activation, ffn_tensors, matrix, norm_tensors
+from ffn_fusion.families.layer_norm import activation, ffn_tensors, masks, matrix, norm_tensors, with_biases
 from ffn_fusion.families.per_block import Modules, PerBlockForm
 from ffn_fusion.families.rewriting import Piece
 from ffn_fusion.families.rotary import check_rotary
@@ -19,20 +19,16 @@ NAMES = Names(
     final_norm="gpt_neox.final_layer_norm.weight",
     head="lm_head.weight",
     block="gpt_neox.layers.{}.",
-    inner={
-        "attention.norm": "input_layernorm.weight",
-        "attention.norm.bias": "input_layernorm.bias",
-        "attention.qkv": "attention.query_key_value.weight",
-        "attention.qkv.bias": "attention.query_key_value.bias",
-        "attention.o": "attention.dense.weight",
-        "attention.o.bias": "attention.dense.bias",
-        "ffn.norm": "post_attention_layernorm.weight",
-        "ffn.norm.bias": "post_attention_layernorm.bias",
-        "ffn.up": "mlp.dense_h_to_4h.weight",
-        "ffn.up.bias": "mlp.dense_h_to_4h.bias",
-        "ffn.down": "mlp.dense_4h_to_h.weight",
-        "ffn.down.bias": "mlp.dense_4h_to_h.bias",
-    },
+    inner=with_biases(
+        {
+            "attention.norm": "input_layernorm",
+            "attention.qkv": "attention.query_key_value",
+            "attention.o": "attention.dense",
+            "ffn.norm": "post_attention_layernorm",
+            "ffn.up": "mlp.dense_h_to_4h",
+            "ffn.down": "mlp.dense_4h_to_h",
+        }
+    ),
 )
 
 
@@ -43,19 +39,21 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     pieces = {NAMES.head: Piece("embed_out.weight")} if config["model_type"] == "gpt_neox" else {}
     check_rotary(config)
     block = BlockSpec(AttentionSpec("attention", heads), FfnSpec("plain", whole(config, "intermediate_size")))
+    blocks = block_count(config)
     return ModelSpec(
         family="gpt_neox",
         hidden_size=hidden,
         heads=heads,
         head_dim=hidden // heads,
         vocab_size=whole(config, "vocab_size"),
-        blocks=(block,) * block_count(config),
+        blocks=(block,) * blocks,
         tied=flag(config, "tie_word_embeddings"),
         attention_bias=flag({"attention_bias": True, **config}, "attention_bias"),
         mlp_bias=True,
         activation=activation({"hidden_act": "gelu", **config}, "hidden_act"),
         norm_eps=number(config, "layer_norm_eps", 1e-5),
         config=config,
+        unread=masks(NAMES, blocks, "attention.bias", "attention.masked_bias"),
         side_by_side=flag({"use_parallel_residual": True, **config}, "use_parallel_residual"),
         pieces=pieces,
     )

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ffn_fusion.errors import CheckpointError
+from ffn_fusion.families import llama, llama_shaped
+from ffn_fusion.families.family import Family
 from ffn_fusion.families.fields import block_count, flag, number, whole
 from ffn_fusion.families.llama_shaped import NAMES
 from ffn_fusion.families.rewriting import Piece, Rewriting, without
@@ -56,3 +58,6 @@ def _multiplier(config: Mapping[str, Any], key: str) -> float:
     if not value:
         raise CheckpointError(f"config.json: {key} is 0", "correct the config")
     return value
+
+
+FAMILY = Family("granite", llama.read, NAMES, llama_shaped.tensors, rewrite=rewrite)

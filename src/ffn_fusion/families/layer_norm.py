@@ -9,9 +9,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ffn_fusion.errors import CheckpointError
-from ffn_fusion.families.family import Along, Role, SubBlockTensor
+from ffn_fusion.families.family import Along, Names, Role, SubBlockTensor
 from ffn_fusion.families.llama_shaped import ELEMENTWISE
 from ffn_fusion.families.spec import FfnSpec, ModelSpec
+
+
+def with_biases(modules: Mapping[str, str]) -> dict[str, str]:
+    """Tensor names of a block by key, from the names of its modules: each has a weight and a bias."""
+    weights = {key: f"{name}.weight" for key, name in modules.items()}
+    return weights | {f"{key}.bias": f"{name}.bias" for key, name in modules.items()}
+
+
+def masks(names: Names, blocks: int, *keys: str) -> frozenset[str]:
+    """Causal masks that older checkpoints store in every block; transformers makes its own."""
+    return frozenset(names.prefix(block) + key for block in range(blocks) for key in keys)
 
 
 def norm_tensors(part: str, D: int) -> Iterator[SubBlockTensor]:

@@ -1,7 +1,4 @@
-"""Families that differ from Llama in a few places that Nemotron-NAS can't hold, and keep their own form for it.
-
-Mistral, Qwen2 and Phi-3 stand here too, for those of their models that aren't Llamas in another notation.
-"""
+"""Families that differ from Llama in a few places that Nemotron-NAS can't hold, and keep their own form for it."""
 
 from __future__ import annotations
 
@@ -23,23 +20,20 @@ from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpe
 FORM = PerBlockForm(Modules("self_attn", ("input_layernorm",)), Modules("mlp", ("post_attention_layernorm",)))
 
 
-def read(family: str, usual: Mapping[str, Any], config: Mapping[str, Any]) -> ModelSpec:
+def read(family: str, config: Mapping[str, Any]) -> ModelSpec:
     """Sizes of a model whose config has Llama's fields.
-
-    Args:
-        usual: what a field is where the config leaves it out, in this family.
 
     Raises:
         CheckpointError: a field is missing or wrong.
     """
-    fields = common({**usual, **config})
+    fields = common(config)
     kv_heads = whole(config, "num_key_value_heads", fields["heads"])
     if fields["heads"] % kv_heads:
         raise CheckpointError(
             f"config.json: {fields['heads']} heads can't share {kv_heads} key/value heads evenly", "correct the config"
         )
     block = BlockSpec(AttentionSpec("attention", kv_heads), FfnSpec("gated", whole(config, "intermediate_size")))
-    return ModelSpec(family=family, blocks=(block,) * block_count(config), **{**fields, "config": config})
+    return ModelSpec(family=family, blocks=(block,) * block_count(config), **fields)
 
 
 def qk_norm_tensors(spec: ModelSpec, part: SubBlock) -> Iterator[SubBlockTensor]:
@@ -61,24 +55,35 @@ QK_NAMES = replace(
 )
 
 FAMILIES = (
-    Family("mistral", partial(read, "mistral", {}), NAMES, llama_tensors, form=FORM),
-    Family("qwen2", partial(read, "qwen2", {"qkv_bias": True}), NAMES, llama_tensors, form=FORM, lists=upper_windows),
     Family(
-        "qwen3", partial(read, "qwen3", {"head_dim": 128}), QK_NAMES, qk_norm_tensors, form=FORM, lists=upper_windows
+        "qwen3",
+        partial(read, "qwen3"),
+        QK_NAMES,
+        qk_norm_tensors,
+        usual={"num_key_value_heads": 32, "head_dim": 128},
+        form=FORM,
+        lists=upper_windows,
     ),
     Family(
         "smollm3",
-        partial(read, "smollm3", {"tie_word_embeddings": True}),
+        partial(read, "smollm3"),
         NAMES,
         llama_tensors,
+        usual={"num_key_value_heads": 4, "tie_word_embeddings": True},
         form=FORM,
         lists=no_rotation,
     ),
     Family(
         "gemma",
-        partial(read, "gemma", {"hidden_act": "gelu_pytorch_tanh", "head_dim": 256, "tie_word_embeddings": True}),
+        partial(read, "gemma"),
         NAMES,
         gemma_tensors,
+        usual={
+            "hidden_act": "gelu_pytorch_tanh",
+            "num_key_value_heads": 16,
+            "head_dim": 256,
+            "tie_word_embeddings": True,
+        },
         form=FORM,
     ),
 )

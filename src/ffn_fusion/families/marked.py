@@ -73,7 +73,7 @@ def marked_blocks(spec: ModelSpec, family: Family) -> ModelSpec:
     read = per_block.read_blocks(replace(spec, blocks=blocks), family.form or FORM)
     rest = {key: value for key, value in config.items() if key not in _MARKS}
     note = "blocks differ as config.json marks them: " + ", ".join(key for key in _MARKS if config.get(key))
-    return replace(read, config=rest, unread=frozenset(_unread(spec, read, family)), notes=(note,))
+    return replace(read, config=rest, unread=spec.unread.union(_unread(spec, read, family)), notes=(note,))
 
 
 def _from_entries(spec: ModelSpec) -> ModelSpec:

@@ -39,19 +39,14 @@ def _prefixed(part: str, names: Mapping[str, str]) -> dict[str, str]:
 
 def _read_gemma(family: str, config: Mapping[str, Any]) -> ModelSpec:
     """Gemma 3 has rotary settings for each type of attention, which are transformers' business alone."""
-    usual = {
-        "hidden_act": config.get("hidden_activation", "gelu_pytorch_tanh"),
-        "head_dim": 256,
-        "tie_word_embeddings": True,
-    }
-    plain = {key: value for key, value in config.items() if key not in (*_ROTARY, "hidden_act")}
-    return replace(read(family, usual, plain), config=config)
+    plain = {key: value for key, value in config.items() if key not in _ROTARY}
+    return replace(read(family, {**plain, "hidden_act": config.get("hidden_activation")}), config=config)
 
 
 def _read_glm(config: Mapping[str, Any]) -> ModelSpec:
     """Its ``attention_bias`` is of Q, K and V alone."""
     biased = {**config, "qkv_bias": config.get("attention_bias", False), "attention_bias": False}
-    return replace(read("glm4", {}, biased), config=config)
+    return replace(read("glm4", biased), config=config)
 
 
 def _tensors(
@@ -117,6 +112,13 @@ _GLM_NAMES = _names(
     {"norm": "post_attention_layernorm", "norm_after": "post_mlp_layernorm", "gate_up": "mlp.gate_up_proj"},
 )
 
+_GEMMA_USUAL = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "tie_word_embeddings": True,
+}
+
 FAMILIES = (
     *(
         Family(
@@ -124,6 +126,7 @@ FAMILIES = (
             partial(_read_gemma, name),
             _GEMMA_NORMS,
             partial(_tensors, _BOTH_SIDES, qk_norm, 1.0),
+            usual=_GEMMA_USUAL,
             form=_GEMMA_FORM,
             lists=full_every(period),
             refuses=_REFUSES,
@@ -133,9 +136,10 @@ FAMILIES = (
     *(
         Family(
             name,
-            partial(read, name, {}),
+            partial(read, name),
             _OLMO_NAMES,
             partial(_tensors, _AFTER, "all", 0.0),
+            usual={"rms_norm_eps": 1e-5},
             form=_OLMO_FORM,
             lists=lists,
             refuses=_REFUSES,
@@ -147,6 +151,7 @@ FAMILIES = (
         _read_glm,
         _GLM_NAMES,
         _glm_tensors,
+        usual={"num_key_value_heads": 2, "head_dim": 128, "attention_bias": True, "rms_norm_eps": 1.5625e-07},
         form=_GLM_FORM,
         refuses=_REFUSES | {"narrow": "gate and up are stored in one matrix"},
     ),

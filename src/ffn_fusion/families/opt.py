@@ -9,7 +9,7 @@ from ffn_fusion.blueprint import SubBlock
 from ffn_fusion.errors import FamilyError
 from ffn_fusion.families.family import Family, Names, Shape, SubBlockTensor
 from ffn_fusion.families.fields import block_count, flag, whole
-from ffn_fusion.families.layer_norm import activation, ffn_tensors, matrix, norm_tensors
+from ffn_fusion.families.layer_norm import activation, ffn_tensors, matrix, norm_tensors, with_biases
 from ffn_fusion.families.per_block import Modules, PerBlockForm
 from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
 
@@ -20,20 +20,16 @@ NAMES = Names(
     final_norm="model.decoder.final_layer_norm.weight",
     head="lm_head.weight",
     block="model.decoder.layers.{}.",
-    inner={
-        "attention.norm": "self_attn_layer_norm.weight",
-        "attention.norm.bias": "self_attn_layer_norm.bias",
-        **{f"attention.{key}": f"self_attn.{key}_proj.weight" for key in "qkv"},
-        **{f"attention.{key}.bias": f"self_attn.{key}_proj.bias" for key in "qkv"},
-        "attention.o": "self_attn.out_proj.weight",
-        "attention.o.bias": "self_attn.out_proj.bias",
-        "ffn.norm": "final_layer_norm.weight",
-        "ffn.norm.bias": "final_layer_norm.bias",
-        "ffn.up": "fc1.weight",
-        "ffn.up.bias": "fc1.bias",
-        "ffn.down": "fc2.weight",
-        "ffn.down.bias": "fc2.bias",
-    },
+    inner=with_biases(
+        {
+            "attention.norm": "self_attn_layer_norm",
+            **{f"attention.{key}": f"self_attn.{key}_proj" for key in "qkv"},
+            "attention.o": "self_attn.out_proj",
+            "ffn.norm": "final_layer_norm",
+            "ffn.up": "fc1",
+            "ffn.down": "fc2",
+        }
+    ),
 )
 
 
@@ -63,6 +59,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         activation=activation({"activation_function": "relu", **config}, "activation_function"),
         norm_eps=1e-5,
         config=config,
+        positions=whole(config, "max_position_embeddings", 2048),
     )
 
 
@@ -80,9 +77,9 @@ def tensors(spec: ModelSpec, part: SubBlock) -> Iterator[SubBlockTensor]:
 
 def outer(spec: ModelSpec) -> dict[str, Shape]:
     """The table of positions, and the last norm's bias."""
-    D = spec.hidden_size
-    positions = whole(spec.config, "max_position_embeddings", 2048) + _OFFSET
-    return {"model.decoder.embed_positions.weight": (positions, D), "model.decoder.final_layer_norm.bias": (D,)}
+    assert spec.positions
+    D, rows = spec.hidden_size, spec.positions + _OFFSET
+    return {"model.decoder.embed_positions.weight": (rows, D), "model.decoder.final_layer_norm.bias": (D,)}
 
 
 FORM = PerBlockForm(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ffn_fusion.blueprint import SubBlock
@@ -26,15 +27,6 @@ def rewrite(config: Mapping[str, Any]) -> Rewriting | None:
     return Rewriting(without(config, *_OWN), dict(_pieces(config)))
 
 
-def read(config: Mapping[str, Any]) -> ModelSpec:
-    """Sizes of a model that isn't a Llama.
-
-    Raises:
-        CheckpointError: a field is missing or wrong.
-    """
-    return llama_like.read("phi3", {}, config)
-
-
 def tensors(spec: ModelSpec, part: SubBlock) -> Iterator[SubBlockTensor]:
     """Llama's, with Q, K, V in one matrix and gate, up in another."""
     D, d = spec.hidden_size, spec.head_dim
@@ -50,9 +42,11 @@ def tensors(spec: ModelSpec, part: SubBlock) -> Iterator[SubBlockTensor]:
 _PACKED = {"attention.qkv": "self_attn.qkv_proj.weight", "ffn.gate_up": "mlp.gate_up_proj.weight"}
 FAMILY = Family(
     "phi3",
-    read,
+    partial(llama_like.read, "phi3"),
     replace(NAMES, inner={**NAMES.inner, **_PACKED}),
     tensors,
+    usual={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
+    rewrite=rewrite,
     form=llama_like.FORM,
     refuses={"narrow": "gate and up are stored in one matrix"},
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,24 +27,18 @@ from ffn_fusion.families.family import Family, Names
 from ffn_fusion.families.fields import check_types
 from ffn_fusion.families.marked import marked_blocks, with_common_sizes
 from ffn_fusion.families.quantised import unquantised
-from ffn_fusion.families.rewriting import Rewriting
 from ffn_fusion.families.spec import ModelSpec
-
-REWRITTEN: dict[str, Callable[[Mapping[str, Any]], Rewriting | None]] = {
-    "mistral": mistral.rewrite,
-    "qwen2": qwen2.rewrite,
-    "phi3": phi3.rewrite,
-    "granite": granite.rewrite,
-}
-"""By model_type: families that are Llamas in another notation; None where a model isn't."""
 
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         llama.FAMILY,
         nemotron_nas.FAMILY,
-        *llama_like.FAMILIES,
+        mistral.FAMILY,
+        qwen2.FAMILY,
         phi3.FAMILY,
+        granite.FAMILY,
+        *llama_like.FAMILIES,
         *norm_after.FAMILIES,
         gpt2.FAMILY,
         opt.FAMILY,
@@ -79,17 +73,16 @@ def child_family(spec: ModelSpec) -> Family:
 
 
 def known_families() -> dict[str, tuple[Family, ...]]:
-    """By model_type, the families that a model may be read as: the first is what most of them are.
+    """By model_type, the families that a model may be read as; where there are two, most models are the first.
 
-    Models of one that is rewritten in Llama's form are Llamas; those that aren't keep their family's own form.
+    Models that are rewritten in Llama's form are Llamas; those that aren't keep their family's own form.
     """
-    names = dict.fromkeys([*FAMILIES, *REWRITTEN])
     return {
         name: (
-            *([FAMILIES[llama.FAMILY.name]] if name in REWRITTEN else []),
-            *([FAMILIES[name]] if name in FAMILIES else []),
+            *([llama.FAMILY] if family.rewrite else []),
+            *([family] if family.form or not family.rewrite else []),
         )
-        for name in names
+        for name, family in FAMILIES.items()
     }
 
 
@@ -109,14 +102,14 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
     model_type = config.get("model_type")
     if model_type == per_block.MODEL_TYPE:
         model_type = config.get("base_model_type")
-    supported = ", ".join(sorted(FAMILIES | REWRITTEN))
+    supported = ", ".join(sorted(FAMILIES))
     if not isinstance(model_type, str):
         raise CheckpointError(
             "config.json has no model_type", f"this isn't a Hugging Face model; known are {supported}"
         )
     if model_type in _UNFUSABLE:
         raise FamilyError(f"family {model_type!r} can't be fused: {_UNFUSABLE[model_type]}", f"supported: {supported}")
-    if model_type not in FAMILIES | REWRITTEN:
+    if model_type not in FAMILIES:
         if isinstance(text := config.get("text_config"), Mapping):
             raise FamilyError(
                 f"{model_type!r} is a wrapper of a text model ({text.get('model_type')})",
@@ -124,13 +117,13 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
             )
         raise FamilyError(f"family {model_type!r} isn't known", f"supported: {supported}")
     check_types(config)
-    config = with_common_sizes(unquantised(config))
+    family = FAMILIES[model_type]
+    config = {**family.usual, **with_common_sizes(unquantised(config))}
     own_form = config["model_type"] == per_block.MODEL_TYPE
-    if not own_form and model_type in REWRITTEN and (rewriting := REWRITTEN[model_type](config)):
+    if family.rewrite and not own_form and (rewriting := family.rewrite(config)):
         rewritten = replace(llama.read(rewriting.config), pieces=rewriting.pieces)
         check_lists(config, len(rewritten.blocks))
         return marked_blocks(rewritten, llama.FAMILY)
-    family = FAMILIES[model_type]
     spec = family.read(config)
     check_lists(config, len(spec.blocks))
     lists = {key: made for key, made in family.lists(config, len(spec.blocks)).items() if config.get(key) is None}

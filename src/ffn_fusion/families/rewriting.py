@@ -24,6 +24,11 @@ class Piece:
     rows: tuple[int, int, int] | None = None
     factor: float = 1.0
 
+    @property
+    def renames(self) -> bool:
+        """Whether it is a whole stored tensor as it is, under another name."""
+        return self.rows is None and self.factor == 1.0
+
 
 @dataclass(frozen=True)
 class Rewriting:

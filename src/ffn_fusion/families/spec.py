@@ -19,8 +19,9 @@ class ModelSpec:
     ``config`` is its config.json, for what is passed on unchanged: as it was read, or rewritten in Llama's form where
     ``pieces`` says what tensors are made of that are stored in another one. ``attention_bias`` is that of Q, K, V and
     the output; ``qkv_bias`` of Q, K and V alone. ``side_by_side``: a block's FFN reads the block's input and not what
-    its attention made of it. ``unread``: stored tensors that belong to no part of the model. ``notes``: what
-    config.json says in a form that other programs don't read.
+    its attention made of it. ``positions``: the most tokens of a sequence, where
+    positions are learned. ``unread``: stored tensors that belong to no part of the model. ``notes``: what config.json
+    says in a form that other programs don't read.
     """
 
     family: str
@@ -37,6 +38,7 @@ class ModelSpec:
     config: Mapping[str, Any] = field(repr=False, hash=False)
     qkv_bias: bool = False
     side_by_side: bool = False
+    positions: int | None = None
     pieces: Mapping[str, Piece] = field(default_factory=dict, repr=False, hash=False)
     unread: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
