@@ -20,7 +20,9 @@ from ffn_fusion.blockwise.stack import Stack
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.distillation.distill import distill_child
-from ffn_fusion.distillation.settings import DistillSettings
+from ffn_fusion.distillation.settings import DistillSettings, Objective
+from ffn_fusion.distillation.teacher import OnlineTeacher
+from ffn_fusion.distillation.trainer import objective_loss
 from ffn_fusion.distillation.training import Training
 from ffn_fusion.distillation.write import write_distilled
 from ffn_fusion.evaluation.evaluate import evaluate
@@ -212,6 +214,32 @@ def test_two_steps_of_distillation_make_a_child(tmp_path: Path, ids: Tensor, nam
     assert done.record["steps"] == 2
     after = write_distilled(open_folder(before), done.weights, done.record, tmp_path / "distilled")
     assert (logits(load(after), ids) - logits(load(before), ids)).abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_the_objective_is_that_of_the_models_own_logits(tmp_path: Path, ids: Tensor, name: str) -> None:
+    """Some models scale or cap what the head gives: divergence, LM loss and gradient are those of their logits."""
+    parent = write_family(tmp_path / "parent", FAMILIES[name])
+    checkpoint = open_folder(tmp_path / "parent")
+    folder = build(checkpoint, checkpoint.blueprint().drop_attention(DROPPED), tmp_path / "child", width_multiple=1)
+    child, objective = load(folder), Objective(kl=0.7, lm=0.4, cosine=0.0, temperature=2.0)
+    teacher = OnlineTeacher(checkpoint, [], torch.float64, "cpu")
+    loss = objective_loss(child, child, ids, [0, 1], teacher, [], objective, torch.float64)
+    loss.total.backward()
+    found = {name: parameter.grad.clone() for name, parameter in child.named_parameters()}
+
+    child.zero_grad()
+    p, q = parent(ids).logits[:, :-1].detach(), child(ids).logits[:, :-1]
+    log_p, log_q = (z.div(2.0).log_softmax(-1) for z in (p, q))
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    lm = torch.nn.functional.cross_entropy(q.flatten(0, 1), ids[:, 1:].flatten())
+    # transformers rounds norms and softmax to float32, and the teacher's attention is another kernel than eager's.
+    bound = rounding(torch.float32, blocks=5, terms=64)
+    assert [float(part) for part in (loss.parts[0], loss.parts[2])] == pytest.approx([float(kl), float(lm)], rel=bound)
+    (0.7 * 4 * kl + 0.4 * lm).backward()
+    wanted = {name: parameter.grad for name, parameter in child.named_parameters()}
+    apart = sum(float((found[name] - wanted[name]).square().sum()) for name in wanted)
+    assert apart <= bound**2 * sum(float(gradient.square().sum()) for gradient in wanted.values())
 
 
 @pytest.mark.parametrize("name", FAMILIES)

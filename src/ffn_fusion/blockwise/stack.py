@@ -81,7 +81,7 @@ class Stack:
     def forget(self) -> None:
         """Free all weights; they are read again when they are needed."""
         self._loaded.clear()
-        for name in ("_embedding", "_head"):
+        for name in ("_embedding", "_before_blocks", "_head"):
             self.__dict__.pop(name, None)
 
     def block(self, i: int) -> Block:

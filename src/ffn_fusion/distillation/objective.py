@@ -16,6 +16,7 @@ from torch import Tensor
 from ffn_fusion.blockwise.cosine import unit
 from ffn_fusion.distillation.divergence import Truncated, diverge, diverge_truncated
 from ffn_fusion.distillation.settings import Objective
+from ffn_fusion.modeling.causal import AS_IT_IS, HeadOutput
 
 LOGIT_BYTES = {"cpu": 48 << 20, "cuda": 512 << 20}
 """Bytes of a slice of float32 logits: what a CPU's cache holds between the few passes, or what keeps a GPU busy."""
@@ -31,13 +32,16 @@ class Target(Protocol):
 
 
 class HiddenTarget:
-    """The parent's last hidden states (after its final norm) [R, D'] and its head's weight [V, D']."""
+    """The parent's last hidden states (after its final norm) [R, D'] and its head's weight [V, D'].
 
-    def __init__(self, hidden_RD: Tensor, weight_VD: Tensor) -> None:
-        self._hidden, self._weight = hidden_RD, weight_VD
+    ``output``: what its model makes of their products.
+    """
+
+    def __init__(self, hidden_RD: Tensor, weight_VD: Tensor, output: HeadOutput = AS_IT_IS) -> None:
+        self._hidden, self._weight, self._output = hidden_RD, weight_VD, output
 
     def diverge(self, logits: Tensor, rows: slice, objective: Objective) -> tuple[Tensor, Tensor]:
-        parent = (self._hidden[rows] @ self._weight.mT).to(logits.dtype)
+        parent = self._output.logits(self._hidden[rows] @ self._weight.mT).to(logits.dtype)
         if objective.temperature != 1:
             parent.div_(objective.temperature)
         return diverge(logits, parent, objective.direction)
@@ -67,6 +71,7 @@ def head_loss(
     next_R: Tensor,
     objective: Objective,
     logit_bytes: int | None = None,
+    output: HeadOutput = AS_IT_IS,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return means over rows: the weighted sum of divergence and LM loss, which can be differentiated, and both terms
     in nats (zero if their weight is zero).
@@ -77,12 +82,13 @@ def head_loss(
         target: the parent's distributions; None for the LM loss alone.
         next_R: the tokens to predict.
         logit_bytes: bytes of logits in memory at a time.
+        output: what the child's model makes of the products with its head.
     """
     if logit_bytes is None:
         logit_bytes = LOGIT_BYTES.get(hidden_RD.device.type, LOGIT_BYTES["cpu"])
     step = max(1, logit_bytes // (4 * len(weight_VD)))
     found: tuple[Tensor, Tensor, Tensor] = _HeadLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_RD, weight_VD, target, next_R, objective, step
+        hidden_RD, weight_VD, target, next_R, objective, step, output
     )
     return found
 
@@ -90,7 +96,14 @@ def head_loss(
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, target: Target | None, next_R: Tensor, objective: Objective, step: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        target: Target | None,
+        next_R: Tensor,
+        objective: Objective,
+        step: int,
+        output: HeadOutput,
     ) -> tuple[Tensor, Tensor, Tensor]:
         to_hidden, to_weight, *_ = ctx.needs_input_grad
         with torch.autocast(hidden.device.type, enabled=False):
@@ -101,7 +114,11 @@ class _HeadLoss(torch.autograd.Function):
             asked = objective.lm or (objective.kl and target is not None)
             for start in range(0, R, step) if asked else ():
                 rows = slice(start, min(start + step, R))
-                gradient = _slice(hidden[rows] @ head.mT, target, next_R, rows, objective, sums).to(hidden.dtype)
+                logits = output.logits(hidden[rows] @ head.mT)
+                # Before _slice, which divides the logits by the temperature in place.
+                slope = None if output == AS_IT_IS else output.slope(logits)
+                gradient = _slice(logits, target, next_R, rows, objective, sums)
+                gradient = (gradient if slope is None else gradient.mul_(slope)).to(hidden.dtype)
                 if for_hidden is not None:
                     torch.mm(gradient, head, out=for_hidden[rows])
                 if for_weight is not None:
@@ -116,7 +133,7 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         total = gradients[0]
-        return *(None if saved is None else saved * total.to(saved.dtype) for saved in ctx.saved_tensors), *(None,) * 4
+        return *(None if saved is None else saved * total.to(saved.dtype) for saved in ctx.saved_tensors), *(None,) * 5
 
 
 def _slice(

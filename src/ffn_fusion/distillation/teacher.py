@@ -16,7 +16,7 @@ from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.distillation.objective import HiddenTarget, Target
 from ffn_fusion.distillation.sharding import load_sharded, whole
 from ffn_fusion.distillation.states import seen
-from ffn_fusion.modeling.causal import head_of
+from ffn_fusion.modeling.causal import HeadOutput, head_of
 from ffn_fusion.modeling.load import load_model
 
 
@@ -66,7 +66,10 @@ class OnlineTeacher:
         with seen(self._model, self._blocks) as states:
             self._model(input_ids=ids_BT, use_cache=False, logits_to_keep=1)
         assert states.last is not None
-        return Lesson(HiddenTarget(rows(states.last), whole(head_of(self._model).weight)), states.blocks)
+        return Lesson(
+            HiddenTarget(rows(states.last), whole(head_of(self._model).weight), HeadOutput.of(self._model.config)),
+            states.blocks,
+        )
 
 
 def rows(x_BTD: Tensor) -> Tensor:

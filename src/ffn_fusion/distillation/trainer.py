@@ -23,7 +23,7 @@ from ffn_fusion.distillation.settings import PARTS, DistillSettings, Objective
 from ffn_fusion.distillation.states import seen
 from ffn_fusion.distillation.teacher import Teacher, rows
 from ffn_fusion.errors import OutputError, TrainingError
-from ffn_fusion.modeling.causal import head_of
+from ffn_fusion.modeling.causal import AS_IT_IS, HeadOutput, head_of
 from ffn_fusion.processes import current
 
 
@@ -77,13 +77,13 @@ def objective_loss(
     weight is gathered however the child is wrapped, and its gradient takes the same path as all others.
     """
     lesson, nexts = teacher.teach(ids_BT, windows), ids_BT[:, 1:].flatten()
-    parts: list[Tensor] = []
+    output, parts = HeadOutput.of(model.config), list[Tensor]()
 
     def at_head(head: Any, _: Any, __: Any) -> Tensor:
         assert states.last is not None
-        total, *found = head_loss(rows(states.last).to(dtype), head.weight, lesson.target, nexts, objective)
-        parts.extend(found)
-        return total
+        hidden = rows(states.last).to(dtype)
+        parts.extend(head_loss(hidden, head.weight, lesson.target, nexts, objective, output=output))
+        return parts[0] if output == AS_IT_IS else parts[0] / _size(parts[0])
 
     with seen(model, blocks) as states:
         # Before any other hook after the head: FSDP frees the head's weight in one of them.
@@ -92,12 +92,25 @@ def objective_loss(
             total = call(input_ids=ids_BT, use_cache=False, logits_to_keep=1).logits
         finally:
             hook.remove()
-    divergence, lm = parts
+    value, divergence, lm = parts
+    if output != AS_IT_IS:
+        total = _restored(total, value.detach(), output)
     cosine = torch.zeros_like(divergence)
     if objective.cosine:
         cosine = cosine_loss(states.blocks, lesson.states)
         total = total + objective.cosine * cosine
     return Loss(total, (divergence, cosine.detach(), lm))
+
+
+def _restored(made: Tensor, total: Tensor, output: HeadOutput) -> Tensor:
+    """The loss, from what the model made of it as of every logit: its value, and its gradient by way of ``made``."""
+    linear = made * _size(total) / output.slope(made.detach())
+    return linear + (total - linear).detach()
+
+
+def _size(total: Tensor) -> Tensor:
+    """What a loss is divided by, so that a cap on logits hardly bends it."""
+    return total.detach().abs().clamp_min(1.0)
 
 
 class DistillTrainer(Trainer):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def blocks_of(model: Any) -> nn.ModuleList:
@@ -23,6 +24,36 @@ def final_norm_of(model: Any) -> nn.Module:
 def head_of(model: Any) -> Any:
     """The layer that makes logits of states."""
     return model.get_output_embeddings()
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """From what the head's matrix gives to logits: divided by ``scaling`` (Granite), then capped (Gemma 2).
+
+    logits = cap tanh(z / (scaling cap)); without a cap z / scaling.
+    """
+
+    scaling: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> HeadOutput:
+        """What a transformers config says of it."""
+        return cls(getattr(config, "logits_scaling", 1.0), getattr(config, "final_logit_softcapping", None))
+
+    def logits(self, z: Tensor) -> Tensor:
+        """The logits, from the products with the head's matrix."""
+        if self.scaling != 1.0:
+            z = z / self.scaling
+        return torch.tanh(z / self.cap) * self.cap if self.cap else z
+
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """The derivative of logits to the products that they came of, from the logits."""
+        return (1 - (logits / self.cap).square()) / self.scaling if self.cap else 1 / self.scaling
+
+
+AS_IT_IS = HeadOutput()
+"""Most models take the products for the logits."""
 
 
 def embedding_of(model: Any) -> Any:

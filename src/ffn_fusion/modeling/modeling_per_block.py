@@ -45,8 +45,13 @@ def cache_layers(config: Any) -> list[int | None]:
     return [None if skip else next(free[kind]) for kind, skip in zip(types, skips, strict=True)]
 
 
-def make_block(config: Any, block: int, leave_out: tuple[str, ...] = ()) -> nn.Module:
-    """A decoder layer of the family's own class with the sizes of this block, without the sub-blocks it skips."""
+def make_block(config: Any, block: int, cache_layer: int | None = None, leave_out: tuple[str, ...] = ()) -> nn.Module:
+    """A decoder layer of the family's own class with the sizes of this block, without the sub-blocks it skips.
+
+    Args:
+        cache_layer: the layer of the cache that its attention writes to, where there is a cache.
+        leave_out: sub-blocks to leave out beside those.
+    """
     sizes = config.per_layer_config[block]
     family = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[config.base_model_type]]
     layer_class = getattr(import_module(family.__module__), family._no_split_modules[0])
@@ -55,7 +60,7 @@ def make_block(config: Any, block: int, leave_out: tuple[str, ...] = ()) -> nn.M
         if getattr(module, "config", None) is sizes:
             module.config = config  # the model's own, so that set_attn_implementation reaches this block
         if hasattr(module, "layer_idx"):
-            setattr(module, "layer_idx", cache_layers(config)[block])  # noqa: B010
+            setattr(module, "layer_idx", cache_layer)  # noqa: B010
     for part, modules in config.sub_blocks.items():
         if SKIPPED[part] in getattr(sizes, "skip", ()) or part in leave_out:
             setattr(layer, modules["computes"], Nothing(part == "attention"))
@@ -82,7 +87,7 @@ class _PerBlock:
                 module.config = config
         layers = blocks_of(self)
         del layers[0]
-        layers.extend(make_block(config, block) for block in range(config.num_hidden_layers))
+        layers.extend(make_block(config, block, layer) for block, layer in enumerate(cache_layers(config)))
         self.post_init()  # type: ignore[attr-defined]
 
 

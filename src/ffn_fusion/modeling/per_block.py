@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from ffn_fusion.blueprint import PARTS, Part
 from ffn_fusion.families import ModelSpec, child_family, names_of
 from ffn_fusion.families.layout import final_norm_names, outer_tensors
-from ffn_fusion.modeling.causal import renew_buffers
+from ffn_fusion.modeling.causal import HeadOutput, renew_buffers
 from ffn_fusion.modeling.configuration_per_block import config_class
 from ffn_fusion.modeling.modeling_per_block import blocks_of, make_block, model_class
 
@@ -59,22 +59,27 @@ class Frame:
         inside = blocks_of(self._model)
         for i, block in enumerate(self._blocks):
             inside[i] = block
-        self._cap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.logits = HeadOutput.of(config).logits
         norm, head = final_norm_names(spec), names_of(spec).head
         self._shapes = {name: shape for name, shape in outer_tensors(spec).items() if name not in (*norm, head)}
         self._assign({})
+        self._noted = 0
 
     def embed(self, ids_NT: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """[N, T] -> [N, T, D]. ``weights``, by name, are used and not kept."""
         self._assign(weights)
+        self._noted = 0  # blocks note what they are given here, too: for these windows alone
         embedded: Tensor = self._model.base_model(input_ids=ids_NT, use_cache=False).last_hidden_state
         self._assign({})
         return embedded
 
     def arguments(self, tokens: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         """For each block, what it's given beside the state at positions 0..tokens-1."""
+        if tokens == self._noted:
+            return [block.given for block in self._blocks]
         state = torch.zeros(1, tokens, self._size, dtype=self._dtype, device=self._device)
         self._model.base_model(inputs_embeds=state, use_cache=False)
+        self._noted = tokens
         return [block.given for block in self._blocks]
 
     def make_norm(self, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -82,10 +87,6 @@ class Frame:
         self._norm.load_state_dict({name.rpartition(".")[2]: w for name, w in weights.items()}, assign=True)
         norm: nn.Module = self._norm.requires_grad_(False)
         return norm
-
-    def logits(self, logits: Tensor) -> Tensor:
-        """The model's logits from what the head gives."""
-        return torch.tanh(logits / self._cap) * self._cap if self._cap else logits
 
     def _assign(self, weights: Mapping[str, Tensor]) -> None:
         """Tables that aren't given are zeros that take no memory."""
@@ -131,7 +132,7 @@ class BlockModule:
                 continue
             other: Part = "ffn" if part == "attention" else "attention"
             with torch.device("meta"):
-                layer = make_block(config, block, (other,))
+                layer = make_block(config, block, leave_out=(other,))
             own = {inner[key]: weight for key, weight in weights.items() if key.startswith(f"{part}.")}
             layer.load_state_dict(own, assign=True)
             layer.eval().requires_grad_(False)
