@@ -10,7 +10,7 @@ import torch
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.engines.settings import BenchRequest
 from ffn_fusion.errors import CheckError, UsageError
-from ffn_fusion.families import ModelSpec
+from ffn_fusion.families import ModelSpec, nemotron_nas, per_block
 from ffn_fusion.latency.interleave import Workload
 from ffn_fusion.latency.machine import cores
 from ffn_fusion.portability.check import check
@@ -53,7 +53,7 @@ def check_contexts(specs: Mapping[str, ModelSpec], workloads: Sequence[Workload]
     """Check that every model can read the tokens of the longest workload. Raises: UsageError."""
     longest = max(workload.context + workload.new_tokens + 1 for workload in workloads)
     for name, spec in specs.items():
-        most = spec.config.get("max_position_embeddings")
+        most = spec.positions or spec.config.get("max_position_embeddings")
         if isinstance(most, int) and longest > most:
             raise UsageError(
                 f"{name} reads {most:,} tokens, and context and new tokens come to {longest:,}",
@@ -63,7 +63,7 @@ def check_contexts(specs: Mapping[str, ModelSpec], workloads: Sequence[Workload]
 
 def check_loads(name: str, checkpoint: Checkpoint, engine: Engine) -> None:
     """Check a child by the portability rules. Raises: CheckError: the engine can't load it."""
-    if checkpoint.spec.family != "nemotron-nas":
+    if checkpoint.spec.config.get("model_type") not in (nemotron_nas.MODEL_TYPE, per_block.MODEL_TYPE):
         return
     (found,) = check(checkpoint, [engine])
     if found.problems:

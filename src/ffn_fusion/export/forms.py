@@ -7,9 +7,10 @@ from pathlib import Path
 
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.staging import MAX_SHARD_BYTES
-from ffn_fusion.errors import UsageError
+from ffn_fusion.errors import CheckError, UsageError
 from ffn_fusion.export.folder import FolderPlan, plan_folder, write_folder
 from ffn_fusion.export.gguf import plan_gguf
+from ffn_fusion.families import family_of
 from ffn_fusion.gguf.write import GgufPlan, write_gguf
 from ffn_fusion.portability.history import FORMS as FOLDERS
 
@@ -57,6 +58,11 @@ def plan_export(
         CheckpointError, MissingExtraError: see :func:`ffn_fusion.export.gguf.plan_gguf`.
     """
     check_form(to)
+    if family_of(checkpoint.spec).form:
+        raise CheckError(
+            f"{checkpoint.name}: a {checkpoint.spec.family} model keeps its family's own form; {to} can't hold it",
+            "it loads in transformers as it is",
+        )
     form = next((form for form in FOLDERS if form == to), None)
     if pad and to != "llama":
         raise UsageError(f"--pad isn't for --to {to}", "it makes the blocks of --to llama alike; leave it out")

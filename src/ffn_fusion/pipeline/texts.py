@@ -22,7 +22,7 @@ from ffn_fusion.data.vocabulary import check_ids
 from ffn_fusion.data.window_file import write_windows
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.data.windows import count_windows, make_windows
-from ffn_fusion.errors import DataError
+from ffn_fusion.errors import DataError, UsageError
 from ffn_fusion.processes import Progress
 
 _KEPT_BACK = 4
@@ -44,7 +44,7 @@ def state(section: TextSettings) -> str:
 def calibration_windows(model: Checkpoint, section: TextSettings, seed: int) -> list[TokenWindows]:
     """Cut the calibration windows, of every text by its weight."""
     texts: Sequence[TextEntry] = section.texts or BUILT_IN_CALIBRATION
-    tokenizer, vocabulary = _tokenizer(model)
+    tokenizer, vocabulary = _tokenizer(model, section.context)
     return [
         make_windows(tokenizer, where(text), section.context, share, seed=seed, vocabulary=vocabulary)
         for text, share in zip(texts, shares(texts, section.tokens), strict=True)
@@ -60,7 +60,7 @@ def held_out_windows(model: Checkpoint, section: TextSettings, seed: int) -> lis
     texts = [where(text) for text in section.texts or BUILT_IN_HELD_OUT]
     if len({source_of(text).label for text in texts}) < len(texts):
         raise DataError("two evaluation texts have the same name", "rename one; names label the tables")
-    tokenizer, vocabulary = _tokenizer(model)
+    tokenizer, vocabulary = _tokenizer(model, section.context)
     return [
         make_windows(tokenizer, text, section.context, section.tokens, seed=seed, vocabulary=vocabulary)
         for text in texts
@@ -72,7 +72,7 @@ def split_windows(model: Checkpoint, wanted: TextSettings, seed: int) -> Windows
 
     They are kept in memory: the states that a repair keeps of a token are a thousand times larger.
     """
-    tokenizer, vocabulary = _tokenizer(model)
+    tokenizer, vocabulary = _tokenizer(model, wanted.context)
 
     def cut(number: int, text: Path | HubText, tokens: int) -> TokenWindows:
         return make_windows(tokenizer, text, wanted.context, tokens, seed=seed, vocabulary=vocabulary)
@@ -109,7 +109,7 @@ def all_windows(
 
 
 def _to_files(model: Checkpoint, wanted: TextSettings, seed: int, files: Path | None, progress: Progress) -> Cut:
-    tokenizer, vocabulary = _tokenizer(model)
+    tokenizer, vocabulary = _tokenizer(model, wanted.context)
 
     def cut(number: int, text: Path | HubText, tokens: int) -> TokenWindows:
         cutter = count_windows if files is None else partial(write_windows, file=files / str(number), progress=progress)
@@ -118,8 +118,17 @@ def _to_files(model: Checkpoint, wanted: TextSettings, seed: int, files: Path | 
     return cut
 
 
-def _tokenizer(model: Checkpoint) -> tuple[Any, int]:
-    """Return the tokenizer of a checkpoint, and the number of tokens that its model knows."""
+def _tokenizer(model: Checkpoint, context: int = 0) -> tuple[Any, int]:
+    """Return the tokenizer of a checkpoint, and the number of tokens that its model knows.
+
+    Raises:
+        UsageError: the model has no positions for windows of ``context`` tokens.
+    """
+    most = model.spec.positions
+    if most is not None and context > most:
+        raise UsageError(
+            f"windows of {context:,} tokens, and {model.name} has positions for {most:,}", f"--context {most} or less"
+        )
     return load_tokenizer(model.folder), model.spec.vocab_size
 
 
