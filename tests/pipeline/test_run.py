@@ -169,6 +169,7 @@ KILLED = """
 import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 from ffn_fusion.checkpoint import staging
 from ffn_fusion.pipeline import run
 from ffn_fusion.surgery import build
@@ -178,7 +179,7 @@ def die(*_, **__):
 
 place = sys.argv[2]
 if place == "build":
-    build.sidecar_files = die          # after the weights, before the rest
+    patch.object(build, "child_files", die).start()  # after the weights, before the rest
 elif place == "built":
     commit = staging.Staging.commit
     staging.Staging.commit = lambda self, about: (commit(self, about), die())
