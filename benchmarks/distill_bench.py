@@ -1,4 +1,4 @@
-"""Children of 10 dropped attentions, repaired or not, and what a training of so many tokens makes of them."""
+"""Distillation of children without 10 attentions, repaired or not, by the number of tokens they are trained on."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class DistillBench:
         """The trained weights, and what it took; removed when the next is asked for.
 
         Args:
-            top_k: learn from so many of the parent's likeliest tokens, kept on disk; 0: from the parent itself.
+            top_k: the number of the parent's most likely tokens to train on, kept on disk; 0: the parent itself.
             context: of the windows, which are cut to it; None: as they are.
         """
         how = settings or self.settings()

@@ -133,7 +133,7 @@ def tokens_per_step(length: int, acceptance: float) -> float:
 
 
 def acceptance_for(tokens: float, length: int) -> float | None:
-    """The acceptance that brings so many tokens a step; None if even 1 doesn't."""
+    """The acceptance rate at which a step yields this number of tokens; None if even a rate of 1 yields fewer."""
     if tokens > length + 1:
         return None
     low, high = 0.0, 1.0

@@ -21,7 +21,7 @@ def llama_config(**changes: object) -> dict[str, object]:
 
 
 def forget(folder: Path) -> None:
-    """Drop a folder's pages from the cache, so that whoever reads it next reads from the disk."""
+    """Drop a folder's pages from the page cache, so that the next read comes from the disk."""
     os.sync()
     for path in folder.iterdir():
         with path.open("rb") as file:

@@ -25,7 +25,7 @@ def no_lists(config: Mapping[str, Any], blocks: int) -> dict[str, list[Any]]:
 
 
 def full_every(period: int) -> Rule:
-    """The rule of families in which every so-manieth block attends to all tokens, and the others have a window."""
+    """The rule of families in which one block in ``period`` attends to all tokens, and the others have a window."""
 
     def rule(config: Mapping[str, Any], blocks: int) -> dict[str, list[Any]]:
         every = config.get("sliding_window_pattern", period)

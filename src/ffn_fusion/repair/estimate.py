@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,30 +87,18 @@ def make_estimate(
         UsageError: there is too little memory; says how much is enough.
         OutputError: the disk is too small for the states.
     """
-    hidden, budget = child.hidden_size, room.budget
-    blocks = _blocks_bytes(program, teacher, child, dtype)
-
-    def peak(rows: int, solver: int) -> int:
-        kept = max(widths) * dtype.itemsize  # what a projection reads is kept
-        return room.peak(blocks + rows * (row_bytes(hidden, max(widths), dtype) + kept) + solver)
-
+    hidden = child.hidden_size
     places = [step.place for step in program.steps if step.place]
-    rows = min(max(ROWS // context, 1), windows) * context
     widths = [width(child, place) for place in places]
     found = [EstimatedPlace(p, F, _is_dual(F, tokens, settings.solver)) for p, F in zip(places, widths, strict=True)]
+    blocks, widest = _blocks_bytes(program, teacher, child, dtype), max(widths)
 
-    def need(tokens: int) -> int:
-        return max(_solver_bytes(F, tokens, hidden, settings.solver, dtype) for F in widths)
+    def peak(rows: int, tokens: int) -> int:
+        kept = widest * dtype.itemsize  # what a projection reads is kept
+        solver = max(_solver_bytes(F, tokens, hidden, settings.solver, dtype) for F in widths)
+        return room.peak(blocks + rows * (row_bytes(hidden, widest, dtype) + kept) + solver)
 
-    while peak(rows, need(tokens)) > budget and rows > context:
-        rows -= context
-    if peak(rows, need(tokens)) > budget:
-        raise room.too_little(
-            "this repair",
-            peak(rows, need(tokens)),
-            f"for two blocks of each model and the widest place ({max(widths):,} channels)",
-            _way_out([n for n in range(context, tokens, context) if peak(rows, need(n)) <= budget]),
-        )
+    rows = _rows(peak, room, widest, windows, context, tokens)
     disk = 4 * windows * context * hidden * dtype.itemsize  # both models' states, before and after a block
     if disk > room.disk:
         states = f"the states of {windows * context:,} tokens"
@@ -121,12 +109,34 @@ def make_estimate(
         tokens=windows * context,
         processes=processes,
         rows=rows,
-        peak_memory=peak(rows, need(tokens)),
+        peak_memory=peak(rows, tokens),
         weight_bytes=_weights(program, teacher, child) * stored,
         disk_bytes=disk,
         flops=flops,
         seconds=flops / pace.block_flops if pace else None,
     )
+
+
+def _rows(peak: Callable[[int, int], int], room: Room, widest: int, windows: int, context: int, tokens: int) -> int:
+    """Tokens that go through a block together: as many whole windows as there is memory for.
+
+    Args:
+        peak: (rows, tokens) -> memory at the peak.
+
+    Raises:
+        UsageError: there is too little memory for one; says how much is enough.
+    """
+    rows = min(max(ROWS // context, 1), windows) * context
+    while peak(rows, tokens) > room.budget and rows > context:
+        rows -= context
+    if peak(rows, tokens) > room.budget:
+        raise room.too_little(
+            "this repair",
+            peak(rows, tokens),
+            f"for two blocks of each model and the widest place ({widest:,} channels)",
+            _way_out([n for n in range(context, tokens, context) if peak(rows, n) <= room.budget]),
+        )
+    return rows
 
 
 def width(child: ModelSpec, place: Place) -> int:

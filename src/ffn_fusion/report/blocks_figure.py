@@ -20,7 +20,7 @@ from ffn_fusion.report.svg import render
 from matplotlib.patches import FancyBboxPatch, Patch, Polygon  # isort: skip
 
 WIDTH = 1120.0
-"""The drawing's coordinates: so many units from left to right, square ones; a usual FFN is 32 high."""
+"""Width of the drawing in its own square units, in which a usual FFN is 32 high."""
 _INCHES = 10.6
 _USUAL, _TALLEST = 32.0, 170.0
 _ATTENTION, _FFN, _GAP = 0.85, 1.0, 0.35

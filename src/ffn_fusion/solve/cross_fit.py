@@ -101,7 +101,7 @@ def _energy(residual_MD: Tensor, weights_M: Tensor) -> float:
 
 
 def solve_flops(anchors: int, hidden: int) -> float:
-    """Of ``cross_fit`` with so many anchors in each fold, about four lambdas tried."""
+    """FLOPs of ``cross_fit`` with this number of anchors in each fold, if it tries about four lambdas."""
     return 4 * 2 * (anchors**3 / 3 + 4.0 * anchors**2 * hidden)
 
 
