@@ -41,3 +41,11 @@ def _transformers_is_there(_: Any) -> None:
 def register() -> None:
     """Make the Auto classes know children, now or when transformers is imported."""
     wrapt.register_post_import_hook(_transformers_is_there, "transformers")
+
+
+def register_with_vllm() -> None:
+    """Make vLLM know children, too; it calls this in each of its processes."""
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    register()
+    ModelRegistry.register_model("PerBlockForCausalLM", "ffn_fusion.modeling.vllm_per_block:PerBlockForCausalLM")
