@@ -87,12 +87,13 @@ LLAMA3 = {
         {},
         {"tie_word_embeddings": True},
         {"attention_bias": True, "mlp_bias": True},
+        {"qkv_bias": True},
         {"head_dim": 16},
         {"rope_theta": 500.0, "rope_scaling": LLAMA3, "rms_norm_eps": 1e-3},
         {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
         {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
     ],
-    ids=["plain", "tied", "biases", "head-size", "llama3", "linear", "yarn"],
+    ids=["plain", "tied", "biases", "qkv-biases", "head-size", "llama3", "linear", "yarn"],
 )
 @pytest.mark.parametrize("blocks", [[(2, 64)] * 3, MIXED], ids=["llama", "deci"])
 def test_logits_and_text(tmp_path: Path, blocks: Blocks, changes: dict[str, Any]) -> None:

@@ -54,6 +54,7 @@ RUNS: dict[str, tuple[Blocks, dict[str, Any]]] = {
     "tied": (MIXED, {"tie_word_embeddings": True}),
     "llama 3's rotary scaling": (MIXED, {"rope_scaling": LLAMA3_ROPE, "rms_norm_eps": 1e-3}),
     "biases and wide heads": (MIXED, {"attention_bias": True, "mlp_bias": True, "head_dim": 128}),
+    "biases on Q, K and V alone": (MIXED, {"qkv_bias": True, "tie_word_embeddings": True}),
     "KV groups of each block's own": ([(1, 256), (4, 512), (None, 256), (2, 256)], {}),
     "heads 48 wide": ([(2, 256), (None, 256)], {"head_dim": 48}),
     "odd widths": ([(2, 48), (None, 300), (2, 40)], {}),
