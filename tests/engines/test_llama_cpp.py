@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from llama_cpp import CONVERTER, ENGINE, QUANTIZE, SERVER, VOCABULARIES, ask, needs_llama_cpp, tokens
-from makers import Blocks, llama_config, nas_config, write_model
+from makers import Blocks, llama_config, nas_config, random_tensors, write_model
 from real_model import DEMO_CHILD, HELD_OUT, REAL_MODEL, needs_demo_child, needs_real_model
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from vocabularies import BYTE_LEVEL, SIZES, TEXTS, added, byte_level, sentencepiece, write_tokenizer
 
@@ -25,13 +28,16 @@ from ffn_fusion.errors import CheckError
 from ffn_fusion.export import gguf as exporter
 from ffn_fusion.export.forms import export_model
 from ffn_fusion.export.gguf import plan_gguf
+from ffn_fusion.families import AttentionSpec, BlockSpec, FfnSpec, read_spec
 from ffn_fusion.gguf.file import GgufFile, read_gguf
 from ffn_fusion.gguf.tokenizer import tokenizer_files
 from ffn_fusion.gguf.write import write_gguf
 from ffn_fusion.modeling.load import load_model
 from ffn_fusion.portability import reference
+from ffn_fusion.portability.check import check
 from ffn_fusion.sources import open_model
 from ffn_fusion.surgery.build import build
+from ffn_fusion.surgery.child_config import child_config, form_of, modeling_files
 
 pytestmark = [pytest.mark.engines, needs_llama_cpp]
 
@@ -106,6 +112,63 @@ def test_logits_and_text(tmp_path: Path, blocks: Blocks, changes: dict[str, Any]
 def test_a_linear_layer_in_an_attentions_place(tmp_path: Path) -> None:
     folder = make(tmp_path / "m", [(2, 64), ("linear", 64), (None, 64), ("linear", 32)])
     assert same(compared(exported(folder, tmp_path / "m.gguf"), folder))
+
+
+QWEN3: dict[str, tuple[Blocks, dict[str, Any]]] = {
+    "alike": ([(2, 64)] * 3, {}),
+    "alike, tied": ([(2, 64)] * 3, {"tie_word_embeddings": True}),
+    "every block whole": ([(2, 64), (1, 40), (4, 96)], {"tie_word_embeddings": True}),
+    "without some attentions": ([(None, 64), (2, 96), (None, 128), (2, 64), (None, 30)], {"tie_word_embeddings": True}),
+    "without some FFNs": ([(2, None), (2, 64), (None, None), (4, None)], {"tie_word_embeddings": True}),
+    "yarn": (
+        [(2, 64), (None, 96), (1, 64)],
+        {
+            "tie_word_embeddings": True,
+            "rope_theta": 500.0,
+            "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        },
+    ),
+}
+"""Models with norms of queries and keys. Heads are 16 wide, which the hidden state divided by them isn't."""
+
+
+def make_qwen3(folder: Path, blocks: Blocks, **changes: Any) -> Path:
+    """A random model in Qwen3's own form, with norms of queries and keys that are far from one."""
+    config = llama_config(**(SIZES | {"head_dim": 16, "num_hidden_layers": len(blocks)} | changes))
+    drawn = random_tensors(config, blocks)
+    for i, (attention, _) in enumerate(blocks):
+        if attention is not None:
+            for key in "qk":
+                drawn[f"model.layers.{i}.self_attn.{key}_norm.weight"] = torch.linspace(0.5, 1.5, 16)
+    config |= {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+    usual = read_spec(config)
+    has = [
+        BlockSpec(
+            None if attention is None else AttentionSpec("attention", int(attention)),
+            None if ffn is None else FfnSpec("gated", int(ffn)),
+        )
+        for attention, ffn in blocks
+    ]
+    spec = replace(usual, blocks=tuple(has))
+    folder.mkdir()
+    save_file({key: tensor.float() for key, tensor in drawn.items()}, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(child_config(spec)))
+    for file, content in modeling_files(form_of(spec)):
+        (folder / file).write_bytes(content)
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", QWEN3)
+def test_norms_of_queries_and_keys(tmp_path: Path, name: str) -> None:
+    """As qwen3 where blocks are alike, else as openelm, with zeros in the place of what a block lacks."""
+    blocks, changes = QWEN3[name]
+    folder = make_qwen3(tmp_path / "m", blocks, **changes)
+    file = exported(folder, tmp_path / "m.gguf")
+    assert read_gguf(file).architecture == ("qwen3" if len(set(blocks)) == 1 else "openelm")
+    assert same(compared(file, folder))
+    (row,) = check(open_model(folder), ["llama.cpp"])
+    assert row.verdict == "loads"
 
 
 @pytest.mark.parametrize("norm", ["own", "last"])

@@ -57,7 +57,7 @@ def test_a_head_under_its_new_name_is_the_head(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("to", ["nemotron-nas", "llama", "gguf"])
 def test_no_other_form_is_written_of_a_family_with_its_own(tmp_path: Path, to: str) -> None:
-    write_family(tmp_path / "m", OWN_FORM["qwen3"])
+    write_family(tmp_path / "m", OWN_FORM["gemma"])
     with pytest.raises(CheckError, match=f"keeps its family's own form; {to} can't hold it"):
         plan_export(open_folder(tmp_path / "m"), to)
 

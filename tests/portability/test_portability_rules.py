@@ -140,3 +140,24 @@ def test_the_table_is_whole() -> None:
     for rule in (*FORM_RULES, *SHIPPED_RULES):
         assert set(rule.engines) <= set(ENGINES)
         assert all(reason.text for reason in rule.engines.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "dropped", "rule"),
+    [
+        ({}, (), None),
+        ({"tie_word_embeddings": True}, (0, 2), None),
+        ({}, (2,), "qk-norm-head"),
+        ({"attention_bias": True}, (), "qk-norm-bias"),
+        ({"layer_types": ["full_attention", "sliding_attention"] * 2}, (), "qk-norm-window"),
+        ({"rope_scaling": LLAMA3_ROPE}, (), "qk-norm-rotary"),
+    ],
+)
+def test_norms_of_queries_and_keys_in_llama_cpp(
+    changes: dict[str, Any], dropped: tuple[int, ...], rule: str | None
+) -> None:
+    """Known of the blueprint alone: no child has to be built."""
+    parent = read_spec(llama_config(**changes) | {"model_type": "qwen3", "head_dim": 16})
+    blueprint = Blueprint.identity(parent.parent("p")).apply(dropped, ())
+    asked = {problem.rule for problem in blueprint_problems(blueprint, parent, "llama.cpp")}
+    assert asked == ({rule} if rule else set())

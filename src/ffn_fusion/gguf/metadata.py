@@ -2,7 +2,7 @@
 
 A model whose blocks are all alike is a ``llama``; any other is a ``deci``, whose heads, KV heads and FFN widths are
 arrays with a number per block. A block without attention has 0 heads, a linear layer in an attention's place has
-heads and 0 KV heads, a block without FFN has width 0.
+heads and 0 KV heads, a block without FFN has width 0. For norms of queries and keys see ``gguf.qk_norm``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Literal
 from ffn_fusion.errors import CheckpointError, FamilyError
 from ffn_fusion.families import BlockSpec, ModelSpec
 from ffn_fusion.families.fields import whole
+from ffn_fusion.gguf import qk_norm
 from ffn_fusion.gguf.architectures import ARCHITECTURES
 from ffn_fusion.gguf.file import AGAIN, GgufFile
 from ffn_fusion.gguf.rotary import read_scaling, rotary_metadata
@@ -36,8 +37,13 @@ _REFUSED = {
 # ---- written
 
 
-def architecture(spec: ModelSpec) -> Literal["llama", "deci"]:
-    """``llama`` where every block has the same attention and the same gated FFN, else ``deci``."""
+def architecture(spec: ModelSpec) -> Literal["llama", "deci", "qwen3", "openelm"]:
+    """Return ``llama`` if every block has the same attention and the same gated FFN, else ``deci``.
+
+    A model with norms of queries and keys is ``qwen3`` or ``openelm``.
+    """
+    if own := qk_norm.architecture(spec):
+        return own
     first = spec.blocks[0]
     plain = first.attention is not None and first.attention.kind == "attention"
     plain = plain and first.ffn is not None and first.ffn.kind != "linear"
@@ -60,8 +66,9 @@ def hyperparameters(spec: ModelSpec) -> dict[str, int | float | str | list[int]]
         "attention.value_length": spec.head_dim,
         "rope.dimension_count": spec.head_dim,
     }
-    sizes = [_sizes(spec, block) for block in spec.blocks]
-    plain = architecture(spec) == "llama"
+    own = qk_norm.architecture(spec) is not None
+    sizes = [qk_norm.sizes(spec, block) if own else _sizes(spec, block) for block in spec.blocks]
+    plain = architecture(spec) in ("llama", "qwen3")
     for key, per_block in zip(_SIZES, map(list, zip(*sizes, strict=True)), strict=True):
         values[key] = per_block[0] if plain else per_block
     return values | rotary_metadata(spec.config)

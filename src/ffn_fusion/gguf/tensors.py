@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -12,6 +14,7 @@ import numpy as np
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.shards import finite
 from ffn_fusion.errors import CheckpointError
+from ffn_fusion.gguf import qk_norm
 from ffn_fusion.gguf.file import BLOCKS, gguf_package
 from ffn_fusion.gguf.names import gguf_name, is_rotary
 from ffn_fusion.gguf.rotary import FREQUENCIES, reorder_heads, stored_factors
@@ -44,7 +47,12 @@ class GgufOutput:
 
 def gguf_tensors(checkpoint: Checkpoint, kind: Kind) -> list[GgufOutput]:
     """Every tensor of the file, in the order of a forward pass, matrices stored as ``kind``."""
-    tensors = [_output(checkpoint, name, kind) for name in checkpoint.tensors]
+    own = qk_norm.architecture(checkpoint.spec)
+    interleaved = own is None
+    if own == "openelm":
+        tensors = _with_zeros(checkpoint, kind)
+    else:
+        tensors = [_output(checkpoint, name, kind, interleaved) for name in checkpoint.tensors]
     factors = stored_factors(checkpoint.spec.config, checkpoint.spec.head_dim)
     if factors is None:
         return tensors
@@ -52,10 +60,44 @@ def gguf_tensors(checkpoint: Checkpoint, kind: Kind) -> list[GgufOutput]:
     return [GgufOutput(FREQUENCIES, "F32", factors.shape, lambda: iter([raw])), *tensors]
 
 
-def _output(checkpoint: Checkpoint, name: str, kind: Kind) -> GgufOutput:
+def _output(checkpoint: Checkpoint, name: str, kind: Kind, interleaved: bool) -> GgufOutput:
     shape = checkpoint.tensors[name].shape
     stored = _stored_kind(shape, kind)
-    return GgufOutput(gguf_name(name), stored, shape, lambda: _pieces(checkpoint, name, stored))
+    head_dim = checkpoint.spec.head_dim if interleaved and is_rotary(name) else None
+    return GgufOutput(gguf_name(name), stored, shape, lambda: _pieces(checkpoint, name, stored, head_dim))
+
+
+def _with_zeros(checkpoint: Checkpoint, kind: Kind) -> list[GgufOutput]:
+    """As ``openelm`` has them: Q, K and V in one matrix, and zeros in the place of sub-blocks that a block lacks."""
+    spec = checkpoint.spec
+    tensors: list[GgufOutput] = []
+    for output in (_output(checkpoint, name, kind, interleaved=False) for name in checkpoint.tensors):
+        joined = re.fullmatch(r"(blk\.\d+\.)attn_[kv]\.weight", output.name)
+        tensors[-1:] = [_stacked(tensors[-1], output)] if joined else [*tensors[-1:], output]
+    for i, block in enumerate(spec.blocks):
+        attention = {} if block.attention else qk_norm.attention_of_zeros(spec, i)
+        ffn = {} if block.ffn else qk_norm.ffn_of_zeros(spec, i)
+        tensors += [_constant(name, shape, value, kind) for name, (shape, value) in {**attention, **ffn}.items()]
+    return tensors
+
+
+def _stacked(above: GgufOutput, below: GgufOutput) -> GgufOutput:
+    """Q, K and V (the first two together already) as one matrix, one after the other."""
+    name = f"{above.name.rsplit('.', 2)[0]}.attn_qkv.weight"
+    shape = (above.shape[0] + below.shape[0], *below.shape[1:])
+    return GgufOutput(name, below.kind, shape, lambda: chain(above.pieces(), below.pieces()))
+
+
+def _constant(name: str, shape: tuple[int, ...], value: float, kind: Kind) -> GgufOutput:
+    """A tensor with one value everywhere."""
+    stored = _stored_kind(shape, kind)
+
+    def pieces() -> Iterator[memoryview]:
+        import torch
+
+        yield _encoded(torch.full(shape, value), "F32", stored)
+
+    return GgufOutput(name, stored, shape, pieces)
 
 
 def _stored_kind(shape: tuple[int, ...], kind: Kind) -> Kind:
@@ -65,20 +107,19 @@ def _stored_kind(shape: tuple[int, ...], kind: Kind) -> Kind:
     return "F16" if shape[-1] % _SIZES[kind][0] else kind
 
 
-def _pieces(checkpoint: Checkpoint, name: str, kind: Kind) -> Iterator[memoryview]:
-    """The tensor's bytes, some whole rows (for Q and K: whole heads) at a time."""
+def _pieces(checkpoint: Checkpoint, name: str, kind: Kind, head_dim: int | None) -> Iterator[memoryview]:
+    """The tensor's bytes, some whole rows at a time; whole heads, reordered, where ``head_dim`` is given."""
     import torch
 
     info, file = checkpoint.tensors[name], checkpoint.stored(name)[0].file
     count = info.shape[0]
-    head_dim = checkpoint.spec.head_dim
-    unit = head_dim if is_rotary(name) else 1
+    unit = head_dim or 1
     step = max(1, _PIECE_BYTES // (4 * math.prod(info.shape[1:]) * unit)) * unit
     for start in range(0, count, step):
         rows = checkpoint.rows(name, start, min(start + step, count))
         if not finite(_bytes(rows.view(torch.uint8)), info.dtype):
             raise CheckpointError(f"{file}: tensor {name} holds NaN or infinity", "get the weights again")
-        if is_rotary(name):
+        if head_dim:
             raw = reorder_heads(rows.view(torch.uint8).reshape(len(rows), -1).numpy(), head_dim, "interleaved")
             rows = torch.from_numpy(raw).view(rows.dtype).reshape(rows.shape)
         piece = _encoded(rows, info.dtype, kind)

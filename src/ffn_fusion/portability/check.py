@@ -11,7 +11,7 @@ from ffn_fusion.families import nemotron_nas, per_block
 from ffn_fusion.portability.rewrite import plan_rewrite
 from ffn_fusion.portability.rule import ENGINES, Engine, EngineCheck, broken
 from ffn_fusion.portability.rules import problems
-from ffn_fusion.portability.shipped import SHIPPED_RULES, Shipped, notes
+from ffn_fusion.portability.shipped import SHIPPED_RULES, Shipped, notes, own_form_notes
 
 
 def check(checkpoint: Checkpoint, engines: Iterable[Engine] = ENGINES) -> tuple[EngineCheck, ...]:
@@ -25,7 +25,8 @@ def check(checkpoint: Checkpoint, engines: Iterable[Engine] = ENGINES) -> tuple[
     """
     model_type = checkpoint.spec.config.get("model_type")
     if model_type == per_block.MODEL_TYPE:
-        return tuple(EngineCheck(engine, problems(checkpoint.spec, engine), ()) for engine in engines)
+        spec = checkpoint.spec
+        return tuple(EngineCheck(engine, problems(spec, engine), own_form_notes(spec, engine)) for engine in engines)
     if model_type != nemotron_nas.MODEL_TYPE:
         raise FamilyError(
             f"{checkpoint.name}: a plain {model_type} model, which every engine knows by itself",

@@ -8,6 +8,7 @@ from math import lcm
 from ffn_fusion.families import ModelSpec, family_of
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.families.rotary import read_rotary
+from ffn_fusion.gguf import qk_norm
 from ffn_fusion.portability.rule import Reason, Rule
 
 
@@ -60,6 +61,33 @@ def _linear_ffn(spec: ModelSpec) -> Iterator[int]:
     return (i for i, block in enumerate(spec.blocks) if block.ffn and block.ffn.kind == "linear")
 
 
+def _for_deci(find: Callable[[ModelSpec], Iterator[int]]) -> Callable[[ModelSpec], Iterator[int]]:
+    """A rule about blocks that llama.cpp has where the file is a ``llama`` or a ``deci``."""
+    return lambda spec: iter(()) if qk_norm.architecture(spec) else find(spec)
+
+
+def _unreachable(spec: ModelSpec) -> bool:
+    """Whether the model keeps its family's own form, and llama.cpp computes no such family block by block."""
+    return family_of(spec).form is not None and qk_norm.architecture(spec) is None
+
+
+def _own_head(spec: ModelSpec) -> bool:
+    return qk_norm.architecture(spec) == "openelm" and not spec.tied
+
+
+def _norms_and_biases(spec: ModelSpec) -> bool:
+    return qk_norm.architecture(spec) is not None and spec.attention_bias
+
+
+def _norms_and_windows(spec: ModelSpec) -> bool:
+    """Whether a block of a model with norms of queries and keys sees a window alone."""
+    return qk_norm.architecture(spec) is not None and "sliding_attention" in (spec.config.get("layer_types") or ())
+
+
+def _norms_and_llama3(spec: ModelSpec) -> bool:
+    return qk_norm.architecture(spec) is not None and read_rotary(spec.config).kind == "llama3"
+
+
 def _model(breaks: Callable[[ModelSpec], bool]) -> Callable[[ModelSpec], Iterator[None]]:
     """A rule about the whole model."""
 
@@ -89,10 +117,44 @@ FORM_RULES: tuple[Rule[ModelSpec], ...] = (
             "vllm": Reason(_OWN_FORM),
             "sglang": Reason(_OWN_FORM),
             "trtllm": Reason(_OWN_FORM),
-            "llama.cpp": Reason(_OWN_FORM),
             "mlx": Reason(_OWN_FORM),
         },
         _model(lambda spec: family_of(spec).form is not None),
+    ),
+    Rule(
+        "family-gguf",
+        "the model's family is Qwen3, or one that Nemotron-NAS can hold",
+        "",
+        {"llama.cpp": Reason(_OWN_FORM)},
+        _model(_unreachable),
+    ),
+    Rule(
+        "qk-norm-head",
+        "a Qwen3 whose blocks differ shares its head with the embedding",
+        "",
+        {"llama.cpp": Reason("takes the embedding as head in openelm, its only such model with norms of Q and K")},
+        _model(_own_head),
+    ),
+    Rule(
+        "qk-norm-bias",
+        "a Qwen3 has no attention biases",
+        "",
+        {"llama.cpp": Reason("adds no output bias in qwen3, and no bias at all in openelm")},
+        _model(_norms_and_biases),
+    ),
+    Rule(
+        "qk-norm-window",
+        "a Qwen3 has no sliding windows",
+        "",
+        {"llama.cpp": Reason("has no windows in qwen3 and openelm, so long texts would be silently wrong")},
+        _model(_norms_and_windows),
+    ),
+    Rule(
+        "qk-norm-rotary",
+        "a Qwen3's rotary positions aren't scaled as Llama 3's",
+        "",
+        {"llama.cpp": Reason("reads no factors of rotary frequencies in qwen3 and openelm")},
+        _model(_norms_and_llama3),
     ),
     Rule(
         "first-attention",
@@ -103,21 +165,21 @@ FORM_RULES: tuple[Rule[ModelSpec], ...] = (
             "sglang": Reason(_RESIDUAL),
             "llama.cpp": Reason("takes the size of the heads from block 0 and refuses", seen=True),
         },
-        _starts_without_attention,
+        _for_deci(_starts_without_attention),
     ),
     Rule(
         "empty-ends",
         "neither the first nor the last block is empty",
         "empty blocks are dropped, the rest renumbered",
         {"llama.cpp": Reason("refuses an empty first block and crashes on an empty last one", seen=True)},
-        _empty_ends,
+        _for_deci(_empty_ends),
     ),
     Rule(
         "attention-without-ffn",
         "a block with an attention has an FFN",
         "taken together with the attention-free block behind it, at no cost; else an FFN 256 wide of zeros",
         {"llama.cpp": Reason("silently loses the attention's output", seen=True)},
-        _attention_without_ffn,
+        _for_deci(_attention_without_ffn),
     ),
     Rule(
         "kv-heads",
