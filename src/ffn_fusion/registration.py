@@ -1,8 +1,8 @@
-"""``import ffn_fusion`` makes transformers' Auto classes know children, without importing transformers or torch itself.
+"""``import ffn_fusion`` makes transformers' Auto classes and vLLM know children, without importing either, or torch.
 
 A post-import hook (PEP 369, as wrapt implements it) registers config and model as soon as transformers is imported, or
 at once where it has been. It waits for the package and not for one of its modules: those import one another half-way,
-and ours would find them without their classes.
+and ours would find them without their classes. vLLM gets the name of its class as soon as it has its registry.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def _transformers_is_there(_: Any) -> None:
     _register_classes()
 
 
+def _vllm_is_there(registry: Any) -> None:
+    """Name the class for children in their family's own form; Nemotron-NAS is a form that vLLM itself knows."""
+    registry.ModelRegistry.register_model(
+        "PerBlockForCausalLM", "ffn_fusion.engines.vllm_per_block:PerBlockForCausalLM"
+    )
+
+
 @cache
 def register() -> None:
-    """Make the Auto classes know children, now or when transformers is imported."""
+    """Make transformers and vLLM know children, now or when they are imported."""
     wrapt.register_post_import_hook(_transformers_is_there, "transformers")
-
-
-def register_with_vllm() -> None:
-    """Make vLLM know children, too; it calls this in each of its processes."""
-    from vllm.model_executor.models.registry import ModelRegistry
-
-    register()
-    ModelRegistry.register_model("PerBlockForCausalLM", "ffn_fusion.modeling.vllm_per_block:PerBlockForCausalLM")
+    wrapt.register_post_import_hook(_vllm_is_there, "vllm.model_executor.models.registry")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ffn_fusion.engines.compare import TOLERANCE, compare
 from ffn_fusion.engines.vllm import Asked, Said
 from ffn_fusion.modeling.load import load_model
 from ffn_fusion.portability import reference
+from ffn_fusion.portability.check import check
 from ffn_fusion.surgery.build import build
 
 pytestmark = [pytest.mark.engines, needs_vllm]
@@ -29,6 +31,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 384, "word_embed_proj_dim": 256, "tie_word_embeddings": True},
     "gemma2": {"head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 8, "tie_word_embeddings": True},
 }
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3 with windows": (
+        "leaves windows out of Qwen3",
+        {
+            "model_type": "qwen3",
+            "head_dim": 64,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 2,
+        },
+    ),
+    "smollm3": ("isn't known to run this family", {"model_type": "smollm3"}),
+}
 IDS = torch.arange(48).view(2, 24) * 7 % VOCABULARY
 
 
@@ -37,8 +52,9 @@ def children(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The first attention is gone, too; two FFNs are fused where the family's can be."""
     root = tmp_path_factory.mktemp("families")
     made = {}
-    for name, changes in FAMILIES.items():
-        write_family(root / name, {"model_type": name, **changes, **SIZES})
+    models = {name: {"model_type": name} | changes for name, changes in FAMILIES.items()}
+    for name, case in (models | {name: case for name, (_, case) in REFUSED.items()}).items():
+        write_family(root / name, case | SIZES)
         parent = open_folder(root / name)
         blueprint = parent.blueprint().apply((0, 2, 3), [] if name == "gemma2" else [(2, 3)])
         made[name] = build(parent, blueprint, root / f"{name}-child", width_multiple=1)
@@ -48,14 +64,38 @@ def children(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def said(children: dict[str, Path]) -> dict[str, Said]:
-    asked = {name: Asked(str(folder), IDS.tolist(), NEW, VOCABULARY) for name, folder in children.items()}
-    return ask(asked, {"trust_remote_code": False, "max_model_len": 64, "max_num_seqs": 2})
+    return answers(children, children)
+
+
+def answers(children: dict[str, Path], names: Iterable[str], **options: int) -> dict[str, Said]:
+    asked = {name: Asked(str(children[name]), IDS.tolist(), NEW, VOCABULARY) for name in names}
+    return ask(asked, {"trust_remote_code": False, "max_model_len": 64, "max_num_seqs": 2, **options})
+
+
+def check_same(said: Said, child: Path) -> None:
+    assert not said.error
+    model = load_model(child, torch.float32)
+    found = compare(said.told(), reference.logits(model, IDS), reference.greedy(model, IDS, NEW))
+    assert found.error < TOLERANCE
+    assert found.same_text == 1
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_and_text(children: dict[str, Path], said: dict[str, Said], name: str) -> None:
-    assert not said[name].error
-    model = load_model(children[name], torch.float32)
-    found = compare(said[name].told(), reference.logits(model, IDS), reference.greedy(model, IDS, NEW))
-    assert found.error < TOLERANCE
-    assert found.same_text == 1
+    check_same(said[name], children[name])
+    (row,) = check(open_folder(children[name]), ["vllm"])
+    assert row.verdict == "loads"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_be_wrong_is_refused(children: dict[str, Path], said: dict[str, Said], name: str) -> None:
+    assert REFUSED[name][0] in said[name].error
+    (row,) = check(open_folder(children[name]), ["vllm"])
+    assert REFUSED[name][0] in row.problems[0].reason
+
+
+def test_tensor_parallel(children: dict[str, Path], said: dict[str, Said]) -> None:
+    """Two processes, each with half the heads and half of every FFN's channels."""
+    for name, two in answers(children, ["qwen3", "gemma"], tensor_parallel_size=2).items():
+        check_same(two, children[name])
+        assert torch.equal(two.told().new_NS, said[name].told().new_NS)

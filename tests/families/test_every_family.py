@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 from functools import partial
@@ -14,7 +16,7 @@ import torch
 from families.cases import NORM_AFTER, OWN_FORM, REWRITTEN, write_family
 from rounding import rounding
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ffn_fusion.blockwise.stack import Stack
 from ffn_fusion.checkpoint.reader import open_folder
@@ -186,6 +188,19 @@ def test_loaded_by_the_code_in_its_folder_and_saved_again(tmp_path: Path, ids: T
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["sdpa" if "gemma2" not in name else "eager", "True"]
     assert open_folder(tmp_path / "again").spec.blocks == open_folder(child).spec.blocks
+
+
+@pytest.mark.parametrize("name", ["qwen2, windows", "qwen3", "gpt2"])
+def test_a_config_goes_to_another_process(tmp_path: Path, name: str) -> None:
+    """As servers hand it to theirs; its class is made as it's asked for, so that pickle finds it by no name."""
+    write_family(tmp_path / "parent", FAMILIES[name])
+    parent = open_folder(tmp_path / "parent")
+    child = build(parent, parent.blueprint().drop_attention(DROPPED), tmp_path / "child", width_multiple=1)
+    config = AutoConfig.from_pretrained(child)
+    for again in (pickle.loads(pickle.dumps(config)), copy.copy(config), copy.deepcopy(config)):
+        assert type(again) is type(config)
+        assert again is not config
+        assert again.to_dict() == config.to_dict()
 
 
 _STRANGER = """

@@ -15,6 +15,7 @@ from ffn_fusion.errors import UsageError
 from ffn_fusion.families import ModelSpec, read_spec
 from ffn_fusion.families.child_spec import child_spec
 from ffn_fusion.portability.form import FORM_RULES
+from ffn_fusion.portability.own_form import OWN_FORM_RULES
 from ffn_fusion.portability.rules import (
     ENGINES,
     blueprint_problems,
@@ -135,29 +136,34 @@ def test_engine_names() -> None:
 
 
 def test_the_table_is_whole() -> None:
-    names = [rule.name for rule in (*FORM_RULES, *SHIPPED_RULES)]
+    names = [rule.name for rule in (*OWN_FORM_RULES, *FORM_RULES, *SHIPPED_RULES)]
     assert len(names) == len(set(names))
-    for rule in (*FORM_RULES, *SHIPPED_RULES):
+    for rule in (*OWN_FORM_RULES, *FORM_RULES, *SHIPPED_RULES):
         assert set(rule.engines) <= set(ENGINES)
         assert all(reason.text for reason in rule.engines.values())
 
 
 @pytest.mark.parametrize(
-    ("changes", "dropped", "rule"),
+    ("changes", "dropped", "vllm", "llama_cpp"),
     [
-        ({}, (), None),
-        ({"tie_word_embeddings": True}, (0, 2), None),
-        ({}, (2,), "qk-norm-head"),
-        ({"attention_bias": True}, (), "qk-norm-bias"),
-        ({"layer_types": ["full_attention", "sliding_attention"] * 2}, (), "qk-norm-window"),
-        ({"rope_scaling": LLAMA3_ROPE}, (), "qk-norm-rotary"),
+        ({}, (), "", ""),
+        ({"tie_word_embeddings": True}, (0, 2), "", ""),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}}, (), "", ""),
+        ({}, (2,), "", "qwen3-head"),
+        ({"attention_bias": True}, (), "qwen3-bias", "qwen3-bias"),
+        ({"layer_types": ["full_attention", "sliding_attention"] * 2}, (), "qwen3-window", "qwen3-window"),
+        ({"rope_scaling": LLAMA3_ROPE}, (), "", "qwen3-rotary"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, (), "", "qwen3-rotary"),
+        ({"hidden_act": "gelu"}, (), "", "qwen3-activation"),
+        ({"num_hidden_layers": 513}, (), "", "qwen3-blocks"),
+        ({"model_type": "smollm3"}, (), "family-vllm", "family-gguf"),
+        ({"model_type": "gemma", "hidden_act": "gelu_pytorch_tanh"}, (0,), "", "family-gguf"),
     ],
 )
-def test_norms_of_queries_and_keys_in_llama_cpp(
-    changes: dict[str, Any], dropped: tuple[int, ...], rule: str | None
-) -> None:
-    """Known of the blueprint alone: no child has to be built."""
-    parent = read_spec(llama_config(**changes) | {"model_type": "qwen3", "head_dim": 16})
+def test_a_familys_own_form(changes: dict[str, Any], dropped: tuple[int, ...], vllm: str, llama_cpp: str) -> None:
+    """Known of the blueprint alone: no child has to be built. Nemotron-NAS's rules aren't asked."""
+    parent = read_spec(llama_config() | {"model_type": "qwen3", "head_dim": 16} | changes)
     blueprint = Blueprint.identity(parent.parent("p")).apply(dropped, ())
-    asked = {problem.rule for problem in blueprint_problems(blueprint, parent, "llama.cpp")}
-    assert asked == ({rule} if rule else set())
+    rules = [[problem.rule for problem in blueprint_problems(blueprint, parent, engine)] for engine in ENGINES]
+    family, loads = ["family"], list[str]()
+    assert rules == [[vllm] if vllm else loads, family, family, [llama_cpp] if llama_cpp else loads, family, loads]

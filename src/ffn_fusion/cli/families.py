@@ -8,6 +8,8 @@ from ffn_fusion.cli.console import JsonFlag, emit, say
 def families(as_json: JsonFlag = False) -> None:
     """List the families of models, what can be done with each, and the form its children are written in."""
     from ffn_fusion.families.registry import known_families
+    from ffn_fusion.portability.own_form import engines_of
+    from ffn_fusion.portability.rule import ENGINES
     from ffn_fusion.report.family_grid import OPERATIONS, family_grid
 
     if not as_json:
@@ -18,6 +20,7 @@ def families(as_json: JsonFlag = False) -> None:
             name: [
                 {
                     "form": "per-block" if family.form else "nemotron-nas",
+                    "engines": engines_of(family) if family.form else ENGINES,
                     "refuses": {operation: why for operation in OPERATIONS if (why := family.can(operation))},
                 }
                 for family in found

@@ -29,8 +29,18 @@ class PerBlockConfig(PreTrainedConfig):
 @lru_cache(None)
 def config_class(base_model_type: str) -> type[Any]:
     """The family's own config class under this form's model_type."""
-    own = {"model_type": PerBlockConfig.model_type, "__module__": __name__, "_auto_class": "AutoConfig"}
+    own = {
+        "model_type": PerBlockConfig.model_type,
+        "__module__": __name__,
+        "_auto_class": "AutoConfig",
+        "__reduce__": lambda config: (_empty, (base_model_type,), vars(config)),  # no name leads pickle to this class
+    }
     return type("PerBlockConfig", (CONFIG_MAPPING[base_model_type],), own)
+
+
+def _empty(base_model_type: str) -> Any:
+    own: Any = config_class(base_model_type)
+    return own.__new__(own)
 
 
 __all__ = ["PerBlockConfig"]

@@ -8,10 +8,11 @@ from pathlib import Path
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.errors import CheckError, FamilyError, UsageError
 from ffn_fusion.families import nemotron_nas, per_block
+from ffn_fusion.portability.own_form import own_form_notes
 from ffn_fusion.portability.rewrite import plan_rewrite
 from ffn_fusion.portability.rule import ENGINES, Engine, EngineCheck, broken
 from ffn_fusion.portability.rules import problems
-from ffn_fusion.portability.shipped import SHIPPED_RULES, Shipped, notes, own_form_notes
+from ffn_fusion.portability.shipped import SHIPPED_RULES, Shipped, notes
 
 
 def check(checkpoint: Checkpoint, engines: Iterable[Engine] = ENGINES) -> tuple[EngineCheck, ...]:

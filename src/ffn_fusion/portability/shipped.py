@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ffn_fusion.blueprint import Part
-from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.families.rotary import is_untidy, rotary_contradicts, rotary_kind
-from ffn_fusion.gguf import qk_norm
 from ffn_fusion.portability.rule import ENGINES, Engine, Reason, Rule
 
 VLLM_CPU_HEADS = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -316,18 +313,3 @@ _NOTES: Mapping[Engine, tuple[Callable[[Shipped], tuple[str, ...]], ...]] = {
 def notes(shipped: Shipped, engine: Engine) -> tuple[str, ...]:
     """What is worth knowing of an engine that loads the checkpoint all the same, such as from which version it does."""
     return tuple(note for find in _NOTES.get(engine, ()) for note in find(shipped))
-
-
-def own_form_notes(spec: ModelSpec, engine: Engine) -> tuple[str, ...]:
-    """Return the same for a model that keeps its family's own form: what zeros cost in the place of sub-blocks."""
-    if engine != "llama.cpp" or qk_norm.architecture(spec) != "openelm":
-        return ()
-    attention = f"an attention of one head of zeros, {2 * spec.head_dim:,} values of KV cache a token"
-    zeros: dict[Part, str] = {"attention": attention, "ffn": f"an FFN of {qk_norm.NO_FFN.width} channels of zeros"}
-    lacking = {part: [i for i, block in enumerate(spec.blocks) if block.part(part) is None] for part in zeros}
-    return tuple(
-        f"skips no sub-block in openelm: ffn-fusion export writes {zeros[part]}, in block{'s' * (len(at) > 1)} "
-        f"{format_blocks(at)}"
-        for part, at in lacking.items()
-        if at
-    )

@@ -8,11 +8,12 @@ from typing import get_args
 from ffn_fusion.blueprint import Operation
 from ffn_fusion.families import Family
 from ffn_fusion.families.registry import known_families
+from ffn_fusion.portability.own_form import engines_of
 from ffn_fusion.report.grid import Column, Grid
 
 _FORMS = (
-    "nemotron-nas loads in the engines that `check` names; per-block, the family's own tensor names and config, in "
-    "transformers."
+    "Engines beside transformers: nemotron-nas can load in all that `check` knows; per-block, the family's own tensor "
+    "names and config, in those named."
 )
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
@@ -31,6 +32,7 @@ def family_grid() -> Grid:
         (_text("model_type"), lambda row: row[0]),
         (_text("form"), lambda row: "per-block" if row[1].form else "nemotron-nas"),
         *((_text(operation), partial(_answer, operation)) for operation in OPERATIONS),
+        (_text("engines"), lambda row: _engines(row[1])),
         title="Families, and the form that their children are written in",
         notes=[_FORMS, *(f"{reason[0].upper()}{reason[1:]}." for reason in sorted(reasons))],
     )
@@ -38,6 +40,10 @@ def family_grid() -> Grid:
 
 def _text(name: str) -> Column:
     return Column(name, str, number=False)
+
+
+def _engines(family: Family) -> str:
+    return ", ".join(engines_of(family)) or "-" if family.form else "all"
 
 
 def _answer(operation: Operation, row: tuple[str, Family]) -> str:
