@@ -80,5 +80,5 @@ def test_a_child_in_its_own_form_is_not_handed_to_an_engine_that_lacks_it(
     parent = open_folder(tmp_path / "m")
     child = open_folder(build(parent, parent.blueprint(), tmp_path / "child", width_multiple=1))
     check_loads("parent", parent, engine)
-    with pytest.raises(CheckError, match="of this family|this family with blocks that differ|leaves windows out"):
+    with pytest.raises(CheckError, match=r"of this family|this family with blocks that differ|leaves windows out"):
         check_loads("child", child, engine)
