@@ -88,6 +88,19 @@ def test_errors_name_options_and_verbs_that_exist() -> None:
         assert set(re.findall(r"`ffn-fusion ([a-z-]+)", text)) <= set(verbs), (file, text)
 
 
+def test_commands_in_the_source_have_options_of_their_verb() -> None:
+    """In hints, help and docstrings: from the verb to the end of the clause."""
+    verbs = get_command(app).commands  # type: ignore[attr-defined]
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                for verb, words in re.findall(r"ffn-fusion ([a-z-]+)([^`;:()\n]*)", node.value):
+                    if verb in verbs:
+                        own = {name for part in verbs[verb].params for name in (*part.opts, *part.secondary_opts)}
+                        asked = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", words))
+                        assert asked <= own | {"--help"}, (path.name, node.value)
+
+
 def keys_of(kind: type[Settings], path: str = "") -> Iterator[str]:
     for name, field in kind.model_fields.items():
         yield path + name

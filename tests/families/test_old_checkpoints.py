@@ -56,10 +56,18 @@ def test_a_head_under_its_new_name_is_the_head(tmp_path: Path) -> None:
     assert torch.equal(open_folder(tmp_path / "m").read("lm_head.weight"), head)
 
 
-@pytest.mark.parametrize("to", ["nemotron-nas", "llama", "gguf"])
-def test_no_other_form_is_written_of_a_family_with_its_own(tmp_path: Path, to: str) -> None:
-    write_family(tmp_path / "m", OWN_FORM["gemma"])
-    with pytest.raises(CheckError, match=f"keeps its family's own form; {to} can't hold it"):
+@pytest.mark.parametrize(
+    ("name", "to", "says"),
+    [
+        ("gemma", "nemotron-nas", "keeps its family's own form; nemotron-nas can't hold it"),
+        ("qwen3", "llama", "keeps its family's own form; llama can't hold it"),
+        ("gemma", "gguf", "llama.cpp can't run this model: it has no model of this family whose blocks differ"),
+        ("qwen3, tied and windowed", "gguf", "llama.cpp can't run this model: it has no windows"),
+    ],
+)
+def test_no_form_is_written_that_cannot_hold_a_familys_own(tmp_path: Path, name: str, to: str, says: str) -> None:
+    write_family(tmp_path / "m", OWN_FORM[name])
+    with pytest.raises(CheckError, match=says):
         plan_export(open_folder(tmp_path / "m"), to)
 
 

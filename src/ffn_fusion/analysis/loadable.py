@@ -56,12 +56,13 @@ def plan_problems(
         stuck = next((problem for problem in given if not problem.fixable), None)
         if stuck:
             raise CheckError(
-                f"{engine} can't load any child of this model: it {stuck.reason}", "leave that engine out (--engine)"
+                f"{engine} can't load any child of this model: it {stuck.reason}",
+                "leave that engine out (--for-engine)",
             )
         for problem in blueprint_problems(blueprint, spec, engine, width_multiple):
             if not _broken([problem]) <= _broken(given):
                 place = "" if problem.block is None else f" at the child's block {problem.block}"
-                hint = "plan another child" + (", or build without --engine and `check --fix`" * problem.fixable)
+                hint = "plan another child" + (", or build without --for-engine and `check --fix`" * problem.fixable)
                 raise CheckError(f"{engine} can't load this child{place}: it {problem.reason}", hint)
             left.append(problem)
     return tuple(left)

@@ -175,7 +175,7 @@ def served(file: Path, program: Path, context: int, words: Sequence[str] = EXACT
             server.wait()
 
 
-_HINT = "ffn-fusion check OUT --engine llama.cpp says what it can't run; or try another build of llama.cpp"
+_HINT = "ffn-fusion check OUT --for-engine llama.cpp says what it can't run; or try another build of llama.cpp"
 
 
 def _environment() -> dict[str, str]:

@@ -30,7 +30,7 @@ from ffn_fusion.programs import check_signal, program_on_path
 PROGRAM, BATCHED = "llama-bench", "llama-batched-bench"
 VARIABLE = "LLAMA_BENCH"
 
-_HINT = "ffn-fusion check OUT --engine llama.cpp says what it can't run"
+_HINT = "ffn-fusion check OUT --for-engine llama.cpp says what it can't run"
 _STEP = 0.01
 _ATTEMPTS = 5
 

@@ -91,7 +91,7 @@ def refusal(error: str) -> CheckError:
     if "trust_remote_code" in error:
         hint = "install ffn-fusion into vLLM's environment too: pip install ffn-fusion"
     else:
-        hint = "ffn-fusion check OUT --engine vllm says what it can't run"
+        hint = "ffn-fusion check OUT --for-engine vllm says what it can't run"
     return CheckError(f"vllm can't run it: {error}", hint)
 
 

@@ -11,7 +11,6 @@ from ffn_fusion.errors import CheckError, UsageError
 from ffn_fusion.export.folder import FolderPlan, plan_folder, write_folder
 from ffn_fusion.export.gguf import plan_gguf
 from ffn_fusion.families import family_of
-from ffn_fusion.gguf import qk_norm
 from ffn_fusion.gguf.write import GgufPlan, write_gguf
 from ffn_fusion.portability.history import FORMS as FOLDERS
 
@@ -59,7 +58,7 @@ def plan_export(
         CheckpointError, MissingExtraError: see :func:`ffn_fusion.export.gguf.plan_gguf`.
     """
     check_form(to)
-    if family_of(checkpoint.spec).form and not (to == "gguf" and qk_norm.architecture(checkpoint.spec)):
+    if to != "gguf" and family_of(checkpoint.spec).form:
         raise CheckError(
             f"{checkpoint.name}: a {checkpoint.spec.family} model keeps its family's own form; {to} can't hold it",
             "it loads in transformers as it is",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -14,6 +13,7 @@ import numpy as np
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.shards import finite
 from ffn_fusion.errors import CheckpointError
+from ffn_fusion.families import ModelSpec
 from ffn_fusion.gguf import qk_norm
 from ffn_fusion.gguf.file import BLOCKS, gguf_package
 from ffn_fusion.gguf.names import gguf_name, is_rotary
@@ -46,13 +46,11 @@ class GgufOutput:
 
 
 def gguf_tensors(checkpoint: Checkpoint, kind: Kind) -> list[GgufOutput]:
-    """Every tensor of the file, in the order of a forward pass, matrices stored as ``kind``."""
+    """Every tensor of the file, matrices stored as ``kind``: in the order of a forward pass, what openelm adds last."""
     own = qk_norm.architecture(checkpoint.spec)
-    interleaved = own is None
+    tensors = [_output(checkpoint, name, kind, interleaved=own is None) for name in checkpoint.tensors]
     if own == "openelm":
-        tensors = _with_zeros(checkpoint, kind)
-    else:
-        tensors = [_output(checkpoint, name, kind, interleaved) for name in checkpoint.tensors]
+        tensors = _as_openelm(tensors, checkpoint.spec, kind)
     factors = stored_factors(checkpoint.spec.config, checkpoint.spec.head_dim)
     if factors is None:
         return tensors
@@ -67,25 +65,28 @@ def _output(checkpoint: Checkpoint, name: str, kind: Kind, interleaved: bool) ->
     return GgufOutput(gguf_name(name), stored, shape, lambda: _pieces(checkpoint, name, stored, head_dim))
 
 
-def _with_zeros(checkpoint: Checkpoint, kind: Kind) -> list[GgufOutput]:
+def _as_openelm(tensors: list[GgufOutput], spec: ModelSpec, kind: Kind) -> list[GgufOutput]:
     """As ``openelm`` has them: Q, K and V in one matrix, and zeros in the place of sub-blocks that a block lacks."""
-    spec = checkpoint.spec
-    tensors: list[GgufOutput] = []
-    for output in (_output(checkpoint, name, kind, interleaved=False) for name in checkpoint.tensors):
-        joined = re.fullmatch(r"(blk\.\d+\.)attn_[kv]\.weight", output.name)
-        tensors[-1:] = [_stacked(tensors[-1], output)] if joined else [*tensors[-1:], output]
+    found = {tensor.name: tensor for tensor in tensors}
     for i, block in enumerate(spec.blocks):
-        attention = {} if block.attention else qk_norm.attention_of_zeros(spec, i)
-        ffn = {} if block.ffn else qk_norm.ffn_of_zeros(spec, i)
-        tensors += [_constant(name, shape, value, kind) for name, (shape, value) in {**attention, **ffn}.items()]
-    return tensors
+        absent: dict[str, tuple[tuple[int, ...], float]] = {}
+        if block.attention:
+            parts = [found.pop(f"blk.{i}.attn_{key}.weight") for key in "qkv"]
+            joined = _stacked(f"blk.{i}.attn_qkv.weight", parts)
+            found[joined.name] = joined
+        else:
+            absent |= qk_norm.attention_of_zeros(spec, i)
+        if not block.ffn:
+            absent |= qk_norm.ffn_of_zeros(spec, i)
+        found |= {name: _constant(name, shape, value, kind) for name, (shape, value) in absent.items()}
+    return list(found.values())
 
 
-def _stacked(above: GgufOutput, below: GgufOutput) -> GgufOutput:
-    """Q, K and V (the first two together already) as one matrix, one after the other."""
-    name = f"{above.name.rsplit('.', 2)[0]}.attn_qkv.weight"
-    shape = (above.shape[0] + below.shape[0], *below.shape[1:])
-    return GgufOutput(name, below.kind, shape, lambda: chain(above.pieces(), below.pieces()))
+def _stacked(name: str, parts: list[GgufOutput]) -> GgufOutput:
+    """Matrices with rows of one length as one, each after the one before it."""
+    first = parts[0]
+    shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
+    return GgufOutput(name, first.kind, shape, lambda: chain.from_iterable(part.pieces() for part in parts))
 
 
 def _constant(name: str, shape: tuple[int, ...], value: float, kind: Kind) -> GgufOutput:

@@ -74,7 +74,7 @@ def about_model(breaks: Callable[[ModelSpec], bool]) -> Callable[[ModelSpec], It
 
 _RESIDUAL = "begins its residual stream in the first attention: too many values to unpack"
 _WIDTH = "computes the width from ffn_mult, rounded up to a multiple of 256"
-_LLAMA_CPP_BLOCKS = 512
+LLAMA_CPP_BLOCKS = 512
 _SILU_ONLY = "refuses an activation other than silu"
 _SILU_ALWAYS = "always computes silu, so the output would be silently wrong"
 
@@ -116,14 +116,14 @@ FORM_RULES: tuple[Rule[ModelSpec], ...] = (
         "at most 512 blocks that aren't empty",
         "",
         {"llama.cpp": Reason("takes 512 blocks at most")},
-        about_model(lambda spec: _filled(spec) > _LLAMA_CPP_BLOCKS),
+        about_model(lambda spec: _filled(spec) > LLAMA_CPP_BLOCKS),
     ),
     Rule(
         "empty-blocks",
         "at most 512 blocks, empty ones counted",
         "empty blocks are dropped, the rest renumbered",
         {"llama.cpp": Reason("takes 512 blocks at most")},
-        about_model(lambda spec: _filled(spec) <= _LLAMA_CPP_BLOCKS < len(spec.blocks)),
+        about_model(lambda spec: _filled(spec) <= LLAMA_CPP_BLOCKS < len(spec.blocks)),
     ),
     Rule(
         "width",

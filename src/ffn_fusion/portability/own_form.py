@@ -12,12 +12,11 @@ from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.families import Family, ModelSpec
 from ffn_fusion.families.rotary import read_rotary
 from ffn_fusion.gguf import qk_norm
-from ffn_fusion.portability.form import about_model
+from ffn_fusion.portability.form import LLAMA_CPP_BLOCKS, about_model
 from ffn_fusion.portability.rule import Engine, Reason, Rule
 
 VLLM_FAMILIES = frozenset({"qwen3", "gemma", "gemma2", "gpt2", "opt"})
 """Families of which vLLM has a class of its own that was run with blocks that differ."""
-_LLAMA_CPP_BLOCKS = 512
 _NO_FAMILY = "has no model of this family whose blocks differ"
 
 
@@ -99,7 +98,7 @@ OWN_FORM_RULES: tuple[Rule[ModelSpec], ...] = (
         "a Qwen3 has at most 512 blocks",
         "",
         {"llama.cpp": Reason("takes 512 blocks at most")},
-        about_model(_qwen3(lambda spec: len(spec.blocks) > _LLAMA_CPP_BLOCKS)),
+        about_model(_qwen3(lambda spec: len(spec.blocks) > LLAMA_CPP_BLOCKS)),
     ),
 )
 
