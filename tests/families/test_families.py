@@ -351,4 +351,6 @@ def test_every_family_is_listed_with_what_it_refuses(capsys: pytest.CaptureFixtu
     assert {"llama", "qwen2", "qwen3", "gemma2", "gpt2"} <= set(listed)
     assert [entry["form"] for entry in listed["qwen2"]] == ["nemotron-nas", "per-block"]
     assert set(listed["gemma2"][0]["refuses"]) == {"fuse", "repair"}
-    assert listed["qwen3"] == [{"form": "per-block", "refuses": {}}]
+    (qwen3,) = listed["qwen3"]
+    assert (qwen3["form"], qwen3["refuses"]) == ("per-block", {})
+    assert "vllm" in qwen3["engines"]
