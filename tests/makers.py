@@ -91,10 +91,12 @@ def _entry(attention: Any, ffn: Any, heads: int, hidden: int) -> dict[str, Any]:
     return says
 
 
-def block_spec(*, attention: Any = "attention", ffn: Any = "gated", ffn_width: int = 0, kv_heads: int = 1) -> BlockSpec:
+def block_spec(
+    *, attention: Any = "attention", ffn: Any = "gated", ffn_width: int = 0, kv_heads: int = 1, heads: int = 1
+) -> BlockSpec:
     """A block of a blueprint's parent; None: it hasn't got that sub-block."""
     return BlockSpec(
-        AttentionSpec(attention, kv_heads if attention == "attention" else 0) if attention else None,
+        AttentionSpec(attention, *((kv_heads, heads) if attention == "attention" else (0, 0))) if attention else None,
         FfnSpec(ffn, ffn_width) if ffn else None,
     )
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Step:
-    """Attention of one parent block (or none), then the FFNs of ``ffns`` side by side on one input."""
+    """Attentions of parent blocks (one, none, or several side by side), then the FFNs of ``ffns`` side by side."""
 
-    attention: int | None
+    attention: int | tuple[int, ...] | None
     ffns: tuple[int, ...] = ()
     norm: str = "own"
 
@@ -46,9 +46,14 @@ class Reference:
         x = self.weights["model.embed_tokens.weight"][ids_NT]
         for step in steps:
             if step.attention is not None:
-                x = x + self.attention(step.attention, x)
+                x = x + self.attentions(x, step)
             x = x + self.ffns(x, step) if step.ffns else x
         return x
+
+    def attentions(self, x: Tensor, step: Step) -> Tensor:
+        sources = (step.attention,) if isinstance(step.attention, int) else step.attention or ()
+        scales = [sources[-1] if step.norm == "last" else i for i in sources]
+        return torch.stack([self.attention(i, x, scale) for i, scale in zip(sources, scales, strict=True)]).sum(0)
 
     def ffns(self, x: Tensor, step: Step) -> Tensor:
         total = torch.zeros_like(x)
@@ -65,19 +70,20 @@ class Reference:
         gate = self.linear(at + "gate_proj", x)
         return self.linear(at + "down_proj", gate * torch.sigmoid(gate) * self.linear(at + "up_proj", x))
 
-    def attention(self, i: int, x: Tensor) -> Tensor:
+    def attention(self, i: int, x: Tensor, scale: int | None = None) -> Tensor:
         at = f"model.layers.{i}."
         if at + "input_layernorm.weight" not in self.weights:
             return torch.zeros_like(x)
-        x = self.norm(x, at + "input_layernorm.weight")
+        x = self.norm(x, f"model.layers.{i if scale is None else scale}.input_layernorm.weight")
         if at + "self_attn.linear_attn.weight" in self.weights:
             return self.linear(at + "self_attn.linear_attn", x)
         N, T, _ = x.shape
-        H, d = self.config["num_attention_heads"], self.head_dim
+        d = self.head_dim
         q, k, v = (
             self.linear(f"{at}self_attn.{name}_proj", x).view(N, T, -1, d).transpose(1, 2) for name in ("q", "k", "v")
         )
         q, k = self.rotate(q), self.rotate(k)
+        H = q.shape[1]
         group = H // k.shape[1]
         out = []
         for h in range(H):

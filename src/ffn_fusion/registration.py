@@ -17,7 +17,7 @@ import wrapt
 def _register_classes() -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from ffn_fusion.families.registry import FAMILIES
+    from ffn_fusion.families.registry import OWN_FORMS
     from ffn_fusion.modeling.configuration_decilm import DeciLMConfig
     from ffn_fusion.modeling.configuration_per_block import PerBlockConfig, config_class
     from ffn_fusion.modeling.modeling_decilm import DeciLMForCausalLM
@@ -28,9 +28,8 @@ def _register_classes() -> None:
     DeciLMConfig.register_for_auto_class()  # save_pretrained then writes the files along
     DeciLMForCausalLM.register_for_auto_class("AutoModelForCausalLM")
     AutoConfig.register(PerBlockConfig.model_type, PerBlockConfig, exist_ok=True)
-    for family in FAMILIES.values():
-        if family.form:
-            AutoModelForCausalLM.register(config_class(family.name), PerBlockForCausalLM, exist_ok=True)
+    for base_model_type in OWN_FORMS:
+        AutoModelForCausalLM.register(config_class(base_model_type), PerBlockForCausalLM, exist_ok=True)
 
 
 def _transformers_is_there(_: Any) -> None:

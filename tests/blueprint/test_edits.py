@@ -121,8 +121,8 @@ def test_narrowing_goes_with_other_edits() -> None:
         (lambda: free(8, 8, 8).fuse(-1, 1), "block -1 is outside"),
         (lambda: free(8, 8, 8).fuse(1, 1), "at least two blocks"),
         (lambda: free(8, 8, 8).fuse(2, 1), "at least two blocks"),
-        (lambda: free(8, 8, 8, 8).fuse(0, 1).fuse(1, 2), "run 1-2 overlaps the fused run 0-1"),
-        (lambda: free(8, 8, 8, 8).fuse(2, 3).fuse(1, 2), "run 1-2 overlaps the fused run 2-3"),
+        (lambda: free(8, 8, 8, 8).fuse(0, 1).fuse(1, 2), "run 1-2 overlaps run 0-1, which is merged already"),
+        (lambda: free(8, 8, 8, 8).fuse(2, 3).fuse(1, 2), "run 1-2 overlaps run 2-3, which is merged already"),
         (
             lambda: Blueprint.identity(parent(8, 8, 8)).fuse(0, 1),
             "goes through block 1, which keeps its attention",

@@ -144,7 +144,7 @@ def make_qwen3(folder: Path, blocks: Blocks, **changes: Any) -> Path:
     usual = read_spec(config)
     has = [
         BlockSpec(
-            None if attention is None else AttentionSpec("attention", int(attention)),
+            None if attention is None else AttentionSpec("attention", int(attention), usual.heads),
             None if ffn is None else FfnSpec("gated", int(ffn)),
         )
         for attention, ffn in blocks

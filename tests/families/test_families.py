@@ -37,23 +37,23 @@ def test_llama() -> None:
     spec = read_spec(llama_config(head_dim=10, attention_bias=True))
     assert spec.family == "llama"
     assert len(spec.blocks) == 4
-    assert spec.blocks[3].attention == AttentionSpec("attention", 2)
+    assert spec.blocks[3].attention == AttentionSpec("attention", 2, 4)
     assert spec.blocks[3].ffn == FfnSpec("gated", 48)
     assert (spec.head_dim, spec.attention_bias, spec.mlp_bias, spec.tied) == (10, True, False, False)
     assert spec.kv_bytes_per_token(2) == 2 * 4 * 2 * 10 * 2
 
 
 def test_llama_without_kv_heads_has_as_many_as_heads() -> None:
-    assert read_spec(llama_config(num_key_value_heads=None)).blocks[0].attention == AttentionSpec("attention", 4)
+    assert read_spec(llama_config(num_key_value_heads=None)).blocks[0].attention == AttentionSpec("attention", 4, 4)
 
 
 def test_nemotron_nas() -> None:
     spec = read_spec(nas_config([(2, 48), (None, 256), ("linear", "linear"), (4, None), (None, None)]))
     assert [b.attention for b in spec.blocks] == [
-        AttentionSpec("attention", 2),
+        AttentionSpec("attention", 2, 4),
         None,
-        AttentionSpec("linear", 0),
-        AttentionSpec("attention", 4),
+        AttentionSpec("linear", 0, 0),
+        AttentionSpec("attention", 4, 4),
         None,
     ]
     assert [b.ffn for b in spec.blocks] == [

@@ -32,7 +32,7 @@ SPEC = pattern_spec([(2, 96), (None, 160), (4, None), ("linear", 96), (2, "linea
 
 def test_attention_by_hand() -> None:
     """D 64, H 8, d 8, K 2; batch 3 of 5 new tokens behind 10."""
-    work = sub_block_work(SPEC, AttentionSpec("attention", 2), Setting(batch=3), Step(5, 10))
+    work = sub_block_work(SPEC, AttentionSpec("attention", 2, 8), Setting(batch=3), Step(5, 10))
     matrices = 64 * 64 + 2 * 64 * 16 + 64 * 64
     assert work.weight_bytes == 2 * (matrices + 64)
     assert work.matmul_flops == 2 * 15 * (matrices + 64)
@@ -72,7 +72,7 @@ def test_cache_is_the_familys() -> None:
 
 
 def test_kv_heads_stand_on_several_devices() -> None:
-    two, eight = (sub_block_work(SPEC, AttentionSpec("attention", 2), Setting(devices=n), Step()) for n in (2, 8))
+    two, eight = (sub_block_work(SPEC, AttentionSpec("attention", 2, 8), Setting(devices=n), Step()) for n in (2, 8))
     assert two.kv_bytes == eight.kv_bytes == 2 * 8 * 2  # one head each, either way
     assert two.attention_flops == 4 * eight.attention_flops
     assert eight.weight_bytes * 8 - two.weight_bytes * 2 == 2 * 64 * 8 * 6 * 2  # six more heads' K and V
@@ -93,7 +93,7 @@ def test_child_of_a_blueprint() -> None:
     parent: ModelSpec = pattern_spec([(2, 96)] * 6, **SIZES)
     blueprint = Blueprint.identity(parent.parent("p")).apply([2, 3, 4], [(2, 4)])
     child = child_spec(parent, blueprint, 1)
-    assert sub_blocks(child) == {AttentionSpec("attention", 2): 3, FfnSpec("gated", 96): 3, FfnSpec("gated", 288): 1}
+    assert sub_blocks(child) == {AttentionSpec("attention", 2, 8): 3, FfnSpec("gated", 96): 3, FfnSpec("gated", 288): 1}
     assert child_spec(parent, blueprint, 256).blocks[2].ffn == FfnSpec("gated", 512)
 
 

@@ -183,7 +183,7 @@ def test_reverse_order_numbers(thirty: Any) -> None:
 
 
 def test_inspect_groups_alike_blocks_and_sums() -> None:
-    usual = BlockSpec(AttentionSpec("attention", 3), FfnSpec("gated", 1536))
+    usual = BlockSpec(AttentionSpec("attention", 3, 9), FfnSpec("gated", 1536))
     spec = ModelSpec(
         "llama", 576, 9, 64, 49152, (usual,) * 30, True, False, False, "silu", 1e-5, {}
     )  # SmolLM2-135M, whose size is known

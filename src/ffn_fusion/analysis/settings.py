@@ -111,11 +111,16 @@ class PlanSettings(Settings):
         (), description="Exactly these blocks lose their attention, e.g. 5-10,17; no evidence is needed."
     )
     runs: Runs = Field((), description="Exactly these runs are fused, e.g. 5-9,17-19; no evidence is needed.")
+    side_by_side: Runs = Field(
+        (),
+        description="The blocks of exactly these runs are put side by side, attentions and FFNs, e.g. 10-11,12-13; no "
+        "evidence is needed.",
+    )
 
     @property
     def explicit(self) -> bool:
         """Whether a person named the changes, so that nothing is left to choose."""
-        return bool(self.without_attention or self.runs)
+        return bool(self.without_attention or self.runs or self.side_by_side)
 
     @field_validator("steps")
     @classmethod

@@ -131,7 +131,7 @@ class _Planner:
         end = self.dtype.itemsize * head_parameters(spec)
         logits = _LOGITS_AT_ONCE * LOGIT_BYTES if self.work.heads else 0
         width = max((block.ffn.width for block in spec.blocks if block.ffn), default=0)
-        heads = 3 * spec.heads * spec.head_dim * self.dtype.itemsize
+        heads = 3 * max(spec.head_counts) * spec.head_dim * self.dtype.itemsize
         row = row_bytes(spec.hidden_size, width, self.dtype) + heads + self.work.row_held
         activations = rows * row + self.work.held
         if resident:

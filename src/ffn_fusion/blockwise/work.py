@@ -68,7 +68,7 @@ def attention_flops(spec: ModelSpec, i: int, context: int) -> float:
     part = spec.blocks[i].attention
     if part is None:
         return 0.0
-    pairs = 4.0 * context * context * spec.heads * spec.head_dim if part.kind == "attention" else 0.0
+    pairs = 4.0 * context * context * part.heads * spec.head_dim
     return 2.0 * context * sub_block_parameters(spec, part) + pairs
 
 

@@ -11,6 +11,7 @@ from ffn_fusion.blueprint.kinds import (
     NarrowedFfn,
     NoSubBlock,
     Operation,
+    WideAttention,
 )
 from ffn_fusion.blueprint.sub_blocks import PARTS, AttentionSpec, BlockSpec, FfnSpec, Part, SubBlock
 
@@ -32,4 +33,5 @@ __all__ = [
     "Parent",
     "Part",
     "SubBlock",
+    "WideAttention",
 ]

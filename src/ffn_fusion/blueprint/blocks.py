@@ -14,12 +14,13 @@ from ffn_fusion.settings import Frozen
 
 
 class _WrittenBlock(Frozen):
-    """A block of the parent in JSON: kinds, the FFN's width and, where attentions differ in them, KV heads."""
+    """A block of the parent in JSON: kinds, the FFN's width and, where attentions differ in them, numbers of heads."""
 
     attention: Literal["attention", "linear"] | None
     ffn: Literal["gated", "plain", "linear"] | None
     ffn_width: int = Field(ge=0)
     kv_heads: int = Field(default=0, ge=0)
+    heads: int = Field(default=0, ge=0)
 
 
 def _read_block(value: Any, handler: Any) -> BlockSpec:
@@ -27,7 +28,7 @@ def _read_block(value: Any, handler: Any) -> BlockSpec:
         return value
     written = _WrittenBlock.model_validate(value)
     return BlockSpec(
-        attention=AttentionSpec(written.attention, written.kv_heads) if written.attention else None,
+        attention=AttentionSpec(written.attention, written.kv_heads, written.heads) if written.attention else None,
         ffn=FfnSpec(written.ffn, written.ffn_width) if written.ffn else None,
     )
 
@@ -39,13 +40,19 @@ def _write_block(block: BlockSpec) -> dict[str, Any]:
         ffn=ffn.kind if ffn else None,
         ffn_width=block.ffn_width,
         kv_heads=attention.kv_heads if attention else 0,
+        heads=attention.heads if attention else 0,
     ).model_dump(exclude_defaults=True)
+
+
+def _with_attention(block: BlockSpec, **changes: Any) -> BlockSpec:
+    return replace(block, attention=replace(block.attention, **changes)) if block.attention else block
 
 
 class Parent(Frozen):
     """The model a blueprint is for.
 
-    Where all attentions have as many KV heads, which is the rule, their number isn't kept: it's 0 in ``blocks``.
+    Where all attentions have as many heads, or as many KV heads, which is the rule, that number isn't kept: it's 0 in
+    ``blocks``.
     """
 
     name: str
@@ -55,13 +62,12 @@ class Parent(Frozen):
     @field_validator("blocks")
     @classmethod
     def _without_common_heads(cls, blocks: tuple[BlockSpec, ...]) -> tuple[BlockSpec, ...]:
-        counts = {block.attention.kv_heads for block in blocks if block.attention and block.attention.kind != "linear"}
-        if len(counts) > 1:
-            return blocks
-        return tuple(
-            replace(block, attention=replace(block.attention, kv_heads=0)) if block.attention else block
-            for block in blocks
-        )
+        softmax = [block.attention for block in blocks if block.attention and block.attention.kind != "linear"]
+        if len({attention.heads for attention in softmax}) <= 1:
+            blocks = tuple(_with_attention(block, heads=0) for block in blocks)
+        if len({attention.kv_heads for attention in softmax}) <= 1:
+            blocks = tuple(_with_attention(block, kv_heads=0) for block in blocks)
+        return blocks
 
     def had(self, part: Part, sources: Sequence[int]) -> list[SubBlock]:
         """The sub-blocks of these blocks, all of which have one."""

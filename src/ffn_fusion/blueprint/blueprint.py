@@ -122,6 +122,20 @@ class Blueprint(Frozen):
         """
         return self._with(edits.fuse(self.parent, self.blocks, first, last, norm))
 
+    def side_by_side(self, first: int, last: int, norm: FusionNorm = "own") -> Self:
+        """Compute parent blocks ``first..last`` side by side, as one block: their attentions as one wide attention on
+        one input, then their FFNs as one wide FFN.
+
+            Y = X + sum_j A_j(n_j X)        out = Y + sum_j F_j(n'_j Y)
+
+        Attentions and FFNs that were dropped before are left out.
+
+        Raises:
+            BlueprintError: the run leaves the model, cuts through a merged one, holds fewer than two attentions, or an
+                attention or FFN that is linear or changed in another way.
+        """
+        return self._with(edits.side_by_side(self.parent, self.blocks, first, last, norm))
+
     def narrow(self, block: int, channels: Iterable[int]) -> Self:
         """Keep only these channels of a parent block's gated FFN, in the parent's order.
 
@@ -136,16 +150,18 @@ class Blueprint(Frozen):
         self,
         drop: Iterable[int] = (),
         runs: Sequence[tuple[int, int]] = (),
+        side_by_side: Sequence[tuple[int, int]] = (),
         *,
         norm: FusionNorm = "own",
         max_width: int | None = None,
     ) -> Self:
-        """Drop attentions, then fuse runs, each cut by :meth:`split` where it's wider than ``max_width``.
+        """Drop attentions, then fuse runs, each cut by :meth:`split` where it's wider than ``max_width``, then put the
+        blocks of others side by side.
 
         Raises:
-            BlueprintError: as :meth:`drop_attention` and :meth:`fuse`; runs that overlap.
+            BlueprintError: as :meth:`drop_attention`, :meth:`fuse` and :meth:`side_by_side`; runs that overlap.
         """
-        for (a_first, a_last), (b_first, b_last) in pairwise(sorted(runs)):
+        for (a_first, a_last), (b_first, b_last) in pairwise(sorted([*runs, *side_by_side])):
             if b_first <= a_last:
                 raise BlueprintError(
                     f"runs {a_first}-{a_last} and {b_first}-{b_last} overlap", "make the runs disjoint"
@@ -156,6 +172,8 @@ class Blueprint(Frozen):
             for piece_first, piece_last in result.split(first, last, max_width):
                 if sum(1 for block in self.parent.blocks[piece_first : piece_last + 1] if block.ffn) > 1:
                     result = result.fuse(piece_first, piece_last, norm)
+        for first, last in side_by_side:
+            result = result.side_by_side(first, last, norm)
         return result
 
     def split(self, first: int, last: int, max_width: int | None) -> list[tuple[int, int]]:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ffn_fusion.blueprint.blocks import Block, Parent
-from ffn_fusion.blueprint.kinds import FusedFfn, FusionNorm, KeptSubBlock, NarrowedFfn, NoSubBlock
+from ffn_fusion.blueprint.kinds import (
+    FusedFfn,
+    FusionNorm,
+    KeptSubBlock,
+    Kind,
+    NarrowedFfn,
+    NoSubBlock,
+    WideAttention,
+)
 from ffn_fusion.blueprint.ranges import LARGEST, format_blocks, format_runs
 from ffn_fusion.blueprint.sub_blocks import Part
 from ffn_fusion.errors import BlueprintError
@@ -30,22 +38,71 @@ def drop(parent: Parent, blocks: Blocks, which: Iterable[int], part: Part) -> Bl
 def fuse(parent: Parent, blocks: Blocks, first: int, last: int, norm: FusionNorm) -> Blocks:
     """The FFNs of ``first..last`` become one in the run's first block. See ``Blueprint.fuse``."""
     name = f"run {first}-{last}"
-    _check_inside(parent, (first, last))
-    inside = [b for b in blocks if b.parent_blocks[1] >= first and b.parent_blocks[0] <= last]
-    if last <= first:
-        raise BlueprintError(f"{name}: a run has at least two blocks", "give its first and last block, like 5-9")
-    for block in inside:
-        if block.parent_blocks[0] < first or block.parent_blocks[1] > last:
-            raise BlueprintError(
-                f"{name} overlaps the fused run {block.parent_blocks[0]}-{block.parent_blocks[1]}",
-                "make the runs disjoint",
-            )
+    inside = _inside(parent, blocks, first, last)
     for block in inside[1:]:
         if block.attention.present:
             raise BlueprintError(
                 f"{name} goes through block {block.parent_blocks[0]}, which keeps its attention",
-                f"drop it as well (--drop-attention {first + 1}-{last}), or end the run before it",
+                f"drop it as well (--drop-attention {first + 1}-{last}), end the run before it, or put the blocks side "
+                "by side",
             )
+    ffn = _fused(parent, inside, name, norm)
+    if len(ffn.sources) < 2:
+        raise BlueprintError(f"{name} holds {len(ffn.sources)} FFN, so there is nothing to fuse", "choose a longer run")
+    fused = Block(parent_blocks=(first, last), attention=inside[0].attention, ffn=ffn)
+    return _replaced(blocks, inside, fused)
+
+
+def side_by_side(parent: Parent, blocks: Blocks, first: int, last: int, norm: FusionNorm) -> Blocks:
+    """The attentions of ``first..last`` become one, and then their FFNs. See ``Blueprint.side_by_side``."""
+    name = f"run {first}-{last}"
+    inside = _inside(parent, blocks, first, last)
+    attentions = [block.attention for block in inside if block.attention.present]
+    for kind in attentions:
+        if kind.changes and not (isinstance(kind, WideAttention) and kind.norm == norm):
+            raise BlueprintError(f"{name}: attention {kind.sources[0]} is {kind.fate} already", "leave it out")
+    sources = tuple(source for kind in attentions for source in kind.sources)
+    for source, had in zip(sources, parent.had("attention", sources), strict=True):
+        if had.kind == "linear":
+            raise BlueprintError(f"{name}: the attention of block {source} is linear", "end the run before it")
+    if len(sources) < 2:
+        raise BlueprintError(
+            f"{name} holds {len(sources)} attention, so there is nothing to put side by side", "fuse its FFNs instead"
+        )
+    merged = Block(
+        parent_blocks=(first, last),
+        attention=WideAttention(sources=sources, norm=norm),
+        ffn=_fused(parent, inside, name, norm),
+    )
+    return _replaced(blocks, inside, merged)
+
+
+def _inside(parent: Parent, blocks: Blocks, first: int, last: int) -> list[Block]:
+    """The blocks of a run that is to become one.
+
+    Raises:
+        BlueprintError: it leaves the model, has no two blocks, or cuts through blocks that are merged already.
+    """
+    name = f"run {first}-{last}"
+    _check_inside(parent, (first, last))
+    if last <= first:
+        raise BlueprintError(f"{name}: a run has at least two blocks", "give its first and last block, like 5-9")
+    inside = [b for b in blocks if b.parent_blocks[1] >= first and b.parent_blocks[0] <= last]
+    for block in inside:
+        if block.parent_blocks[0] < first or block.parent_blocks[1] > last:
+            raise BlueprintError(
+                f"{name} overlaps run {block.parent_blocks[0]}-{block.parent_blocks[1]}, which is merged already",
+                "make the runs disjoint",
+            )
+    return inside
+
+
+def _fused(parent: Parent, inside: Blocks, name: str, norm: FusionNorm) -> Kind:
+    """The FFNs of these blocks as one; the one that there is, or none.
+
+    Raises:
+        BlueprintError: one of them can't be fused.
+    """
     ffns = [block.ffn for block in inside if block.ffn.present]
     sources = tuple(source for ffn in ffns for source in ffn.sources)
     for source, had in zip(sources, parent.had("ffn", sources), strict=True):
@@ -56,13 +113,16 @@ def fuse(parent: Parent, blocks: Blocks, first: int, last: int, norm: FusionNorm
             raise BlueprintError(
                 f"{name}: the FFN of block {ffn.sources[0]} is {ffn.fate}", "fuse it whole, or leave it out"
             )
-    if len(sources) < 2:
-        raise BlueprintError(f"{name} holds {len(sources)} FFN, so there is nothing to fuse", "choose a longer run")
     if any(isinstance(ffn, FusedFfn) and ffn.norm != norm for ffn in ffns):
         raise BlueprintError(f"{name} holds a run fused with another norm convention", "fuse with one convention")
-    fused = Block(parent_blocks=(first, last), attention=inside[0].attention, ffn=FusedFfn(sources=sources, norm=norm))
+    if len(sources) < 2:
+        return ffns[0] if ffns else NoSubBlock()
+    return FusedFfn(sources=sources, norm=norm)
+
+
+def _replaced(blocks: Blocks, inside: Blocks, merged: Block) -> Blocks:
     at = blocks.index(inside[0])
-    return [*blocks[:at], fused, *blocks[at + len(inside) :]]
+    return [*blocks[:at], merged, *blocks[at + len(inside) :]]
 
 
 def narrow(parent: Parent, blocks: Blocks, block: int, channels: Iterable[int]) -> Blocks:

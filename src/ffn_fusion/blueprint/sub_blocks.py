@@ -14,10 +14,13 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """Softmax attention with ``kv_heads`` K/V heads, or one linear layer [D, D] in its place (``kv_heads`` 0)."""
+    """Softmax attention with ``heads`` query heads that share ``kv_heads`` K/V heads evenly, or one linear layer [D, D]
+    in its place, which has neither.
+    """
 
     kind: Literal["attention", "linear"]
     kv_heads: Annotated[int, Field(ge=0)]
+    heads: Annotated[int, Field(ge=0)]
 
     def padded(self, width_multiple: int) -> Self:
         """Attentions are stored as they are."""

@@ -54,7 +54,10 @@ def build(
 def fuse(
     model: Model,
     output: Output,
-    plan: Annotated[PlanSettings, Only("without_attention", "runs", "max_width", "width_curve", "norm", "for_engines")],
+    plan: Annotated[
+        PlanSettings,
+        Only("without_attention", "runs", "side_by_side", "max_width", "width_curve", "norm", "for_engines"),
+    ],
     settings: BuildSettings,
     repair: Repair,
     compute: ComputeSettings,
@@ -68,7 +71,9 @@ def fuse(
     from ffn_fusion.pipeline.recipe import Recipe
 
     if not plan.explicit:
-        raise UsageError("nothing to do: neither --without-attention nor --runs", "say what to change, like --runs 5-9")
+        raise UsageError(
+            "nothing to do: no --without-attention, --runs or --side-by-side", "say what to change, like --runs 5-9"
+        )
     sections = {"plan": plan, "build": settings, "repair": _if_text(repair)}
     recipe = Recipe(
         model=model, revision=revision, output=output, **dict(with_device(compute)), **dict(opening), **sections

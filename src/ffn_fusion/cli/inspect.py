@@ -48,6 +48,7 @@ def _as_json(summary: Any, element: int) -> dict[str, Any]:
         "blocks": [
             {
                 "attention": block.attention.kind if block.attention else None,
+                "heads": block.attention.heads if block.attention else 0,
                 "kv_heads": block.attention.kv_heads if block.attention else 0,
                 "ffn": block.ffn.kind if block.ffn else None,
                 "ffn_width": block.ffn.width if block.ffn else 0,

@@ -91,5 +91,7 @@ def gguf_spec(gguf: GgufFile) -> ModelSpec:
 
 
 def _block(heads: int, kv_heads: int, width: int) -> BlockSpec:
-    attention = AttentionSpec("attention" if kv_heads else "linear", kv_heads) if heads else None
+    attention = (
+        AttentionSpec("attention" if kv_heads else "linear", kv_heads, heads if kv_heads else 0) if heads else None
+    )
     return BlockSpec(attention, FfnSpec("gated", width) if width else None)

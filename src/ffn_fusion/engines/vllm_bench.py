@@ -61,10 +61,10 @@ def bench_vllm(models: Mapping[str, str], asked: BenchRequest, progress: Progres
     checkpoints = {name: open_model(place) for name, place in models.items()}
     for name, checkpoint in checkpoints.items():
         check_loads(name, checkpoint, "vllm")
-        if checkpoint.spec.heads % asked.tensor_parallel:
-            heads, world = checkpoint.spec.heads, asked.tensor_parallel
+        world = asked.tensor_parallel
+        if uneven := [heads for heads in checkpoint.spec.head_counts if heads % world]:
             raise UsageError(
-                f"{name} has {heads} heads, which {world} processes can't share evenly",
+                f"{name} has attentions of {uneven[0]} heads, which {world} processes can't share evenly",
                 "take a --tensor-parallel that divides them",
             )
     size = torch.finfo(dtype_of(asked.dtype)).bits / 8

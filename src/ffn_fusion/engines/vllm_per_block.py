@@ -85,11 +85,11 @@ def _without_blocks(vllm_config: VllmConfig) -> Any:
     return outer
 
 
-def _make_block(layer_class: type[nn.Module], vllm_config: VllmConfig, prefix: str) -> nn.Module:
+def _make_block(layer_class: Any, vllm_config: VllmConfig, prefix: str) -> Any:
     """A decoder layer of the family's own class with the sizes of this block, without the sub-blocks it skips."""
     config, number = vllm_config.model_config.hf_config, int(prefix.rsplit(".", 1)[1])
     sizes = config.per_layer_config[number]
-    layer = layer_class(sizes, vllm_config.cache_config, vllm_config.quant_config, prefix=prefix)
+    layer = _make_layer(layer_class, vllm_config, sizes, prefix)
     adds_by_itself = "residual" not in inspect.signature(layer.forward).parameters
     for part, modules in config.sub_blocks.items():
         if SKIPPED[part] not in getattr(sizes, "skip", ()):
@@ -103,6 +103,13 @@ def _make_block(layer_class: type[nn.Module], vllm_config: VllmConfig, prefix: s
         for name in [name for name in caches if name.startswith(f"{prefix}.{computes}.")]:
             del caches[name]
     return layer
+
+
+def _make_layer(layer_class: Any, vllm_config: VllmConfig, sizes: Any, prefix: str) -> Any:
+    """A decoder layer of these sizes; some of vLLM's classes take all settings at once."""
+    if "vllm_config" in inspect.signature(layer_class).parameters:
+        return layer_class(vllm_config, prefix=prefix, config=sizes)
+    return layer_class(sizes, vllm_config.cache_config, vllm_config.quant_config, prefix=prefix)
 
 
 class Absent(nn.Module):

@@ -99,7 +99,7 @@ def _write(spec: ModelSpec, ffns: int, fused: int, folder: Path) -> None:
     """Write a model with one block with attention and then ``ffns`` FFNs, ``fused`` at a time."""
     F, attentions = own_width(spec), (block.attention for block in spec.blocks)
     kv_heads = max((a.kv_heads for a in attentions if a and a.kind == "attention"), default=spec.heads)
-    blocks = [BlockSpec(AttentionSpec("attention", kv_heads), FfnSpec("gated", F))]
+    blocks = [BlockSpec(AttentionSpec("attention", kv_heads, spec.heads), FfnSpec("gated", F))]
     for start in range(0, ffns, fused):
         blocks.append(BlockSpec(None, FfnSpec("gated", min(fused, ffns - start) * F)))
     config = {

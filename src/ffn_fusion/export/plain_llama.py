@@ -67,6 +67,7 @@ def _linear(block: BlockSpec) -> list[str]:
 
 def _uneven(spec: ModelSpec) -> Callable[[BlockSpec], list[str]]:
     """What a block has that most others haven't."""
+    heads = _commonest(block.attention.heads for block in spec.blocks if block.attention)
     kv_heads = _commonest(block.attention.kv_heads for block in spec.blocks if block.attention)
     width = _commonest(block.ffn.width for block in spec.blocks if block.ffn)
 
@@ -74,6 +75,8 @@ def _uneven(spec: ModelSpec) -> Callable[[BlockSpec], list[str]]:
         words = []
         if block.attention is None:
             words.append("no attention")
+        elif block.attention.heads != heads:
+            words.append(f"{block.attention.heads} heads and not {heads}")
         elif block.attention.kv_heads != kv_heads:
             words.append(f"{block.attention.kv_heads} KV heads and not {kv_heads}")
         if block.ffn is None:

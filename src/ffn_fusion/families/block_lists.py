@@ -67,6 +67,12 @@ def check_lists(config: Mapping[str, Any], blocks: int) -> None:
             )
 
 
+def differing_list(config: Mapping[str, Any], blocks: Sequence[int]) -> str | None:
+    """Return the list by which these blocks differ, whose attentions can't be one then; None: by none."""
+    lists = ((key, config.get(key)) for key in _LISTS)
+    return next((key for key, value in lists if isinstance(value, list) and len({value[i] for i in blocks}) > 1), None)
+
+
 def cut_lists(config: Mapping[str, Any], blocks: Sequence[int], attending: Sequence[bool]) -> dict[str, Any]:
     """A config whose lists have the entries of these blocks alone.
 

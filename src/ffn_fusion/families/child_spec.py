@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ffn_fusion.blueprint import Block, Blueprint, Part, SubBlock
 from ffn_fusion.families.block_lists import cut_lists
-from ffn_fusion.families.registry import family_of
+from ffn_fusion.families.registry import in_child_form
 from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
 
 
@@ -17,8 +17,7 @@ def child_spec(parent: ModelSpec, blueprint: Blueprint, width_multiple: int) -> 
     # A block's place in the parent is that of its attention, on which the lists of transformers' configs bear.
     places = [block.attention.sources[0] if block.attention.present else block.parent_blocks[0] for block in kept]
     config = cut_lists(parent.config, places, [block.attention is not None for block in blocks])
-    form = replace(parent, family=family_of(parent).child, pieces={}, unread=frozenset(), notes=())
-    return replace(form, blocks=blocks, config=config)
+    return in_child_form(replace(parent, blocks=blocks, config=config))
 
 
 def _block(parent: ModelSpec, block: Block, width_multiple: int) -> BlockSpec:
@@ -30,5 +29,4 @@ def _block(parent: ModelSpec, block: Block, width_multiple: int) -> BlockSpec:
 
 def _sub_block(parent: ModelSpec, block: Block, part: Part) -> SubBlock | None:
     kind = block.part(part)
-    had = [parent.blocks[source].part(part) for source in kind.sources]
-    return kind.sizes([sub_block for sub_block in had if sub_block is not None])
+    return kind.sizes(parent.had(part, kind.sources))

@@ -27,6 +27,10 @@ Along = Literal["width", "heads", "KV heads"]
 """What the inner axis of a tensor counts: FFN channels, query heads or key/value heads (times their size)."""
 
 
+PACKED = "queries, keys and values are stored in one matrix"
+"""Why a family doesn't put blocks side by side."""
+
+
 @dataclass(frozen=True)
 class SubBlockTensor:
     """One tensor of an attention or an FFN.

@@ -7,7 +7,7 @@ from typing import Any
 
 from ffn_fusion.blueprint import SubBlock
 from ffn_fusion.errors import FamilyError
-from ffn_fusion.families.family import Family, Names, Shape, SubBlockTensor
+from ffn_fusion.families.family import PACKED, Family, Names, Shape, SubBlockTensor
 from ffn_fusion.families.fields import flag, number, whole
 from ffn_fusion.families.layer_norm import activation, ffn_tensors, masks, matrix, norm_tensors, with_biases
 from ffn_fusion.families.per_block import Modules, PerBlockForm
@@ -39,7 +39,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
             "choose another parent",
         )
     hidden, heads = whole(config, "n_embd"), whole(config, "n_head")
-    block = BlockSpec(AttentionSpec("attention", heads), FfnSpec("plain", whole(config, "n_inner", 4 * hidden)))
+    block = BlockSpec(AttentionSpec("attention", heads, heads), FfnSpec("plain", whole(config, "n_inner", 4 * hidden)))
     blocks = whole(config, "n_layer", limit=1 << 14)
     return ModelSpec(
         family="gpt2",
@@ -80,4 +80,4 @@ def outer(spec: ModelSpec) -> dict[str, Shape]:
 FORM = PerBlockForm(
     Modules("attn", ("ln_1",)), Modules("mlp", ("ln_2",)), width="n_inner", kv_heads=None, blocks="n_layer"
 )
-FAMILY = Family("gpt2", read, NAMES, tensors, outer=outer, form=FORM)
+FAMILY = Family("gpt2", read, NAMES, tensors, outer=outer, form=FORM, refuses={"side by side": PACKED})

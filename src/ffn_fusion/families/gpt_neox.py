@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ffn_fusion.blueprint import SubBlock
-from ffn_fusion.families.family import Family, Names, Shape, SubBlockTensor
+from ffn_fusion.families.family import PACKED, Family, Names, Shape, SubBlockTensor
 from ffn_fusion.families.fields import block_count, flag, number, whole
 from ffn_fusion.families.layer_norm import activation, ffn_tensors, masks, matrix, norm_tensors, with_biases
 from ffn_fusion.families.per_block import Modules, PerBlockForm
@@ -38,7 +38,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     # Checkpoints call the head by its old name, transformers' class by the new one, and so do children.
     pieces = {NAMES.head: Piece("embed_out.weight")} if config["model_type"] == "gpt_neox" else {}
     check_rotary(config)
-    block = BlockSpec(AttentionSpec("attention", heads), FfnSpec("plain", whole(config, "intermediate_size")))
+    block = BlockSpec(AttentionSpec("attention", heads, heads), FfnSpec("plain", whole(config, "intermediate_size")))
     blocks = block_count(config)
     return ModelSpec(
         family="gpt_neox",
@@ -85,4 +85,5 @@ FAMILY = Family(
     tensors,
     outer=outer,
     form=FORM,
+    refuses={"side by side": PACKED},
 )

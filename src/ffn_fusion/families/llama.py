@@ -25,7 +25,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
             f"config.json: {heads} heads can't share {kv_heads} key/value heads evenly", "correct the config"
         )
     block = BlockSpec(
-        attention=AttentionSpec("attention", kv_heads),
+        attention=AttentionSpec("attention", kv_heads, heads),
         ffn=FfnSpec("gated", whole(config, "intermediate_size")),
     )
     return ModelSpec(family="llama", blocks=(block,) * block_count(config), **fields)
@@ -37,10 +37,15 @@ def write(spec: ModelSpec, width_multiple: int) -> dict[str, Any]:
     Rotary settings stand in both spellings, as in a child.
     """
     first = spec.blocks[0]
-    assert first.attention is not None
-    assert first.ffn is not None
     assert all(block == first for block in spec.blocks)
     assert not spec.qkv_bias, "a Llama has biases on all four matrices of an attention, or on none"
+    return config_of(spec, first)
+
+
+def config_of(spec: ModelSpec, block: BlockSpec) -> dict[str, Any]:
+    """config.json of a Llama whose blocks are like this one, with the rest of the model's config passed on."""
+    assert block.attention is not None
+    assert block.ffn is not None
     carried = without_foreign_pad(spec.config, spec.vocab_size)
     config = {key: value for key, value in carried.items() if key not in _REPLACED}
     plain = {
@@ -49,10 +54,10 @@ def write(spec: ModelSpec, width_multiple: int) -> dict[str, Any]:
         **config,
         **rotary_settings(spec.config),
         "hidden_size": spec.hidden_size,
-        "intermediate_size": first.ffn.width,
+        "intermediate_size": block.ffn.width,
         "num_hidden_layers": len(spec.blocks),
-        "num_attention_heads": spec.heads,
-        "num_key_value_heads": first.attention.kv_heads,
+        "num_attention_heads": block.attention.heads,
+        "num_key_value_heads": block.attention.kv_heads,
         "head_dim": spec.head_dim,
         "vocab_size": spec.vocab_size,
         "hidden_act": spec.activation,

@@ -32,7 +32,9 @@ def read(family: str, config: Mapping[str, Any]) -> ModelSpec:
         raise CheckpointError(
             f"config.json: {fields['heads']} heads can't share {kv_heads} key/value heads evenly", "correct the config"
         )
-    block = BlockSpec(AttentionSpec("attention", kv_heads), FfnSpec("gated", whole(config, "intermediate_size")))
+    block = BlockSpec(
+        AttentionSpec("attention", kv_heads, fields["heads"]), FfnSpec("gated", whole(config, "intermediate_size"))
+    )
     return ModelSpec(family=family, blocks=(block,) * block_count(config), **fields)
 
 
@@ -63,6 +65,7 @@ FAMILIES = (
         usual={"num_key_value_heads": 32, "head_dim": 128},
         form=FORM,
         lists=upper_windows,
+        refuses={"side by side": "each attention has norms of its own for queries and keys"},
     ),
     Family(
         "smollm3",

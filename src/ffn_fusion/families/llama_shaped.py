@@ -48,7 +48,7 @@ def tensors(spec: ModelSpec, part: SubBlock) -> Iterator[SubBlockTensor]:
             yield from _linear(key, part.width, D, "into", "width", spec.mlp_bias)
         yield from _linear("ffn.down", D, part.width, "out of", "width", spec.mlp_bias)
     else:
-        H, K = spec.heads * spec.head_dim, part.kv_heads * spec.head_dim
+        H, K = part.heads * spec.head_dim, part.kv_heads * spec.head_dim
         biased = spec.attention_bias or spec.qkv_bias
         yield from _linear("attention.q", H, D, "into", "heads", biased)
         for key in ("attention.k", "attention.v"):

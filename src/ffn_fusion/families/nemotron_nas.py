@@ -108,19 +108,19 @@ def _attention(
     if flag(attention, "no_op", f"{place}.attention"):
         return None
     if flag(attention, "replace_with_linear", f"{place}.attention"):
-        return AttentionSpec("linear", 0)
+        return AttentionSpec("linear", 0, 0)
     group = attention.get("n_heads_in_group")
     said = next((key for key in _KV_HEADS if attention.get(key) is not None), None)
     if group is None and said:
         kv_heads = whole(attention, said, place=f"{place}.attention")
         if heads % kv_heads:
             raise CheckpointError(f"{place}.attention.{said} is {kv_heads} for {heads} heads", "correct it")
-        return AttentionSpec("attention", kv_heads)
+        return AttentionSpec("attention", kv_heads, heads)
     if group is None and usual is not None:
         return usual
     if isinstance(group, bool) or not isinstance(group, int) or not 0 < group <= heads or heads % group:
         raise CheckpointError(f"{place}.attention.n_heads_in_group is {group!r} for {heads} heads", "correct it")
-    return AttentionSpec("attention", heads // group)
+    return AttentionSpec("attention", heads // group, heads)
 
 
 def _ffn(place: str, ffn: Mapping[str, Any], hidden: int, usual: FfnSpec | None) -> FfnSpec | None:

@@ -24,6 +24,7 @@ from ffn_fusion.families.spec import AttentionSpec, FfnSpec, ModelSpec
 
 _REFUSES: dict[Operation, str] = {
     "fuse": "each FFN's output is normed before it's added, so the sum of several FFNs isn't one wide FFN",
+    "side by side": "each sub-block's output is normed before it's added, so a sum of several isn't one wide one",
     "repair": "a norm follows the output matrix, so least squares can't find the matrix",
 }
 _ROTARY = ("rope_parameters", "rope_scaling")
@@ -68,7 +69,7 @@ def _tensors(
         yield SubBlockTensor(f"{name}.{key}", (spec.hidden_size,), "norm scale", plus=plus)
     yield from (tensor for tensor in llama_tensors(spec, part) if tensor.role != "norm scale")
     if isinstance(part, AttentionSpec) and qk_norm != "none":
-        for key, heads in (("q", spec.heads), ("k", part.kv_heads)):
+        for key, heads in (("q", part.heads), ("k", part.kv_heads)):
             size = spec.head_dim if qk_norm == "head" else heads * spec.head_dim
             yield SubBlockTensor(f"attention.{key}_norm", (size,), "copied")
 

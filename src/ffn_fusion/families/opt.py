@@ -45,7 +45,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         if (found := config.get(key, usual)) != usual:
             why = ": a block norms its sum with the state, so it adds nothing to it" if found is False else ""
             raise FamilyError(f"config.json: {key} is {found!r}, which isn't supported{why}", "choose another parent")
-    block = BlockSpec(AttentionSpec("attention", heads), FfnSpec("plain", whole(config, "ffn_dim")))
+    block = BlockSpec(AttentionSpec("attention", heads, heads), FfnSpec("plain", whole(config, "ffn_dim")))
     return ModelSpec(
         family="opt",
         hidden_size=hidden,
@@ -88,4 +88,6 @@ FORM = PerBlockForm(
     width="ffn_dim",
     kv_heads=None,
 )
-FAMILY = Family("opt", read, NAMES, tensors, outer=outer, form=FORM)
+_HEAD_SIZE = "its heads together are as wide as the hidden state, always"
+
+FAMILY = Family("opt", read, NAMES, tensors, outer=outer, form=FORM, refuses={"side by side": _HEAD_SIZE})

@@ -21,7 +21,7 @@ def pattern_spec(
         heads=heads,
         head_dim=hidden_size // heads,
         vocab_size=vocab_size,
-        blocks=tuple(BlockSpec(_attention(attention), _ffn(ffn)) for attention, ffn in blocks),
+        blocks=tuple(BlockSpec(_attention(attention, heads), _ffn(ffn)) for attention, ffn in blocks),
         tied=tied,
         attention_bias=False,
         mlp_bias=False,
@@ -31,10 +31,10 @@ def pattern_spec(
     )
 
 
-def _attention(attention: int | Literal["linear"] | None) -> AttentionSpec | None:
+def _attention(attention: int | Literal["linear"] | None, heads: int) -> AttentionSpec | None:
     if attention == "linear":
-        return AttentionSpec("linear", 0)
-    return AttentionSpec("attention", attention) if attention else None
+        return AttentionSpec("linear", 0, 0)
+    return AttentionSpec("attention", attention, heads) if attention else None
 
 
 def _ffn(ffn: int | Literal["linear"] | None) -> FfnSpec | None:

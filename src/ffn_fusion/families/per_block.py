@@ -13,7 +13,7 @@ from typing import Any
 from ffn_fusion.blueprint import PARTS, Part
 from ffn_fusion.errors import CheckpointError
 from ffn_fusion.families.fields import whole
-from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
+from ffn_fusion.families.spec import BlockSpec, FfnSpec, ModelSpec
 
 MODEL_TYPE = "per-block"
 AUTO_MAP = {
@@ -45,12 +45,13 @@ class PerBlockForm:
 
     Args:
         attention, ffn: modules of a decoder layer.
-        width, kv_heads, blocks: config fields; ``kv_heads`` is None where every query head has its own.
+        width, heads, kv_heads, blocks: config fields; ``kv_heads`` is None where every query head has its own.
     """
 
     attention: Modules
     ffn: Modules
     width: str = "intermediate_size"
+    heads: str = "num_attention_heads"
     kv_heads: str | None = "num_key_value_heads"
     blocks: str = "num_hidden_layers"
 
@@ -75,14 +76,20 @@ def read_blocks(spec: ModelSpec, form: PerBlockForm) -> ModelSpec:
 
 def _block(i: int, block: BlockSpec, own: Mapping[str, Any], form: PerBlockForm) -> BlockSpec:
     place, (attention, ffn) = f"config.json: per_layer_config[{i}]", (block.attention, block.ffn)
-    known = {"skip", form.width, form.kv_heads}
+    known = {"skip", form.width, form.heads, form.kv_heads}
     if strange := sorted(set(own) - known):
         raise CheckpointError(f"{place} has {strange[0]}, which isn't known there", "correct the config")
     skip = own.get("skip", [])
     if not isinstance(skip, Sequence) or isinstance(skip, str) or set(skip) - set(_SKIPPED.values()):
         raise CheckpointError(f"{place}.skip is {skip!r}, not a list of attention and mlp", "correct the config")
+    if attention and form.heads in own:
+        attention = replace(attention, heads=whole(own, form.heads, place=place))
     if attention and form.kv_heads in own:
         attention = replace(attention, kv_heads=whole(own, str(form.kv_heads), place=place))
+    if attention and attention.heads % attention.kv_heads:
+        raise CheckpointError(
+            f"{place}: {attention.heads} heads can't share {attention.kv_heads} KV heads evenly", "correct the config"
+        )
     if ffn and form.width in own:
         ffn = replace(ffn, width=whole(own, form.width, place=place))
     return BlockSpec(
@@ -116,9 +123,11 @@ def _differs(block: BlockSpec, usual: BlockSpec, form: PerBlockForm) -> dict[str
     found: dict[str, Any] = {}
     if skip := [_SKIPPED[part] for part in PARTS if block.part(part) is None]:
         found["skip"] = skip
-    if isinstance(block.attention, AttentionSpec) and block.attention != usual.attention:
+    if block.attention and usual.attention and block.attention != usual.attention:
         assert form.kv_heads is not None
         found[form.kv_heads] = block.attention.kv_heads
+        if block.attention.heads != usual.attention.heads:
+            found[form.heads] = block.attention.heads
     if isinstance(block.ffn, FfnSpec) and block.ffn != usual.ffn:
         found[form.width] = block.ffn.width
     return found

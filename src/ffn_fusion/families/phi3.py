@@ -9,7 +9,7 @@ from typing import Any
 
 from ffn_fusion.blueprint import SubBlock
 from ffn_fusion.families import llama_like, llama_shaped
-from ffn_fusion.families.family import Family, SubBlockTensor
+from ffn_fusion.families.family import PACKED, Family, SubBlockTensor
 from ffn_fusion.families.fields import block_count, whole
 from ffn_fusion.families.llama_shaped import NAMES
 from ffn_fusion.families.rewriting import Piece, Rewriting, window_binds, without
@@ -32,7 +32,7 @@ def tensors(spec: ModelSpec, part: SubBlock) -> Iterator[SubBlockTensor]:
     D, d = spec.hidden_size, spec.head_dim
     for tensor in llama_shaped.tensors(spec, part):
         if tensor.key == "attention.q" and isinstance(part, AttentionSpec):
-            yield SubBlockTensor("attention.qkv", ((spec.heads + 2 * part.kv_heads) * d, D), "into")
+            yield SubBlockTensor("attention.qkv", ((part.heads + 2 * part.kv_heads) * d, D), "into")
         elif tensor.key == "ffn.gate" and isinstance(part, FfnSpec):
             yield SubBlockTensor("ffn.gate_up", (2 * part.width, D), "into", "width", stacked=2)
         elif tensor.key not in ("attention.k", "attention.v", "ffn.up"):
@@ -48,7 +48,7 @@ FAMILY = Family(
     usual={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
     rewrite=rewrite,
     form=llama_like.FORM,
-    refuses={"narrow": "gate and up are stored in one matrix"},
+    refuses={"narrow": "gate and up are stored in one matrix", "side by side": PACKED},
 )
 
 

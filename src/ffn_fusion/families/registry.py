@@ -13,6 +13,7 @@ from ffn_fusion.families import (
     gpt_neox,
     granite,
     llama,
+    llama_blocks,
     llama_like,
     mistral,
     nemotron_nas,
@@ -47,6 +48,14 @@ FAMILIES: dict[str, Family] = {
 }
 """By model_type."""
 
+OWN_FORMS: dict[str, Family] = {
+    **{name: family for name, family in FAMILIES.items() if family.form},
+    llama.FAMILY.name: llama_blocks.FAMILY,
+}
+"""By base_model_type, the families of models that keep their own form, with a section for blocks that differ."""
+
+_BY_NAME = {family.name: family for family in (*FAMILIES.values(), *OWN_FORMS.values())}
+
 _EXPERTS = "its FFN is a mixture of experts; a router per block picks other experts, so they can't be concatenated"
 _UNFUSABLE = {
     "mixtral": _EXPERTS,
@@ -59,7 +68,7 @@ _UNFUSABLE = {
 
 def family_of(spec: ModelSpec) -> Family:
     """The family of a model."""
-    return FAMILIES[spec.family]
+    return _BY_NAME[spec.family]
 
 
 def names_of(spec: ModelSpec) -> Names:
@@ -68,8 +77,26 @@ def names_of(spec: ModelSpec) -> Names:
 
 
 def child_family(spec: ModelSpec) -> Family:
-    """The family in whose form this model's children are written."""
-    return FAMILIES[family_of(spec).child]
+    """The family in whose form this model's children are written, as a rule; see :func:`in_child_form`."""
+    return _BY_NAME[family_of(spec).child]
+
+
+def in_child_form(spec: ModelSpec) -> ModelSpec:
+    """A child's sizes under its parent's family and config, in the most portable form that holds them.
+
+    Raises:
+        FamilyError: no form does.
+    """
+    spec = replace(spec, family=family_of(spec).child, pieces={}, unread=frozenset(), notes=())
+    if family_of(spec).form:
+        return spec
+    if spec.head_counts == (spec.heads,):
+        return spec
+    heads = spec.head_counts[0]
+    if len(spec.head_counts) > 1 or spec.hidden_size % heads:  # transformers refuses a config with such heads
+        return llama_blocks.in_own_form(spec)
+    sizes = {"num_attention_heads": heads, "head_dim": spec.head_dim}
+    return replace(spec, heads=heads, config={**spec.config, **sizes})
 
 
 def known_families() -> dict[str, tuple[Family, ...]]:
@@ -117,9 +144,12 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
             )
         raise FamilyError(f"family {model_type!r} isn't known", f"supported: {supported}")
     check_types(config)
-    family = FAMILIES[model_type]
-    config = {**family.usual, **with_common_sizes(unquantised(config))}
     own_form = config["model_type"] == per_block.MODEL_TYPE
+    families = OWN_FORMS if own_form else FAMILIES
+    if model_type not in families:
+        raise FamilyError(f"config.json: {model_type} has no form of its own", "correct base_model_type")
+    family = families[model_type]
+    config = {**family.usual, **with_common_sizes(unquantised(config))}
     if family.rewrite and not own_form and (rewriting := family.rewrite(config)):
         rewritten = replace(llama.read(rewriting.config), pieces=rewriting.pieces)
         check_lists(config, len(rewritten.blocks))

@@ -18,7 +18,7 @@ Architecture = Literal["qwen3", "openelm"]
 FAMILIES = frozenset({"qwen3"})
 """Families whose blocks these architectures compute."""
 
-NO_ATTENTION = AttentionSpec("attention", 1)
+NO_ATTENTION = AttentionSpec("attention", 1, 1)
 """What is written where a block has no attention: its one query head reads one KV head, all of zeros."""
 NO_FFN = FfnSpec("gated", 32)
 """What is written where a block has no FFN: as few channels as quantised rows can have."""
@@ -33,10 +33,10 @@ def architecture(spec: ModelSpec) -> Architecture | None:
     return "qwen3" if alike and first.attention and first.ffn else "openelm"
 
 
-def sizes(spec: ModelSpec, block: BlockSpec) -> tuple[int, int, int]:
+def sizes(block: BlockSpec) -> tuple[int, int, int]:
     """Return the query heads, KV heads and FFN width that are written for a block."""
-    heads = spec.heads if block.attention else NO_ATTENTION.kv_heads
-    return heads, (block.attention or NO_ATTENTION).kv_heads, (block.ffn or NO_FFN).width
+    attention = block.attention or NO_ATTENTION
+    return attention.heads, attention.kv_heads, (block.ffn or NO_FFN).width
 
 
 def attention_of_zeros(spec: ModelSpec, block: int) -> Mapping[str, tuple[tuple[int, ...], float]]:

@@ -142,9 +142,9 @@ def decode_step(setting: Setting, tokens: int = 1) -> Step:
 def check_setting(machine: Machine, spec: ModelSpec, setting: Setting) -> None:
     """Check that the devices exist and can share the heads evenly. Raises: UsageError."""
     machine.check_devices(setting.devices)
-    if spec.heads % setting.devices:
+    if uneven := [heads for heads in spec.head_counts if heads % setting.devices]:
         raise UsageError(
-            f"{spec.heads} heads can't be shared evenly by {setting.devices} devices",
+            f"{uneven[0]} heads can't be shared evenly by {setting.devices} devices",
             "give a number of devices that divides them",
         )
 

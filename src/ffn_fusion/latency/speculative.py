@@ -30,7 +30,7 @@ class Draft:
 
     def setting(self, of_model: Setting) -> Setting:
         """Return the draft's own setting beside a model in this one."""
-        return replace(of_model, devices=gcd(self.spec.heads, of_model.devices))
+        return replace(of_model, devices=gcd(*self.spec.head_counts, of_model.devices))
 
     def __post_init__(self) -> None:
         if self.length < 1:

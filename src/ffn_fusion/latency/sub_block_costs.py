@@ -95,4 +95,4 @@ def _shape(spec: ModelSpec, part: AttentionSpec | FfnSpec) -> Shape:
         return Shape(part="ffn" if part.kind != "linear" else "linear ffn", hidden_size=D, size=part.width)
     if part.kind == "linear":
         return Shape(part="linear attention", hidden_size=D, size=0)
-    return Shape(part="attention", hidden_size=D, size=part.kv_heads, heads=spec.heads, head_dim=spec.head_dim)
+    return Shape(part="attention", hidden_size=D, size=part.kv_heads, heads=part.heads, head_dim=spec.head_dim)

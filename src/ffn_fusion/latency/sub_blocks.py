@@ -241,7 +241,7 @@ def _config(shape: Shape, spec: ModelSpec) -> Any:
 def _part(shape: Shape) -> SubBlock | None:
     """Return the sub-block of a shape, or None for a head."""
     if "attention" in shape.part:
-        return AttentionSpec("attention" if shape.size else "linear", shape.size)
+        return AttentionSpec("attention" if shape.size else "linear", shape.size, shape.heads)
     return FfnSpec("gated" if shape.size else "linear", shape.size) if "ffn" in shape.part else None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ffn_fusion.errors import UsageError
@@ -105,8 +105,8 @@ def sub_block_work(spec: ModelSpec, part: SubBlock, setting: Setting, step: Step
     kv_heads = 0
     if isinstance(part, AttentionSpec) and attending:
         kv_heads = -(-part.kv_heads // n)  # on each device
-        parameters = sub_block_parameters(spec, AttentionSpec("attention", kv_heads * n)) / n
-        inner = (2 * spec.heads / n + 2 * kv_heads) * d
+        parameters = sub_block_parameters(spec, replace(part, kv_heads=kv_heads * n)) / n
+        inner = (2 * part.heads / n + 2 * kv_heads) * d
     else:
         parameters = sub_block_parameters(spec, part) / n
         inner = 3 * part.width / n if isinstance(part, FfnSpec) else D / n

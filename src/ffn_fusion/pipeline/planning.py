@@ -36,7 +36,9 @@ def make_plan(
         made = plan(checkpoint.spec, evidence, settings)
     else:
         drop, runs = settings.without_attention, settings.runs
-        blueprint = checkpoint.blueprint().apply(drop, runs, norm=settings.norm, max_width=settings.max_width)
+        blueprint = checkpoint.blueprint().apply(
+            drop, runs, settings.side_by_side, norm=settings.norm, max_width=settings.max_width
+        )
         return given_plan(checkpoint, blueprint, settings.for_engines, width_multiple)
     return for_engines(made, checkpoint.spec, settings.for_engines, width_multiple)
 

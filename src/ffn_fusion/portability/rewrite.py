@@ -106,7 +106,7 @@ class _Work:
         first = self.blocks[0]
         if "first-attention" not in self.asked or first.spec.attention:
             return
-        zeros = AttentionSpec("attention", self._fewest_kv_heads())
+        zeros = AttentionSpec("attention", self._fewest_kv_heads(), self.spec.heads)
         self.blocks[0] = replace(first, spec=replace(first.spec, attention=zeros))
         kept = 2 * zeros.kv_heads * self.spec.head_dim
         self.steps.append(
@@ -145,14 +145,14 @@ class _Work:
         for at, block in enumerate(self.blocks):
             attention = block.spec.attention
             if attention and attention.kv_heads not in (0, common):
-                to = AttentionSpec("attention", common)
+                to = replace(attention, kv_heads=common)
                 self.blocks[at] = replace(block, spec=replace(block.spec, attention=to))
                 changed.append(block.attention or 0)
         self._say(changed, f"KV heads repeated, {common} in all")
 
     def give_attentions(self) -> None:
         common = common_kv_heads(replace(self.spec, blocks=tuple(block.spec for block in self.blocks)))
-        zeros = AttentionSpec("attention", common or 1)
+        zeros = AttentionSpec("attention", common or 1, self.spec.heads)
         changed = []
         for at, block in enumerate(self.blocks):
             if not block.spec.attention:

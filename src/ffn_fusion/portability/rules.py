@@ -11,7 +11,7 @@ from ffn_fusion.families import ModelSpec, family_of
 from ffn_fusion.families.child_spec import child_spec
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.portability.form import FORM_RULES
-from ffn_fusion.portability.own_form import OWN_FORM_RULES
+from ffn_fusion.portability.own_form import OWN_FORM_RULES, shaped_like_llama
 from ffn_fusion.portability.rule import ENGINES, Engine, Problem, Verdict, broken, parse_engines, verdict
 
 __all__ = [
@@ -28,7 +28,8 @@ __all__ = [
 
 def problems(spec: ModelSpec, engine: Engine) -> tuple[Problem, ...]:
     """Everything that keeps ``engine`` from loading a model of this form, as far as its blocks and sizes tell."""
-    return broken(OWN_FORM_RULES if family_of(spec).form else FORM_RULES, spec, engine)
+    own = family_of(spec).form and not (engine == "llama.cpp" and shaped_like_llama(spec))
+    return broken(OWN_FORM_RULES if own else FORM_RULES, spec, engine)
 
 
 def blueprint_problems(

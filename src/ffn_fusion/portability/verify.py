@@ -277,6 +277,6 @@ def _changed_tensors(spec: ModelSpec, blueprint: Blueprint, rounded: bool) -> It
             tensors = list(block_tensors(spec, source))
             beside = {tensor.key: tensor for _, tensor in tensors}
             for owner, tensor in tensors:
-                wanted = Wanted(tensor, partial(names.of_all, kind.sources), beside)
+                wanted = Wanted(tensor, partial(names.of_all, kind.sources), beside, spec.had(part, kind.sources))
                 if owner == part and (join := parallel(kind, wanted, at, rounded)):
                     yield names.of(source, tensor.key), join

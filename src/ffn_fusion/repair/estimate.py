@@ -143,7 +143,8 @@ def width(child: ModelSpec, place: Place) -> int:
     """Return the number of channels that the place's projection reads."""
     block = child.blocks[place.block]
     if place.part == "attention":
-        return child.heads * child.head_dim
+        assert block.attention
+        return block.attention.heads * child.head_dim
     assert block.ffn
     return block.ffn.width
 

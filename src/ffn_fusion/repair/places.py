@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ffn_fusion.blueprint import Block, Blueprint, Part
 
 Why = str
-"""Why a place is repaired: what became of its FFN, ``attention dropped``, ``FFN dropped``, or ``after a change``."""
+"""Why a place is repaired: what became of its FFN or its attention, ``attention dropped``, ``FFN dropped``, or ``after a change``."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ def _of_block(k: int, block: Block, blueprint: Blueprint, why: Why, attention: b
 def _why(block: Block, blueprint: Blueprint) -> Why | None:
     if block.ffn.present and block.ffn.changes:
         return block.ffn.fate
+    if block.attention.present and block.attention.changes:
+        return block.attention.fate
     first, last = block.parent_blocks
     had = any(blueprint.parent.blocks[i].attention for i in range(first, last + 1))
     if had and not block.attention.present:

@@ -119,7 +119,7 @@ def inspect_grid(name: str, spec: ModelSpec, dtype: str, element_size: int) -> G
         end = start + len(list(alike))
         kv = 2 * block.attention.kv_heads * spec.head_dim * element_size if block.attention else 0
         blocks, parameters = format_blocks(range(start, end)), _block_parameters(spec, block)
-        rows.append(_Alike(blocks, _spec_attention(spec, block), _spec_ffn(block), parameters, kv or None))
+        rows.append(_Alike(blocks, _spec_attention(block), _spec_ffn(block), parameters, kv or None))
         start = end
     total = _parameters(model_tensors(spec))
     outer = total - sum(_block_parameters(spec, block) for block in spec.blocks)
@@ -143,12 +143,12 @@ def inspect_grid(name: str, spec: ModelSpec, dtype: str, element_size: int) -> G
     )
 
 
-def _spec_attention(spec: ModelSpec, block: BlockSpec) -> str:
+def _spec_attention(block: BlockSpec) -> str:
     if block.attention is None:
         return "none"
     if block.attention.kind == "linear":
         return "linear"
-    return f"{spec.heads} heads, {block.attention.kv_heads} KV heads"
+    return f"{block.attention.heads} heads, {block.attention.kv_heads} KV heads"
 
 
 def _spec_ffn(block: BlockSpec) -> str:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo
 from ffn_fusion.checkpoint.shards import OutputTensor
@@ -19,6 +20,7 @@ from ffn_fusion.checkpoint.staging import MAX_SHARD_BYTES, MODEL_CARD
 from ffn_fusion.checkpoint.write import json_file, output_tensors, write_checkpoint
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families import require
+from ffn_fusion.families.block_lists import differing_list
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.surgery.child import Child
 from ffn_fusion.surgery.child_config import child_config, form_of, modeling_files
@@ -94,6 +96,13 @@ def check_blueprint(parent: Checkpoint, blueprint: Blueprint) -> None:
         raise BlueprintError("the blueprint leaves no block at all", "keep at least one attention or FFN")
     for operation in sorted(blueprint.operations):
         require(parent.spec, operation)
+    for block in blueprint.kept_blocks:
+        if name := differing_list(parent.spec.config, block.attention.sources):
+            raise BlueprintError(
+                f"blocks {format_blocks(block.attention.sources)} can't be one block: config.json has different {name} "
+                "for their attentions",
+                "end the run where they change",
+            )
 
 
 def child_tensors(child: Child) -> list[OutputTensor]:

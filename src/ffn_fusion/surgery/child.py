@@ -93,7 +93,9 @@ class Child:
         for part, tensor in tensors:
             kind, name = block.part(part), names.of(i, tensor.key)
             pad = padding if tensor.along == "width" else 0
-            join = TRANSFORMS[type(kind)].join(kind, Wanted(tensor, partial(had.of_all, kind.sources), beside, pad))
+            named, made_of = partial(had.of_all, kind.sources), self.parent.spec.had(part, kind.sources)
+            wanted = Wanted(tensor, named, beside, made_of, pad)
+            join = TRANSFORMS[type(kind)].join(kind, wanted)
             if self.repairs is not None and name in self.repairs:
                 join = Repaired(self.repairs, name, pad, join.sources, tensor.axis)
             yield self._tensor(name, tensor.shape, join)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ffn_fusion.blueprint import FusedFfn
+from ffn_fusion.blueprint import FusedFfn, FusionNorm
 from ffn_fusion.families.family import Role
 from ffn_fusion.surgery.fold_norm import fold_norm
 from ffn_fusion.surgery.joins import Copy, Filled, Join, Rows, Wanted
@@ -37,6 +37,12 @@ def fuse_columns(parts: Sequence[Tensor], padding: int = 0) -> Tensor:
     return torch.cat([*parts, zeros] if padding else list(parts), dim=1)
 
 
+def repeat_heads(part: Tensor, times: int, head_dim: int) -> Tensor:
+    """[K d, ...] -> [K times d, ...]: every head ``times`` times, one copy after the other."""
+    heads = part.view(-1, head_dim, *part.shape[1:])
+    return heads.repeat_interleave(times, dim=0).flatten(0, 1)
+
+
 def add_biases(parts: Sequence[Tensor]) -> Tensor:
     """sum of [D], in at least float32."""
     wide = torch.float64 if parts[0].dtype == torch.float64 else torch.float32
@@ -47,15 +53,22 @@ def add_biases(parts: Sequence[Tensor]) -> Tensor:
 
 
 def fused_join(kind: FusedFfn, wanted: Wanted) -> Join:
-    """With every FFN's own norm, its scale is folded into the matrices behind it and becomes ones; with the last FFN's
-    norm the others' scales are dropped.
+    """The matrices and biases of all sources."""
+    return merged_join(wanted, kind.norm)
+
+
+def merged_join(wanted: Wanted, norm: FusionNorm) -> Join:
+    """Return how a tensor of several sub-blocks that share an input comes about.
+
+    With every source's own norm, its scale is folded into the matrices that read it and becomes ones; with the last
+    one's norm the others' scales are dropped.
     """
-    role, own = wanted.tensor.role, kind.norm == "own"
+    role, own = wanted.tensor.role, norm == "own"
     if role in _UNFOLDED:
         return Filled(_UNFOLDED[role] - wanted.tensor.plus, wanted.sources) if own else Copy(wanted.sources[-1])
     if role == "out of bias":
         return Added(wanted.sources)
-    assert role in ("into", "into bias", "out of"), f"{wanted.tensor.key}: no FFN with a tensor {role} can be fused"
+    assert role in ("into", "into bias", "out of"), f"{wanted.tensor.key}: nothing with a tensor {role} can be merged"
     folds = tuple(_fold(wanted, at) for at in range(len(wanted.sources))) if own else ()
     return Concatenated(wanted.sources, wanted.tensor.axis, wanted.padding, folds, wanted.tensor.stacked)
 
@@ -65,19 +78,25 @@ _UNFOLDED: dict[Role, float] = {"norm scale": 1.0, "norm bias": 0.0}
 
 
 def _fold(wanted: Wanted, at: int) -> Fold | None:
-    """What is folded into a tensor of FFN ``at``: the norm's scale into a matrix, its bias into the matrix's bias."""
+    """What is folded into a tensor of source ``at``: the norm's scale into a matrix, its bias into that one's bias."""
+    norm = wanted.tensor.key.partition(".")[0] + ".norm"
     if wanted.tensor.role == "into":
-        return Scale(wanted.named("ffn.norm")[at], wanted.beside["ffn.norm"].plus)
+        return Scale(wanted.named(norm)[at], wanted.beside[norm].plus)
     matrix = wanted.beside.get(wanted.tensor.key.removesuffix(".bias"))
-    if wanted.tensor.role == "into bias" and matrix and "ffn.norm.bias" in wanted.beside:
-        return Shift(wanted.named("ffn.norm.bias")[at], wanted.named(matrix.key)[at], matrix.axis)
+    if wanted.tensor.role == "into bias" and matrix and f"{norm}.bias" in wanted.beside:
+        return Shift(wanted.named(f"{norm}.bias")[at], wanted.named(matrix.key)[at], matrix.axis)
     return None
 
 
 def fused_parallel(kind: FusedFfn, wanted: Wanted, at: int, rounded: bool) -> Join | None:
     """What stands for a tensor of FFN ``at`` of the run where nothing is fused; see ``transforms.Transform``."""
+    return merged_parallel(wanted, kind.norm, at, rounded)
+
+
+def merged_parallel(wanted: Wanted, norm: FusionNorm, at: int, rounded: bool) -> Join | None:
+    """Return what stands for a tensor of source ``at`` where nothing is merged; see ``transforms.Transform``."""
     role, source = wanted.tensor.role, wanted.sources[at]
-    if kind.norm == "last":
+    if norm == "last":
         return Copy(wanted.sources[-1]) if role in _UNFOLDED else None
     if not rounded:
         return None
@@ -139,6 +158,7 @@ class Concatenated(Join):
     """Several tensors along ``axis``, then ``padding`` zeros. ``folds``, where given, has one for each of them.
 
     Where a tensor is ``stacked`` matrices along axis 0, each of those is concatenated and padded by itself.
+    ``repeats``, where given, says for each of them how often each of its heads of ``head_dim`` rows is there.
     """
 
     parts: tuple[str, ...]
@@ -146,6 +166,8 @@ class Concatenated(Join):
     padding: int = 0
     folds: tuple[Fold | None, ...] = ()
     stacked: int = 1
+    repeats: tuple[int, ...] = ()
+    head_dim: int = 1
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -156,24 +178,35 @@ class Concatenated(Join):
         return (*self.parts, *(name for fold in self.folds if fold for name in fold.reads))
 
     def rows(self, parent: Rows, shape: tuple[int, ...], dtype: torch.dtype, start: int, stop: int) -> Tensor:
-        pairs = list(zip(self.parts, self.folds or (None,) * len(self.parts), strict=True))
+        count = len(self.parts)
+        pairs = list(zip(self.parts, self.folds or (None,) * count, self.repeats or (1,) * count, strict=True))
         if self.axis == 1:
-            parts = [self._folded(parent, name, fold, start, stop).to(dtype) for name, fold in pairs]
+            parts = [self._folded(parent, name, fold, start, stop).to(dtype) for name, fold, _ in pairs]
             return fuse_columns(parts, self.padding)
         parts = []
         begin = 0  # where the current piece begins among the rows of the result
         for matrix in range(self.stacked):
-            for name, fold in pairs:
-                count = parent.tensors[name].shape[0] // self.stacked
+            for name, fold, times in pairs:
+                count = times * parent.tensors[name].shape[0] // self.stacked
                 first, last = max(start - begin, 0), min(stop - begin, count)
                 if first < last:
-                    parts.append(self._folded(parent, name, fold, matrix * count + first, matrix * count + last))
+                    at = matrix * count
+                    parts.append(self._repeated(parent, name, fold, times, at + first, at + last))
                 begin += count
             zeros = min(stop - begin, self.padding) - max(start - begin, 0)
             if zeros > 0:
                 parts.append(torch.zeros(zeros, *shape[1:], dtype=dtype))
             begin += self.padding
         return fuse_rows(parts or [torch.zeros(0, *shape[1:])]).to(dtype)
+
+    def _repeated(self, parent: Rows, name: str, fold: Fold | None, times: int, start: int, stop: int) -> Tensor:
+        """Rows ``start..stop-1`` of a part whose heads are each there so many times."""
+        if times == 1:
+            return self._folded(parent, name, fold, start, stop)
+        one = times * self.head_dim  # rows of the result that one head of the part makes
+        head, end = start // one, -(-stop // one)
+        rows = self._folded(parent, name, fold, head * self.head_dim, end * self.head_dim)
+        return repeat_heads(rows, times, self.head_dim)[start - head * one : stop - head * one]
 
     def _folded(self, parent: Rows, name: str, fold: Fold | None, start: int, stop: int) -> Tensor:
         rows = parent.rows(name, start, stop)

@@ -6,13 +6,14 @@ Kinds of sub-blocks add joins of their own in the file of their transform (``fus
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ffn_fusion.blueprint import SubBlock
 from ffn_fusion.families.family import SubBlockTensor
 
 
@@ -32,12 +33,13 @@ class Wanted:
     """A tensor of a child's sub-block that a transform is to make.
 
     ``named`` gives the parent's tensors with a key, one a source; ``padding`` zero channels follow along its axis.
-    ``beside`` has all tensors of the sub-block by key.
+    ``beside`` has all tensors of the sub-block by key, ``had`` the parent's sub-blocks, one a source.
     """
 
     tensor: SubBlockTensor
     named: Callable[[str], tuple[str, ...]]
     beside: Mapping[str, SubBlockTensor]
+    had: Sequence[SubBlock] = ()
     padding: int = 0
 
     @property

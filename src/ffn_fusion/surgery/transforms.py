@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ffn_fusion.blueprint import FusedFfn, KeptSubBlock, Kind, NarrowedFfn
+from ffn_fusion.blueprint import FusedFfn, KeptSubBlock, Kind, NarrowedFfn, WideAttention
 from ffn_fusion.surgery.fuse_ffn import Concatenated, fused_join, fused_parallel
 from ffn_fusion.surgery.joins import Copy, Join, Wanted
 from ffn_fusion.surgery.narrow_ffn import narrowed_join, narrowed_parallel
+from ffn_fusion.surgery.wide_attention import wide_join, wide_parallel
 
 
 @dataclass(frozen=True)
@@ -39,5 +40,6 @@ TRANSFORMS: dict[type[Kind], Transform] = {
     KeptSubBlock: Transform(kept_join, lambda kind, wanted, at, rounded: None),
     FusedFfn: Transform(fused_join, fused_parallel),
     NarrowedFfn: Transform(narrowed_join, narrowed_parallel),
+    WideAttention: Transform(wide_join, wide_parallel),
 }
 """A new kind registers its own here."""

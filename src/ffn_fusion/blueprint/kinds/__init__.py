@@ -7,6 +7,7 @@ from ffn_fusion.blueprint.kinds.fused import FusedFfn, FusionNorm
 from ffn_fusion.blueprint.kinds.kept import KeptSubBlock, NoSubBlock
 from ffn_fusion.blueprint.kinds.kind import KINDS, NAMES, Kind, Operation, PlannedAttention, PlannedFfn, register_kind
 from ffn_fusion.blueprint.kinds.narrowed import NarrowedFfn
+from ffn_fusion.blueprint.kinds.wide import WideAttention
 
 __all__ = [
     "KINDS",
@@ -20,5 +21,6 @@ __all__ = [
     "Operation",
     "PlannedAttention",
     "PlannedFfn",
+    "WideAttention",
     "register_kind",
 ]
