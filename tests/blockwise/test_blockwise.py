@@ -16,7 +16,14 @@ from rounding import rounding
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from ffn_fusion.blockwise.edits import Edit, FusedRun, RemoveAttention, RemoveBlock, RemoveFfn, ReplaceBlocks
+from ffn_fusion.blockwise.edits import (
+    Edit,
+    FusedRun,
+    RemoveAttention,
+    RemoveBlock,
+    RemoveFfn,
+    ReplaceBlocks,
+)
 from ffn_fusion.blockwise.head import compare
 from ffn_fusion.blockwise.stack import Block, Stack
 from ffn_fusion.blockwise.states import MemoryStates

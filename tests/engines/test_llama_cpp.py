@@ -181,6 +181,20 @@ def test_a_fused_child(tmp_path: Path, norm: Any) -> None:
     assert same(compared(exported(child, tmp_path / "m.gguf"), child))
 
 
+@pytest.mark.parametrize("runs", [[(1, 2), (5, 7)], [(0, 1), (2, 3), (4, 5), (6, 7)]], ids=["some", "all pairs"])
+@pytest.mark.parametrize("changes", [{}, {"qkv_bias": True}, {"head_dim": 16}], ids=["plain", "biased", "head-size"])
+def test_blocks_side_by_side(tmp_path: Path, runs: list[tuple[int, int]], changes: dict[str, Any]) -> None:
+    """Attentions with more heads than others; where all pairs are merged, a Llama of half the depth."""
+    folder = make(tmp_path / "p", [(2, 64)] * 8, **changes)
+    checkpoint = open_model(folder)
+    child = build(checkpoint, checkpoint.blueprint().apply(side_by_side=runs), tmp_path / "child", width_multiple=32)
+    file = exported(child, tmp_path / "m.gguf")
+    assert read_gguf(file).architecture == ("llama" if len(runs) == 4 else "deci")
+    assert same(compared(file, child))
+    (row,) = check(open_model(child), ["llama.cpp"])
+    assert row.verdict == "loads"
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("f16", 5e-3), ("bf16", 4e-2), ("q8_0", 0.15), ("q4_k_m", 0.8)])
 def test_other_dtypes(tmp_path: Path, dtype: str, tolerance: float) -> None:
     blocks: Blocks = [(2, 512), (None, 1024), (4, 256), (None, 256)]

@@ -31,6 +31,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 384, "word_embed_proj_dim": 256, "tie_word_embeddings": True},
     "gemma2": {"head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 8, "tie_word_embeddings": True},
 }
+WIDE: dict[str, dict[str, Any]] = {"llama": {"attention_bias": True}, "qwen2": {}}
+"""Families of which two blocks are put side by side: that block's attention has other numbers of heads."""
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3 with windows": (
         "leaves windows out of Qwen3",
@@ -53,10 +55,14 @@ def children(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("families")
     made = {}
     models = {name: {"model_type": name} | changes for name, changes in FAMILIES.items()}
+    models |= {name: {"model_type": name} | changes for name, changes in WIDE.items()}
     for name, case in (models | {name: case for name, (_, case) in REFUSED.items()}).items():
         write_family(root / name, case | SIZES)
         parent = open_folder(root / name)
-        blueprint = parent.blueprint().apply((0, 2, 3), [] if name == "gemma2" else [(2, 3)])
+        if name in WIDE:
+            blueprint = parent.blueprint().apply((0,), side_by_side=[(2, 3)])
+        else:
+            blueprint = parent.blueprint().apply((0, 2, 3), [] if name == "gemma2" else [(2, 3)])
         made[name] = build(parent, blueprint, root / f"{name}-child", width_multiple=1)
         write_tokenizer(made[name])
     return made
@@ -80,7 +86,7 @@ def check_same(said: Said, child: Path) -> None:
     assert found.same_text == 1
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *WIDE])
 def test_logits_and_text(children: dict[str, Path], said: dict[str, Said], name: str) -> None:
     check_same(said[name], children[name])
     (row,) = check(open_folder(children[name]), ["vllm"])
@@ -96,6 +102,6 @@ def test_what_would_be_wrong_is_refused(children: dict[str, Path], said: dict[st
 
 def test_tensor_parallel(children: dict[str, Path], said: dict[str, Said]) -> None:
     """Two processes, each with half the heads and half of every FFN's channels."""
-    for name, two in answers(children, ["qwen3", "gemma"], tensor_parallel_size=2).items():
+    for name, two in answers(children, ["qwen3", "gemma", "llama"], tensor_parallel_size=2).items():
         check_same(two, children[name])
         assert torch.equal(two.told().new_NS, said[name].told().new_NS)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from makers import Made, llama_config, random_ids, write_model
+from repair.by_hand import parents, primal
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,16 +17,14 @@ from ffn_fusion.blockwise.edits import Edit, FusedRun, RemoveAttention
 from ffn_fusion.blockwise.journal import Journal
 from ffn_fusion.blockwise.stack import Stack
 from ffn_fusion.blockwise.states import FileStates
-from ffn_fusion.blockwise.sweep import PARENT, Observation, Swept, sweep
+from ffn_fusion.blockwise.sweep import PARENT, Swept, sweep
 from ffn_fusion.blockwise.work import count_work
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.repair import candidate
 from ffn_fusion.repair.candidate import RepairedRun, Workbench
 from ffn_fusion.solve import cross_fit
 from ffn_fusion.solve.cross_fit import CrossFit
-from ffn_fusion.solve.normal_equations import NormalEquations
-from ffn_fusion.solve.primal import solve_primal
-from ffn_fusion.solve.token_weights import median_norm, token_weights
+from ffn_fusion.solve.token_weights import token_weights
 
 L, T, N = 6, 8, 13
 RIDGE = 0.3
@@ -67,35 +66,6 @@ def one_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidate, "cross_fit", lambda folds, width: cross_fit._fit(folds, width, RIDGE, 1.0))
 
 
-def parents(stack: Stack, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """For every block: the parent's state before it, and what its attention adds."""
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def observe(now: Observation) -> dict[str, Tensor]:
-        seen.append((now.x.clone(), now.added.attention.clone()))
-        return {}
-
-    sweep(stack, ids, {}, observe=observe)
-    return seen
-
-
-def primal(inner: Tensor, state: Tensor, goal: Tensor) -> Tensor:
-    """``state`` repaired: each fold of windows by the regression fitted to the other one. [N, T, F], [N, T, D]."""
-    median = median_norm(goal.flatten(0, 1))
-    sums = []
-    for fold in (0, 1):
-        equations = NormalEquations(inner.shape[-1], state.shape[-1], dtype=torch.float64)
-        h, s, y = (x[fold::2].flatten(0, 1) for x in (inner, state, goal))
-        equations.add(h, y - s, token_weights(y, "inverse-energy", median=median).double())
-        sums.append(equations)
-    repaired = state.clone()
-    for fold in (0, 1):
-        change = solve_primal(sums[1 - fold], [RIDGE], sums[1 - fold], refit=False, tolerance=1e-12).change_DF
-        assert change is not None
-        repaired[fold::2] += inner[fold::2] @ change.mT
-    return repaired
-
-
 @torch.inference_mode()
 def by_hand(stack: Stack, ids: Tensor, edit: RepairedRun) -> Tensor:
     """The last state of a repaired candidate, from whole tensors."""
@@ -105,10 +75,10 @@ def by_hand(stack: Stack, ids: Tensor, edit: RepairedRun) -> Tensor:
     start = x + attention if edit.keeps_attention else x
     parts = [stack.block(j).inner_and_outer("ffn", start) for j in range(edit.first, edit.fused_last + 1)]
     state = start + sum(outer for _, outer in parts)
-    state = primal(torch.cat([inner for inner, _ in parts], -1), state, behind[edit.fused_last])
+    state = primal(torch.cat([inner for inner, _ in parts], -1), state, behind[edit.fused_last], RIDGE)
     for j in range(edit.fused_last + 1, edit.last + 1):
         inner, outer = stack.block(j).inner_and_outer("ffn", state)
-        state = primal(inner, state + outer, behind[j])
+        state = primal(inner, state + outer, behind[j], RIDGE)
     for j in range(edit.last + 1, L):
         state = state + stack.block(j).contributions(state).block
     return state

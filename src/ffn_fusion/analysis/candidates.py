@@ -10,8 +10,11 @@ from collections.abc import Container, Iterable, Sequence
 
 from ffn_fusion.analysis.evidence import Removal
 from ffn_fusion.analysis.observe import removed
-from ffn_fusion.blockwise.edits import Edit, FusedRun
+from ffn_fusion.blockwise.edits import Edit, FusedRun, SideBySide
+from ffn_fusion.blockwise.stack import Stack
 from ffn_fusion.families import ModelSpec, family_of
+from ffn_fusion.families.block_lists import differing_list
+from ffn_fusion.repair.beside import RepairedSideBySide
 from ffn_fusion.repair.candidate import RepairedRun, Workbench
 
 
@@ -50,6 +53,41 @@ def candidate_runs(spec: ModelSpec, allowed: Iterable[int], max_run: int, leave_
                 if spec.blocks[first].attention is not None:
                     found.append(FusedRun(first, last, fused_last, keeps_attention=True))
     return found
+
+
+def blocks_side_by_side(spec: ModelSpec, most: int) -> list[tuple[int, int]]:
+    """Runs of 2 to ``most`` whole blocks that can be one block, first and last."""
+    if family_of(spec).can("side by side"):
+        return []
+    whole = [
+        block.attention is not None
+        and block.attention.kind != "linear"
+        and (block.ffn is None or block.ffn.kind != "linear")
+        for block in spec.blocks
+    ]
+    return [
+        (first, last)
+        for first in range(len(whole))
+        for last in range(first + 1, min(first + most, len(whole)))
+        if all(whole[first : last + 1]) and differing_list(spec.config, range(first, last + 1)) is None
+    ]
+
+
+def side_by_side_edits(
+    stack: Stack, runs: Iterable[tuple[int, int]], bench: Workbench | None = None
+) -> dict[str, Edit]:
+    """Blocks of each run side by side; with a ``bench``, repaired as well."""
+    edits: dict[str, Edit] = {}
+    for first, last in runs:
+        name = side_by_side_name(first, last)
+        edits[name] = SideBySide(first, last, stack)
+        if bench:
+            edits[repaired_name(name)] = RepairedSideBySide(first, last, stack, bench=bench)
+    return edits
+
+
+def side_by_side_name(first: int, last: int) -> str:
+    return f"side by side {first}-{last}"
 
 
 def run_edits(runs: Sequence[FusedRun], bench: Workbench | None = None) -> dict[str, Edit]:

@@ -65,6 +65,8 @@ def choices_of(
     if too_wide and not runs:
         raise too_wide
     rows = [*_attentions(table, identity, evidence, repaired), *runs]
+    beside = _side_by_side(table, identity, evidence, repaired, norm, max_width)
+    rows += [row for row in beside if row.score <= max_damage]
     for block in identity.blocks:
         for ffn, damage in _ffns(evidence, block, ffns, narrow, repaired):
             rows += [row for row in _with_ffn(table, evidence, block, ffn, damage, repaired) if row.score <= max_damage]
@@ -124,6 +126,16 @@ def _attentions(table: ChoiceTable, identity: Blueprint, evidence: Evidence, rep
         damage = row.judged(repaired)
         block = identity.blocks[row.block].model_copy(update={"attention": NoSubBlock()})
         yield table.choice((block,), max(damage.kl, 0.0), damage.kl_error)
+
+
+def _side_by_side(
+    table: ChoiceTable, identity: Blueprint, evidence: Evidence, repaired: bool, norm: FusionNorm, max_width: int | None
+) -> Iterator[Choice]:
+    """Blocks side by side, unless their FFN would be too wide: they aren't split."""
+    for row in evidence.side_by_side:
+        damage, block = row.judged(repaired), identity.side_by_side(row.first, row.last, norm).blocks[row.first]
+        if max_width is None or identity.width(block) <= max_width:
+            yield table.choice((block,), max(damage.kl, 0.0), damage.kl_error)
 
 
 def _run_blocks(identity: Blueprint, run: MeasuredRun, norm: FusionNorm, max_width: int | None) -> Iterator[Block]:

@@ -32,6 +32,7 @@ __all__ = [
     "Geometry",
     "Matrix",
     "MeasuredRun",
+    "MeasuredSideBySide",
     "MeasuredWidth",
     "Part",
     "Removal",
@@ -112,6 +113,13 @@ class MeasuredRun(_Candidate):
         return tuple(range(self.first + self.keeps_attention, self.last + 1))
 
 
+class MeasuredSideBySide(_Candidate):
+    """The damage of blocks first..last side by side, as one block: their attentions, then their FFNs."""
+
+    first: int
+    last: int
+
+
 class MeasuredWidth(_Candidate):
     """The damage of keeping ``width`` channels of a block's FFN, those that contribute most."""
 
@@ -159,6 +167,7 @@ class Evidence(_Frozen):
     parent_loss: float
     removals: tuple[Removal, ...]
     runs: tuple[MeasuredRun, ...] = ()
+    side_by_side: tuple[MeasuredSideBySide, ...] = ()
     narrowed: tuple[MeasuredWidth, ...] = ()
     channels: dict[int, bytes] = Field(default_factory=dict)
     reverse_order: tuple[ReverseOrder, ...] = ()
@@ -169,7 +178,7 @@ class Evidence(_Frozen):
     @property
     def repaired(self) -> bool:
         """Whether candidates were measured as they'll be once they're repaired."""
-        return any(row.repaired for row in (*self.removals, *self.runs))
+        return any(row.repaired for row in (*self.removals, *self.runs, *self.side_by_side))
 
     @property
     def importance(self) -> tuple[Removal, ...]:

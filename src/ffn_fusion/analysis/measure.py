@@ -13,12 +13,15 @@ import numpy as np
 import torch
 
 from ffn_fusion.analysis.candidates import (
+    blocks_side_by_side,
     candidate_runs,
     least_important,
     repaired_name,
     repaired_removals,
     run_edits,
     run_name,
+    side_by_side_edits,
+    side_by_side_name,
 )
 from ffn_fusion.analysis.channels import Contributions, contributions_of, largest_first
 from ffn_fusion.analysis.damages import damages_of, removals_of
@@ -27,6 +30,7 @@ from ffn_fusion.analysis.evidence import (
     Damage,
     Evidence,
     MeasuredRun,
+    MeasuredSideBySide,
     MeasuredWidth,
     Part,
     Removal,
@@ -151,6 +155,7 @@ class _Analysis:
         runs = reverse_order_edits(self.model, self.asked.reverse, self.stack.dtype, str(self.stack.device))
         if self.one_pass:
             runs |= run_edits(self._runs(range(len(self.stack.spec.blocks))), self.bench)
+        runs |= side_by_side_edits(self.stack, self._side_by_side, self.bench)
         for i, width in self._widths():
             kept = range(width) if channels is None else sorted(largest_first(channels[i])[:width].tolist())
             runs[narrowed_name(i, width)] = NarrowFfn(i, tuple(kept))
@@ -188,6 +193,10 @@ class _Analysis:
             there = {"block": block.attention or block.ffn, "attention": block.attention, "ffn": block.ffn}
             edits |= {removed(part, i): _REMOVE[part](i) for part in parts if there[part]}
         return edits
+
+    @property
+    def _side_by_side(self) -> list[tuple[int, int]]:
+        return blocks_side_by_side(self.stack.spec, self.asked.max_side_by_side)
 
     @property
     def one_pass(self) -> bool:
@@ -236,6 +245,15 @@ class _Analysis:
                     repaired=damages.get(repaired_name(run_name(run))),
                 )
                 for run in runs
+            ),
+            side_by_side=tuple(
+                MeasuredSideBySide(
+                    first=first,
+                    last=last,
+                    damage=damages[side_by_side_name(first, last)],
+                    repaired=damages.get(repaired_name(side_by_side_name(first, last))),
+                )
+                for first, last in self._side_by_side
             ),
             narrowed=tuple(
                 MeasuredWidth(block=i, width=width, damage=damages[narrowed_name(i, width)])

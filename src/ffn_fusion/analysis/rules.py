@@ -59,13 +59,15 @@ def control_plans(
 
     Returns:
         Nothing for a child without a fused run: all rules but the first are then the exact programme. The greedy rule
-        alone where FFNs are dropped, nothing where some are narrowed: the others know no such changes.
+        alone where FFNs are dropped or blocks put side by side, nothing where some are narrowed: the others know no
+        such changes.
     """
     size = size_of(blueprint)
     if any(block.ffn.kind == "narrowed" for block in blueprint.blocks) or not (size.fused or size.ffns):
         return []
     greedy_rule = partial(_greedy_rule, allows=allows)
-    rules = (greedy_rule,) if size.ffns else (_middle, _paper_rule, greedy_rule)
+    beside = any(len(block.attention.sources) > 1 for block in blueprint.blocks)
+    rules = (greedy_rule,) if size.ffns or beside else (_middle, _paper_rule, greedy_rule)
     return [found for rule in rules if (found := rule(evidence, size, budget))]
 
 

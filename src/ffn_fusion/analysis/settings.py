@@ -31,6 +31,11 @@ class AnalysisSettings(Settings):
     max_run: int = Field(
         5, ge=1, description="Longest run of attention-free blocks to measure as one; 1 measures no runs."
     )
+    max_side_by_side: int = Field(
+        1,
+        ge=1,
+        description="Most blocks, attentions and FFNs, to measure side by side as one; 1 measures none.",
+    )
     candidate_share: float = Field(
         0.5,
         gt=0,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ffn_fusion.blockwise.stack import Block, Contributions, Stack
+from ffn_fusion.families.layout import block_parameters
 
 Carried = tuple[Tensor, ...]
 
@@ -220,6 +221,77 @@ class FusedRun(OwnWindows):
 
     def costs(self, i: int) -> tuple[Cost, ...]:
         return (Cost(ffns=1),)
+
+
+@dataclass(frozen=True)
+class SideBySide(OwnWindows):
+    """Blocks first..last side by side, as one block in two steps: Y = X + sum_j A_j(n_j X), then Y + sum_j F_j(n_j Y).
+
+    FFNs wait for the last attention, so blocks before the last one are loaded again there.
+
+    Args:
+        stack: the parent's own.
+    """
+
+    first: int
+    last: int
+    stack: Stack = field(repr=False, compare=False)
+    _loaded: list[Block] = field(default_factory=list, repr=False, compare=False)
+
+    def carries(self, i: int) -> int:
+        """Return 2: the run's input, and that with the attentions so far."""
+        return 2
+
+    def advance(self, i: int, block: Block, part: slice, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
+        start, attended = self.attend(i, block, x, parent, carried)
+        if i < self.last:
+            return start, attended
+        total = attended
+        for each in self.blocks(block):
+            total = total + each.ffn(attended)
+        return (total,)
+
+    def attend(self, i: int, block: Block, x: Tensor, parent: Contributions, carried: Carried) -> tuple[Tensor, Tensor]:
+        """Return the run's input X, and X with the attentions of blocks first..i."""
+        start, attended = (carried[0], carried[1]) if carried else (x, x)
+        return start, attended + (block.attention(start) if carried else parent.attention)
+
+    def blocks(self, last: Block) -> list[Block]:
+        """Return all blocks of the run."""
+        if not self._loaded:
+            self._loaded.extend(self.stack.block(i) for i in range(self.first, self.last))
+        return [*self._loaded, last]
+
+    def costs(self, i: int) -> tuple[Cost, ...]:
+        """Return the costs: all FFNs are computed at the last block."""
+        ffns = self.last + 1 - self.first if i == self.last else 0
+        held = sum(block_parameters(self.stack.spec, j) for j in range(self.first, i)) * self.stack.dtype.itemsize
+        return (Cost(attentions=int(i > self.first), ffns=ffns, held=held if i == self.last else 0),)
+
+    def release(self) -> None:
+        self._loaded.clear()
+
+
+@dataclass(frozen=True)
+class InParallel(OwnWindows):
+    """Blocks first..last side by side as in the paper: X + sum_j (block_j(X) - X), each FFN after its own attention."""
+
+    first: int
+    last: int
+
+    def carries(self, i: int) -> int:
+        """Return 2: the run's input, and its sum so far."""
+        return 2
+
+    def advance(self, i: int, block: Block, part: slice, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
+        start, total = carried or (x, x)
+        added = block.contributions(start) if carried else parent
+        total = total + added.attention + added.ffn
+        return (start, total) if i < self.last else (total,)
+
+    def costs(self, i: int) -> tuple[Cost, ...]:
+        later = int(i > self.first)
+        return (Cost(attentions=later, ffns=later),)
 
 
 @dataclass(frozen=True)

@@ -181,14 +181,14 @@ class RepairedRun:
             start = self.bench.gather(partial(carried, 0))
             inner, outer = self.bench.ffn(block, start)
             self._now["inner"] = inner
-            self._now["dual"] = self._solve(i, block, _products(inner), start, outer)
+            self._now["dual"] = self._solve(i, block, products(inner), start, outer)
             return
         inner, outer = self.bench.run(self._run, block, partial(self._start, i, block, carried))
         if i < self.fused_last:
             return
-        kernels = _products(inner)
+        kernels = products(inner)
         if i > self.first:
-            kernels = _sum(kernels, self.bench.gather_kernels(partial(self._carried_kernels, carried)))
+            kernels = sum_of(kernels, self.bench.gather_kernels(partial(self._carried_kernels, carried)))
             total = self.bench.gather(partial(carried, 1))
         else:
             total = self.bench.parent(block if self.keeps_attention else None)[0]
@@ -213,7 +213,7 @@ class RepairedRun:
         if i < self.fused_last:
             return start, total, *pack(kernels, x.shape[1], x.shape[2], x.dtype)
         assert dual is not None
-        return (_add(total, anchors.changes(kernels, part.start, dual)),)
+        return (add_change(total, anchors.changes(kernels, part.start, dual)),)
 
     def release(self) -> None:
         self._now.clear()
@@ -270,16 +270,18 @@ class RepairedRun:
             return state + outer
         anchors = self.bench.anchors
         kernels = anchors.kernels(inner.to(self.bench.precision), part.start, there, own=False)
-        return _add(state + outer, anchors.changes(kernels, part.start, dual))
+        return add_change(state + outer, anchors.changes(kernels, part.start, dual))
 
 
-def _products(inner: Folds) -> Kernels:
+def products(inner: Folds) -> Kernels:
+    """Return K of activations at the anchors with themselves."""
     even, odd = inner
     across = even @ odd.mT
     return (even @ even.mT, odd @ odd.mT), (across, across.mT)
 
 
-def _sum(a: Kernels, b: Kernels) -> Kernels:
+def sum_of(a: Kernels, b: Kernels) -> Kernels:
+    """Return the sum of two K."""
     (within, across), (more_within, more_across) = a, b
     return (
         (within[0] + more_within[0], within[1] + more_within[1]),
@@ -291,5 +293,6 @@ def _usable(inner_MF: Tensor) -> Tensor:
     return torch.where(inner_MF.isfinite().all(1)[:, None], inner_MF, 0.0)
 
 
-def _add(state: Tensor, change: Tensor) -> Tensor:
+def add_change(state: Tensor, change: Tensor) -> Tensor:
+    """Add what a repair changes to a state, rounded once to its dtype."""
     return (state.to(change.dtype) + change).to(state.dtype)

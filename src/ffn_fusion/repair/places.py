@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ffn_fusion.blueprint import Block, Blueprint, Part
 
 Why = str
-"""Why a place is repaired: what became of its FFN or its attention, ``attention dropped``, ``FFN dropped``, or ``after a change``."""
+"""Why a place is repaired: what became of its FFN or its attention, or ``after a change``."""
 
 
 @dataclass(frozen=True)
