@@ -27,6 +27,7 @@ from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import DataError, UsageError
+from ffn_fusion.modeling.load import load_model
 from ffn_fusion.surgery.build import build
 from ffn_fusion.surgery.child import Child
 
@@ -56,6 +57,7 @@ def measured(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Measured
             candidate_share=1,
             max_run=3,
             leave_last=False,
+            max_side_by_side=3,
             reverse=((0, 1), (3, 5)) if blocks else ((1, 3),),
         ),
     )
@@ -210,6 +212,22 @@ def test_runs_do_what_the_built_child_does(measured: Measured, tmp_path: Path) -
         assert run.damage.kl == pytest.approx(kl, rel=1e-3)
 
 
+def test_blocks_side_by_side_do_what_the_built_child_does(measured: Measured, tmp_path: Path) -> None:
+    checkpoint, ids, evidence = measured
+    _, parent = forward(load(checkpoint.folder), ids, None)
+    attending = [block.attention is not None for block in checkpoint.spec.blocks]
+    wanted = {(i, last) for i in range(len(attending)) for last in (i + 1, i + 2) if last < len(attending)}
+    assert {(row.first, row.last) for row in evidence.side_by_side} == {
+        (first, last) for first, last in wanted if all(attending[first : last + 1])
+    }
+    for k, row in enumerate(evidence.side_by_side):
+        child = build(checkpoint, checkpoint.blueprint().side_by_side(row.first, row.last), tmp_path / str(k))
+        with torch.no_grad():
+            kl, _ = kl_and_loss(load_model(child, torch.float32)(ids).logits, parent, ids)
+        assert row.damage.kl == pytest.approx(kl, rel=1e-3)
+        assert row.repaired is not None
+
+
 def test_evidence_round_trip(measured: Measured, tmp_path: Path) -> None:
     evidence = measured[2]
     evidence.save(tmp_path / "e")
@@ -357,7 +375,7 @@ def test_what_was_not_measured_repaired_counts_as_it_is(measured: Measured, tmp_
     evidence = measured[2]
     evidence.save(tmp_path)
     content = json.loads((tmp_path / "evidence.json").read_text())
-    for row in (*content["removals"], *content["runs"]):
+    for row in (*content["removals"], *content["runs"], *content["side_by_side"]):
         del row["repaired"]
     (tmp_path / "evidence.json").write_text(json.dumps(content))
     plain = Evidence.load(tmp_path)

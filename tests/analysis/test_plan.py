@@ -5,12 +5,14 @@ from made_evidence import damage, make_evidence
 from makers import llama_config
 
 from ffn_fusion.analysis.cost_count import counted_speedup, steps
-from ffn_fusion.analysis.evidence import Evidence, MeasuredRun
+from ffn_fusion.analysis.evidence import Evidence, MeasuredRun, MeasuredSideBySide
 from ffn_fusion.analysis.plan import plan
+from ffn_fusion.analysis.rules import control_plans
 from ffn_fusion.analysis.settings import PlanSettings
-from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.blueprint import Blueprint, WideAttention
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families import ModelSpec, read_spec
+from ffn_fusion.portability.rule import Engine
 
 
 def spec(blocks: int = 8) -> ModelSpec:
@@ -71,6 +73,37 @@ def test_steps_budget_is_met_with_the_least_damage(evidence: Evidence) -> None:
     assert made.selection.score == pytest.approx(0.06)
     assert plan(spec(), evidence, PlanSettings(steps=16)).blueprint.is_identity
     assert plan(spec(), evidence, PlanSettings(steps=6, max_damage=10)).blueprint.runs == ((2, 3), (5, 6))
+
+
+def test_blocks_side_by_side_are_choices_among_others(evidence: Evidence) -> None:
+    """Two steps saved for less than any attention and any run; wider than may be, they aren't taken."""
+    row = MeasuredSideBySide(first=5, last=6, damage=damage(0.005))
+    with_blocks = evidence.model_copy(update={"side_by_side": (row,)})
+    made = plan(spec(), with_blocks, PlanSettings(steps=14))
+    (block,) = (b for b in made.blueprint.blocks if b.parent_blocks == (5, 6))
+    assert block.attention == WideAttention(sources=(5, 6))
+    assert made.blueprint.dropped_attentions == ()
+    assert made.selection.score == pytest.approx(0.005)
+    assert steps(made.blueprint) == 14
+    narrower = plan(spec(), with_blocks, PlanSettings(steps=14, max_width=95))
+    assert narrower.blueprint.dropped_attentions == (0, 1)
+    assert [row.name for row in control_plans(made.blueprint, with_blocks, PlanSettings())] == ["greedy rule"]
+
+
+@pytest.mark.parametrize("engine", ["vllm", "llama.cpp", "sglang"])
+def test_engines_that_lack_them_are_known_at_plan_time(evidence: Evidence, engine: Engine) -> None:
+    """One pair beside other attentions: SGLang has one number of heads for all blocks."""
+    row = MeasuredSideBySide(first=5, last=6, damage=damage(0.005))
+    with_blocks = evidence.model_copy(update={"side_by_side": (row,)})
+    wide = read_spec(llama_config(num_hidden_layers=8, intermediate_size=256))
+    parent = wide.parent("made-up")
+    made = plan(
+        wide,
+        with_blocks.model_copy(update={"parent": parent}),
+        PlanSettings(steps=14, for_engines=(engine,)),
+    )
+    beside = any(len(block.attention.sources) > 1 for block in made.blueprint.blocks)
+    assert beside == (engine != "sglang")
 
 
 @pytest.mark.parametrize(
