@@ -72,6 +72,18 @@ class AnalysisSettings(Settings):
     )
 
 
+NAMED = (
+    "without_attention",
+    "runs",
+    "side_by_side",
+    "linear_attention",
+    "linear_ffn",
+    "pool_heads",
+    "kv_heads",
+)
+"""The settings of a plan by which a person names the changes, so that nothing is left to choose."""
+
+
 class PlanSettings(Settings):
     """What a plan aims for: a budget, or explicit attentions to drop and runs to fuse."""
 
@@ -122,10 +134,21 @@ class PlanSettings(Settings):
         "evidence is needed.",
     )
 
+    linear_attention: Blocks = Field(
+        (), description="Exactly these blocks get a linear layer in their attention's place; no evidence is needed."
+    )
+    linear_ffn: Blocks = Field(
+        (), description="Exactly these blocks get a linear layer in their FFN's place; no evidence is needed."
+    )
+    pool_heads: Blocks = Field(
+        (), description="The attentions of exactly these blocks get fewer KV heads; no evidence is needed."
+    )
+    kv_heads: int = Field(1, ge=1, description="KV heads that a pooled attention has.")
+
     @property
     def explicit(self) -> bool:
-        """Whether a person named the changes, so that nothing is left to choose."""
-        return bool(self.without_attention or self.runs or self.side_by_side)
+        """Whether a person named the changes."""
+        return any(getattr(self, name) for name in NAMED if name != "kv_heads")
 
     @field_validator("steps")
     @classmethod

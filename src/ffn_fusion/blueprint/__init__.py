@@ -8,9 +8,11 @@ from ffn_fusion.blueprint.kinds import (
     FusionNorm,
     KeptSubBlock,
     Kind,
+    LinearSubBlock,
     NarrowedFfn,
     NoSubBlock,
     Operation,
+    PooledAttention,
     WideAttention,
 )
 from ffn_fusion.blueprint.sub_blocks import PARTS, AttentionSpec, BlockSpec, FfnSpec, Part, SubBlock
@@ -27,11 +29,13 @@ __all__ = [
     "FusionNorm",
     "KeptSubBlock",
     "Kind",
+    "LinearSubBlock",
     "NarrowedFfn",
     "NoSubBlock",
     "Operation",
     "Parent",
     "Part",
+    "PooledAttention",
     "SubBlock",
     "WideAttention",
 ]

@@ -146,6 +146,23 @@ class Blueprint(Frozen):
         """
         return self._with(edits.narrow(self.parent, self.blocks, block, channels))
 
+    def pool_heads(self, block: int, kv_heads: int) -> Self:
+        """Give a parent block's attention fewer KV heads, each the mean of neighbouring ones.
+
+        Raises:
+            BlueprintError: a block outside the model or without an attention of its own, or ``kv_heads`` is no proper
+                divisor of its KV heads.
+        """
+        return self._with(edits.pool(self.parent, self.blocks, block, kv_heads))
+
+    def make_linear(self, blocks: Iterable[int], part: Part) -> Self:
+        """Put one linear layer in the place of the attention, or the FFN, of these parent blocks.
+
+        Raises:
+            BlueprintError: a block outside the model, or without an attention (or FFN) of its own.
+        """
+        return self._with(edits.make_linear(self.parent, self.blocks, blocks, part))
+
     def apply(
         self,
         drop: Iterable[int] = (),

@@ -6,12 +6,15 @@ from collections.abc import Iterable, Sequence
 
 from ffn_fusion.blueprint.blocks import Block, Parent
 from ffn_fusion.blueprint.kinds import (
+    NAMES,
     FusedFfn,
     FusionNorm,
     KeptSubBlock,
     Kind,
+    LinearSubBlock,
     NarrowedFfn,
     NoSubBlock,
+    PooledAttention,
     WideAttention,
 )
 from ffn_fusion.blueprint.ranges import LARGEST, format_blocks, format_runs
@@ -144,6 +147,43 @@ def narrow(parent: Parent, blocks: Blocks, block: int, channels: Iterable[int]) 
         return blocks
     changed = blocks[at].model_copy(update={"ffn": NarrowedFfn(source=block, channels=kept)})
     return [*blocks[:at], changed, *blocks[at + 1 :]]
+
+
+def pool(parent: Parent, blocks: Blocks, block: int, kv_heads: int) -> Blocks:
+    """An attention has fewer KV heads. See ``Blueprint.pool_heads``."""
+    _check_inside(parent, (block,))
+    at = _alone(blocks, block, "attention")
+    kind = PooledAttention(source=block, kv_heads=kv_heads)
+    try:
+        kind.check(parent.had("attention", (block,)))
+    except ValueError as error:
+        raise BlueprintError(str(error), "give a divisor of its KV heads") from None
+    return [*blocks[:at], blocks[at].model_copy(update={"attention": kind}), *blocks[at + 1 :]]
+
+
+def make_linear(parent: Parent, blocks: Blocks, which: Iterable[int], part: Part) -> Blocks:
+    """Linear layers in the place of attentions or FFNs. See ``Blueprint.make_linear``."""
+    chosen = sorted(set(which))
+    _check_inside(parent, chosen)
+    found = list(blocks)
+    for source in chosen:
+        at = _alone(blocks, source, part)
+        if parent.had(part, (source,))[0].kind != "linear":
+            found[at] = blocks[at].model_copy(update={part: LinearSubBlock(source=source)})
+    return found
+
+
+def _alone(blocks: Blocks, source: int, part: Part) -> int:
+    """The child block that has this parent block's attention or FFN, and no other's."""
+    for at, block in enumerate(blocks):
+        if source in (kind := block.part(part)).sources:
+            if len(kind.sources) > 1:
+                run = format_runs([block.parent_blocks])
+                raise BlueprintError(
+                    f"the {NAMES[part]} of block {source} is {kind.fate} in run {run}", "name blocks outside runs"
+                )
+            return at
+    raise BlueprintError(f"block {source} has no {NAMES[part]}", "name another block")
 
 
 def _narrowable(parent: Parent, blocks: Blocks, source: int) -> tuple[int, Sequence[int]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ffn_fusion.analysis.settings import PlanSettings
+from ffn_fusion.analysis.settings import NAMED, PlanSettings
 from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.cli.console import JsonFlag, TerminalListener, emit, plan_lines, progress_bars, say
 from ffn_fusion.cli.from_settings import Only, options
@@ -56,7 +56,7 @@ def fuse(
     output: Output,
     plan: Annotated[
         PlanSettings,
-        Only("without_attention", "runs", "side_by_side", "max_width", "width_curve", "norm", "for_engines"),
+        Only(*NAMED, "max_width", "width_curve", "norm", "for_engines"),
     ],
     settings: BuildSettings,
     repair: Repair,
@@ -71,9 +71,7 @@ def fuse(
     from ffn_fusion.pipeline.recipe import Recipe
 
     if not plan.explicit:
-        raise UsageError(
-            "nothing to do: no --without-attention, --runs or --side-by-side", "say what to change, like --runs 5-9"
-        )
+        raise UsageError("nothing to do: no change is named", "say what to change, like --runs 5-9 (see --help)")
     sections = {"plan": plan, "build": settings, "repair": _if_text(repair)}
     recipe = Recipe(
         model=model, revision=revision, output=output, **dict(with_device(compute)), **dict(opening), **sections

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ffn_fusion.analysis.settings import PlanSettings
+from ffn_fusion.analysis.settings import NAMED, PlanSettings
 from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.cli.console import JsonFlag, emit, say, show_plan
 from ffn_fusion.cli.from_settings import Without, options
@@ -19,7 +19,7 @@ def plan(
     model: Model,
     evidence: Annotated[Path, typer.Option(help="Folder that `analyze` wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File for the blueprint (JSON).")],
-    settings: Annotated[PlanSettings, Without("without_attention", "runs")],
+    settings: Annotated[PlanSettings, Without(*NAMED)],
     opening: OpenSettings,
     revision: Revision = None,
     as_json: JsonFlag = False,

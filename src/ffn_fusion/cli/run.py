@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ffn_fusion.analysis.settings import PlanSettings
+from ffn_fusion.analysis.settings import NAMED, PlanSettings
 from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.cli.console import JsonFlag, TerminalListener, emit, progress_bars, say
 from ffn_fusion.cli.from_settings import Named, Only, Without, options
@@ -37,7 +37,7 @@ def run_recipe(
 def optimize(
     model: Model,
     output: Output,
-    plan: Annotated[PlanSettings, Without("without_attention", "runs", "repair")],
+    plan: Annotated[PlanSettings, Without(*NAMED, "repair")],
     calibration: Annotated[TextSettings, Only("texts")],
     evaluation: Annotated[EvaluationSettings, Only("texts"), Named(texts="--eval-text")],
     bench: Annotated[BenchSettings, Only("engine", "engine_program")],

@@ -125,4 +125,8 @@ class Family:
 
     def can(self, operation: Operation) -> str | None:
         """Why an operation is impossible with this family; None: it's possible."""
+        if self.form and operation == "make linear":
+            return "transformers' class has no linear layer in a sub-block's place"
+        if self.form and self.form.kv_heads is None and operation == "pool KV heads":
+            return "its attentions have a KV head for each query head, always"
         return self.refuses.get(operation)

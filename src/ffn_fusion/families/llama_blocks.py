@@ -32,6 +32,11 @@ def in_own_form(spec: ModelSpec) -> ModelSpec:
     Raises:
         FamilyError: biases that neither Llama nor Qwen2 has.
     """
+    if any(part and part.kind == "linear" for block in spec.blocks for part in (block.attention, block.ffn)):
+        raise FamilyError(
+            "blocks side by side: no form holds them beside linear layers",
+            "put all blocks side by side, or keep the others",
+        )
     as_qwen2 = spec.qkv_bias and not spec.attention_bias
     if as_qwen2 and spec.mlp_bias:
         raise FamilyError(

@@ -42,7 +42,7 @@ def tensors(spec: ModelSpec, part: SubBlock) -> Iterator[SubBlockTensor]:
     D = spec.hidden_size
     yield SubBlockTensor(f"{name}.norm", (D,), "norm scale")
     if part.kind == "linear":
-        yield SubBlockTensor(f"{name}.linear", (D, D), "copied")
+        yield SubBlockTensor(f"{name}.linear", (D, D), "out of", axis=1)
     elif isinstance(part, FfnSpec):
         for key in ("ffn.gate", "ffn.up"):
             yield from _linear(key, part.width, D, "into", "width", spec.mlp_bias)

@@ -13,7 +13,12 @@ from ffn_fusion.blueprint import Part
 from ffn_fusion.families import ModelSpec, child_family, names_of
 from ffn_fusion.modeling.causal import renew_buffers
 from ffn_fusion.modeling.configuration_decilm import DeciLMConfig
-from ffn_fusion.modeling.modeling_decilm import DeciLMDecoderLayer, DeciLMForCausalLM
+from ffn_fusion.modeling.modeling_decilm import (
+    DeciLMDecoderLayer,
+    DeciLMForCausalLM,
+    DeciLMLinearMixer,
+    DeciLMLinearMLP,
+)
 
 Arguments = Callable[[int], tuple[Tensor, Tensor]]
 
@@ -86,6 +91,8 @@ class BlockModule:
     def ffn_channels(self, x: Tensor, channels: slice) -> Tensor:
         """Some channels of what the FFN's output matrix reads, computed alone: [N, T, D] -> [N, T, C]."""
         mlp, normed = self._layer.mlp, self._layer.post_attention_layernorm(x)
+        if isinstance(mlp, DeciLMLinearMLP):
+            return normed[..., channels]
         gated, raised = (
             nn.functional.linear(normed, layer.weight[channels], None if layer.bias is None else layer.bias[channels])
             for layer in (mlp.gate_proj, mlp.up_proj)
@@ -95,7 +102,14 @@ class BlockModule:
 
     def projection(self, part: Part) -> nn.Linear:
         """The matrix that writes to the residual stream: weight [D, F], and a bias [D] where the model has one."""
-        found = self._layer.self_attn.o_proj if part == "attention" else self._layer.mlp.down_proj
+        sub_block = self._layer.self_attn if part == "attention" else self._layer.mlp
+        match sub_block:
+            case DeciLMLinearMixer():
+                found = sub_block.linear_attn
+            case DeciLMLinearMLP():
+                found = sub_block.linear_mlp
+            case _:
+                found = sub_block.o_proj if part == "attention" else sub_block.down_proj
         assert isinstance(found, nn.Linear)
         return found
 

@@ -35,12 +35,17 @@ def make_plan(
         assert evidence is not None
         made = plan(checkpoint.spec, evidence, settings)
     else:
-        drop, runs = settings.without_attention, settings.runs
-        blueprint = checkpoint.blueprint().apply(
-            drop, runs, settings.side_by_side, norm=settings.norm, max_width=settings.max_width
-        )
-        return given_plan(checkpoint, blueprint, settings.for_engines, width_multiple)
+        return given_plan(checkpoint, _named_changes(checkpoint, settings), settings.for_engines, width_multiple)
     return for_engines(made, checkpoint.spec, settings.for_engines, width_multiple)
+
+
+def _named_changes(checkpoint: Checkpoint, settings: PlanSettings) -> Blueprint:
+    blueprint = checkpoint.blueprint().make_linear(settings.linear_attention, "attention")
+    blueprint = blueprint.make_linear(settings.linear_ffn, "ffn")
+    for block in settings.pool_heads:
+        blueprint = blueprint.pool_heads(block, settings.kv_heads)
+    drop, runs, beside = settings.without_attention, settings.runs, settings.side_by_side
+    return blueprint.apply(drop, runs, beside, norm=settings.norm, max_width=settings.max_width)
 
 
 def given_plan(

@@ -144,9 +144,9 @@ def width(child: ModelSpec, place: Place) -> int:
     block = child.blocks[place.block]
     if place.part == "attention":
         assert block.attention
-        return block.attention.heads * child.head_dim
+        return block.attention.heads * child.head_dim or child.hidden_size
     assert block.ffn
-    return block.ffn.width
+    return block.ffn.width or child.hidden_size
 
 
 def _is_dual(F: int, tokens: int, solver: Solver) -> bool:

@@ -49,9 +49,9 @@ def places(blueprint: Blueprint, horizon: int = 0, *, attention: bool = False) -
 
 def _of_block(k: int, block: Block, blueprint: Blueprint, why: Why, attention: bool) -> list[Place]:
     found = []
-    if attention and (sizes := blueprint.sizes(block, "attention")) and sizes.kind == "attention":
+    if attention and block.attention.present:
         found.append(Place(k, block.attention.sources[-1], why, "attention"))
-    if (ffn := blueprint.sizes(block, "ffn")) and ffn.kind != "linear":
+    if block.ffn.present:
         found.append(Place(k, block.parent_blocks[1], why))
     return found
 

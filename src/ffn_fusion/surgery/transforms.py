@@ -6,10 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ffn_fusion.blueprint import FusedFfn, KeptSubBlock, Kind, NarrowedFfn, WideAttention
+from ffn_fusion.blueprint import (
+    FusedFfn,
+    KeptSubBlock,
+    Kind,
+    LinearSubBlock,
+    NarrowedFfn,
+    PooledAttention,
+    WideAttention,
+)
 from ffn_fusion.surgery.fuse_ffn import Concatenated, fused_join, fused_parallel
 from ffn_fusion.surgery.joins import Copy, Join, Wanted
+from ffn_fusion.surgery.linear import linear_join
 from ffn_fusion.surgery.narrow_ffn import narrowed_join, narrowed_parallel
+from ffn_fusion.surgery.pool_heads import pooled_join
 from ffn_fusion.surgery.wide_attention import wide_join, wide_parallel
 
 
@@ -41,5 +51,7 @@ TRANSFORMS: dict[type[Kind], Transform] = {
     FusedFfn: Transform(fused_join, fused_parallel),
     NarrowedFfn: Transform(narrowed_join, narrowed_parallel),
     WideAttention: Transform(wide_join, wide_parallel),
+    PooledAttention: Transform(pooled_join),
+    LinearSubBlock: Transform(linear_join),
 }
 """A new kind registers its own here."""

@@ -12,7 +12,18 @@ from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.blueprint.sub_blocks import Part, SubBlock
 from ffn_fusion.settings import Frozen
 
-Operation = Literal["analyse", "drop attention", "drop FFN", "narrow", "fuse", "side by side", "repair", "distil"]
+Operation = Literal[
+    "analyse",
+    "drop attention",
+    "drop FFN",
+    "narrow",
+    "make linear",
+    "pool KV heads",
+    "fuse",
+    "side by side",
+    "repair",
+    "distil",
+]
 """What can be done with a model; a family says which of them it doesn't take, and why."""
 
 NAMES: Mapping[Part, str] = {"attention": "attention", "ffn": "FFN"}
