@@ -39,7 +39,7 @@ _BANDS = {"fused": (palette.FUSED, 0.28), "changed": (palette.DROPPED, 0.25), "s
 
 @dataclass(frozen=True)
 class _Box:
-    """A sub-block. ``seams``: where the FFNs meet that a fused one is made of, from the band on."""
+    """A sub-block. ``seams``: where those meet that a merged one is made of, from the band on."""
 
     x: float
     width: float
@@ -144,7 +144,10 @@ def _boxes(
         gone = bool(dropped and set(attention.sources) & dropped)
         label = attention.label("attention", blueprint.parent.had("attention", attention.sources))
         says = f"{name}: {label}{', dropped' if gone else ''}"
-        yield _Box(x, _ATTENTION * scale.unit, scale.plain, "dropped" if gone else sizes.kind, says)
+        count = len(attention.sources)
+        seams = tuple(scale.plain * k for k in range(1, count))
+        height = scale.plain * count
+        yield _Box(x, _ATTENTION * scale.unit, height, "dropped" if gone else sizes.kind, says, seams)
         x += _ATTENTION * scale.unit
     if not ffn.present:
         return

@@ -21,6 +21,7 @@ from ffn_fusion.report.model_grids import sequential_steps
 
 _LABELS = ("parent attention ", "       FFN       ", "child  attention ", "       FFN       ")
 _STYLES = {"●": "green", "■": "cyan", "▪": "cyan", "·": "dim red", "~": "dim"}
+_LINEAR = "~"
 _FUSED_STYLE = "bold blue"
 
 
@@ -52,9 +53,10 @@ def block_diagram(blueprint: Blueprint, width: int = 80) -> Text:
     for start in range(0, blocks, per_line):
         end = min(start + per_line, blocks)
         text.append(" " * len(_LABELS[0]) + _ruler(start, end, cell) + "\n", "dim")
-        for label, line in zip(_LABELS[:3], lines.all[:3], strict=True):
+        for label, line in zip(_LABELS[:2], lines.all[:2], strict=True):
             _row(text, label, line[start:end], cell)
-        _row(text, _LABELS[3], lines.child_ffn[start:end], cell, _bars(blueprint, start, end, cell))
+        for label, line, part in zip(_LABELS[2:], lines.all[2:], PARTS, strict=True):
+            _row(text, label, line[start:end], cell, _bars(blueprint, part, start, end, cell))
         text.append("\n")
     text.append(_legend(blueprint))
     return text
@@ -73,7 +75,7 @@ def _glyphs(blueprint: Blueprint) -> _Lines:
 
 
 def _glyph(sub_block: SubBlock | None, usual: str) -> str:
-    return "·" if sub_block is None else "~" if sub_block.kind == "linear" else usual
+    return "·" if sub_block is None else _LINEAR if sub_block.kind == "linear" else usual
 
 
 def _child_glyphs(blueprint: Blueprint, part: Part, parent: Sequence[str]) -> str:
@@ -99,18 +101,19 @@ def _row(text: Text, label: str, glyphs: str, cell: int, bars: dict[int, str] | 
     text.append("\n")
 
 
-def _bars(blueprint: Blueprint, start: int, end: int, cell: int) -> dict[int, str]:
-    """Column -> bar for every fused FFN on this line; its ends are open where it goes on elsewhere."""
+def _bars(blueprint: Blueprint, part: Part, start: int, end: int, cell: int) -> dict[int, str]:
+    """Column -> bar for all sub-blocks merged into one on this line; its ends are open where it goes on elsewhere."""
     bars = {}
     for block in blueprint.blocks:
-        if len(block.ffn.sources) < 2:
+        sources = block.part(part).sources
+        if len(sources) < 2:
             continue
-        first, last = block.ffn.sources[0], block.ffn.sources[-1]
+        first, last = sources[0], sources[-1]
         left, right = max(first, start), min(last, end - 1)
         if left > right:
             continue
         length = (right - left) * cell + 1
-        number = str(len(block.ffn.sources))
+        number = str(len(sources))
         body = number.center(length - 2, "━") if length - 2 > len(number) else "━" * (length - 2)
         bar = ("┣" if left == first else "━") + body + ("┫" if right == last else "━")
         bars[(left - start) * cell] = bar[:length] if length > 1 else "━"
@@ -130,7 +133,8 @@ def _ruler(start: int, end: int, cell: int) -> str:
 def _own_glyphs(blueprint: Blueprint) -> dict[str, str]:
     """Glyph -> meaning, of the child's sub-blocks that aren't drawn like the parent's."""
     kinds = ((part, block.part(part)) for block in blueprint.blocks for part in PARTS)
-    return {kind.glyph: f"{kind.fate} {NAMES[part]}" for part, kind in kinds if kind.glyph and kind.present}
+    found = {kind.glyph: f"{kind.fate} {NAMES[part]}" for part, kind in kinds if kind.glyph and kind.present}
+    return {glyph: words for glyph, words in found.items() if glyph != _LINEAR}  # which a parent may have as well
 
 
 def _legend(blueprint: Blueprint) -> Text:
@@ -140,13 +144,14 @@ def _legend(blueprint: Blueprint) -> Text:
         ("■", "FFN", lambda _: True),
         *((glyph, words, lambda _: True) for glyph, words in _own_glyphs(blueprint).items()),
         ("·", "none", lambda b: bool(b.dropped_attentions)),
-        ("~", "linear", lambda b: "~" in "".join(_glyphs(b).all)),
+        (_LINEAR, "linear", lambda b: _LINEAR in "".join(_glyphs(b).all)),
     ]
     text = Text()
     for glyph, meaning, shown in parts:
         if shown(blueprint):
             text.append(glyph, _STYLES.get(glyph, "")).append(f" {meaning}   ")
     if blueprint.runs:
-        text.append("┣━3━┫", _FUSED_STYLE).append(" 3 FFNs fused into one")
+        merged = "sub-blocks merged" if any(len(b.attention.sources) > 1 for b in blueprint.blocks) else "FFNs fused"
+        text.append("┣━3━┫", _FUSED_STYLE).append(f" 3 {merged} into one")
     blocks = f"{len(blueprint.parent.blocks)} → {len(blueprint.kept_blocks)} blocks"
     return text.append(f"\n{blocks}, {before} → {after} sub-blocks one after the other")

@@ -59,10 +59,13 @@ def _attention(blueprint: Blueprint, block: Block) -> str:
     gone = [i for i in had if i not in block.attention.sources]
     if gone == had:
         return "dropped" if had else "none in the parent"
-    made = block.attention.fate
-    if gone:
-        return f"{made} ({format_blocks(block.attention.sources)}), dropped ({format_blocks(gone)})"
-    return made
+    kind = block.attention
+    made = kind.fate
+    if kind.changes:
+        made = ", ".join(filter(None, kind.cells("attention", blueprint.parent.had("attention", kind.sources))))
+    elif gone:
+        made += f" ({format_blocks(kind.sources)})"
+    return f"{made}, dropped ({format_blocks(gone)})" if gone else made
 
 
 def _ffn(blueprint: Blueprint, block: Block) -> tuple[str, str | None]:

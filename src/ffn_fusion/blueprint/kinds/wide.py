@@ -28,7 +28,6 @@ class WideAttention(Kind):
     """
 
     parts: ClassVar[frozenset[Part]] = frozenset(("attention",))
-    glyph: ClassVar[str | None] = "▲"
     fate: ClassVar[str] = "side by side"
 
     kind: Literal["wide"] = "wide"
