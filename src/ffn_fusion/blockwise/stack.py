@@ -6,7 +6,7 @@ that exists only as a blueprint, so what is measured here is what transformers w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ffn_fusion.blockwise.room import free_memory
 from ffn_fusion.blueprint import Part
 from ffn_fusion.families import ModelSpec, family_of, names_of
+from ffn_fusion.families.family import SubBlockTensor
 from ffn_fusion.families.layout import block_tensors, final_norm_names, outer_tensors, output_names
 from ffn_fusion.processes import neighbours
 
@@ -227,6 +228,19 @@ class Block:
             return self.inner_and_outer(part, x)[0][..., channels]
         found: Tensor = self._module.ffn_channels(x, channels)
         return found
+
+    def normed(self, x: Tensor) -> Tensor:
+        """Return what the FFN's matrices read, the normalised state: [N, T, D] -> [N, T, D]."""
+        result: Tensor = self._module.normed(x)
+        return result
+
+    def into(self, part: Part) -> Iterator[tuple[str, SubBlockTensor, Tensor]]:
+        """Return the matrices of a sub-block that read the normalised state: name in the model, what it is, weight."""
+        names = names_of(self._spec)
+        for owner, tensor in block_tensors(self._spec, self._number):
+            if owner == part and tensor.role == "into":
+                weight: Tensor = self._module.parameter(part, names.inner[tensor.key]).data
+                yield names.of(self._number, tensor.key), tensor, weight
 
     def projection(self, part: Part) -> nn.Linear:
         """Return the output projection: weight [D, F], and a bias [D] if the model has one."""

@@ -100,6 +100,16 @@ class BlockModule:
         found: Tensor = mlp.act_fn(gated) * raised
         return found
 
+    def normed(self, x: Tensor) -> Tensor:
+        """What the FFN's matrices read, n2(x): [N, T, D] -> [N, T, D]."""
+        found: Tensor = self._layer.post_attention_layernorm(x)
+        return found
+
+    def parameter(self, part: Part, name: str) -> nn.Parameter:
+        """A weight of the attention or the FFN by its name in a block."""
+        found: nn.Parameter = self._layer.get_parameter(name)
+        return found
+
     def projection(self, part: Part) -> nn.Linear:
         """The matrix that writes to the residual stream: weight [D, F], and a bias [D] where the model has one."""
         sub_block = self._layer.self_attn if part == "attention" else self._layer.mlp

@@ -124,6 +124,7 @@ class BlockModule:
     ) -> None:
         self._block, self._arguments = block, arguments
         self._caught: Tensor | None = None
+        self._norm = config.sub_blocks["ffn"]["around"][-1]
         inner = child_family(spec).names.inner
         self._layers: dict[Part, nn.Module] = {}
         self._projections: dict[Part, nn.Linear] = {}
@@ -157,6 +158,15 @@ class BlockModule:
         finally:
             hook.remove()
         return caught[0].view(*x.shape[:-1], -1)[..., channels]
+
+    def normed(self, x: Tensor) -> Tensor:
+        """What the FFN's matrices read, the norm in front of them: [N, T, D] -> [N, T, D]."""
+        found: Tensor = self._layers["ffn"].get_submodule(self._norm)(x)
+        return found
+
+    def parameter(self, part: Part, name: str) -> nn.Parameter:
+        """A weight of the attention or the FFN by its name in a block."""
+        return self._layers[part].get_parameter(name)
 
     def projection(self, part: Part) -> nn.Linear:
         """The matrix that writes to the residual stream: weight [D, F], and a bias [D] where the model has one."""

@@ -96,6 +96,8 @@ def make_estimate(
     def peak(rows: int, tokens: int) -> int:
         kept = widest * dtype.itemsize  # what a projection reads is kept
         solver = max(_solver_bytes(F, tokens, hidden, settings.solver, dtype) for F in widths)
+        if settings.inputs:
+            solver = max(solver, _solver_bytes(hidden, tokens, hidden, "primal", dtype))
         return room.peak(blocks + rows * (row_bytes(hidden, widest, dtype) + kept) + solver)
 
     rows = _rows(peak, room, widest, windows, context, tokens)
@@ -205,6 +207,10 @@ def _flops(
     planned = {found.place: found for found in places}
     solved = 0.0
     for step in program.steps:
+        if step.what == "input":
+            rows, hidden = windows * context, child.hidden_size
+            factors = (_TYPICAL_LAMBDAS + 1) * (hidden**3 / 3 + 6.0 * hidden**3)
+            solved += 3.0 * rows * hidden * hidden + factors
         if step.place:
             once = windows * _step_flops(step, child, context)
             solved += _place_flops(planned[step.place], child.hidden_size, windows * context, tokens, once)
@@ -212,6 +218,8 @@ def _flops(
 
 
 def _step_flops(step: Step, spec: ModelSpec, context: int) -> float:
+    if step.what == "input":
+        return 0.0
     attention = attention_flops(spec, step.block, context) if step.what != "ffn" else 0.0
     return attention + (ffn_flops(spec, step.block, context) if step.what != "attention" else 0.0)
 

@@ -80,6 +80,21 @@ class _Work:
         return statistics.median(current().gather(norms))
 
 
+def error_left(
+    place: Place, block: Block, ours: States, theirs: States, windows: Windows, settings: RepairSettings
+) -> float:
+    """Return the weighted squared distance to the goal on the windows that decide, with the block as it is."""
+    work = _Work(place, block, ours, theirs, windows, settings)
+    median, error = work.median(), 0.0
+    for part in windows.deciding:
+        x, goal = ours.read(SLOT, part), theirs.read(SLOT, part)
+        _, outer = block.inner_and_outer(place.part, x)
+        missing = (goal - work.beside(x) - outer).flatten(0, 1).double()
+        weights = work.weights(goal.flatten(0, 1), median).double()
+        error += float((weights * missing.square().sum(-1)).nan_to_num(0.0).sum())
+    return sum(current().gather([error]))
+
+
 def solve_place(
     place: Place,
     block: Block,

@@ -4,25 +4,30 @@ goal of the child's next place. No torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.repair.places import Place
 
 Who = Literal["teacher", "child"]
-What = Literal["attention", "ffn", "block"]
+What = Literal["attention", "ffn", "block", "input"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One model's state goes through a block, or half of one; at a place, its projection is solved first."""
+    """One model's state goes through a block, or half of one; at a place, its projection is solved first.
+
+    ``input``: nothing moves; the input of the child's FFN is mapped to that of parent block ``source``'s.
+    """
 
     who: Who
     block: int
     what: What
     place: Place | None = None
+    source: int | None = None
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,19 @@ class Program:
 
 
 def make_program(
-    blueprint: Blueprint, places: Sequence[Place], teacher: Sequence[int], *, side_by_side: bool = False
+    blueprint: Blueprint,
+    places: Sequence[Place],
+    teacher: Sequence[int],
+    *,
+    side_by_side: bool = False,
+    mapped: Mapping[int, Collection[int]] = MappingProxyType({}),
 ) -> Program:
     """From the first block with a place to the last.
 
     Args:
         teacher: for every block of the teacher, the parent's block that it ends with, in order.
         side_by_side: attention and FFN of a block read the same state: a block is one step, and no place an attention.
+        mapped: child block -> the parent blocks whose FFN's input the input of its own is mapped to.
     """
     at: dict[int, list[Place]] = {}
     for place in places:
@@ -57,16 +68,23 @@ def make_program(
     steps = [Step("teacher", t, "block") for t in _taken(ahead, teacher, begins - 1)]
     fork = len(steps)
     for k in range(first, last + 1):
+        sources = mapped.get(k, ())
         by_part = {place.part: place for place in at.get(k, [])}
         if attention := by_part.get("attention"):
             steps += [Step("teacher", t, "block") for t in _taken(ahead, teacher, attention.parent_last - 1)]
             t = ahead[0]
             steps += [Step("teacher", t, "attention"), Step("child", k, "attention", attention)]
+            steps += [Step("child", k, "input", source=teacher[t])] * (teacher[t] in sources)
             steps += [Step("teacher", t, "ffn")]
             ahead.pop(0)
-        steps += [Step("teacher", t, "block") for t in _taken(ahead, teacher, kept[k].parent_blocks[1])]
+        elif sources and kept[k].attention.present:
+            steps.append(Step("child", k, "attention"))
+        for t in _taken(ahead, teacher, kept[k].parent_blocks[1]):
+            looked = [Step("child", k, "input", source=teacher[t])] * (teacher[t] in sources)
+            halves = [Step("teacher", t, "attention"), *looked, Step("teacher", t, "ffn")]
+            steps += halves if looked else [Step("teacher", t, "block")]
         together = side_by_side and kept[k].attention.present and kept[k].ffn.present
-        if kept[k].attention.present and not attention and not together:
+        if kept[k].attention.present and not (attention or together or sources):
             steps.append(Step("child", k, "attention"))
         if kept[k].ffn.present:
             steps.append(Step("child", k, "block" if together else "ffn", by_part.get("ffn")))

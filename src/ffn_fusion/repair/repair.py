@@ -30,6 +30,7 @@ from ffn_fusion.families import require
 from ffn_fusion.processes import Progress, current, silent, together
 from ffn_fusion.repair.estimate import ROWS, RepairEstimate, make_estimate
 from ffn_fusion.repair.fit import Windows
+from ffn_fusion.repair.inputs import Channels, channels_to_map
 from ffn_fusion.repair.places import Place, places
 from ffn_fusion.repair.program import Program, make_program
 from ffn_fusion.repair.settings import RepairSettings
@@ -110,7 +111,14 @@ class Repair:
             if isinstance(teacher, Child)
             else list(range(len(teacher.spec.blocks)))
         )
-        return make_program(self.blueprint, self.places, ends, side_by_side=self.parent.spec.side_by_side)
+        return make_program(
+            self.blueprint, self.places, ends, side_by_side=self.parent.spec.side_by_side, mapped=self.mapped
+        )
+
+    @cached_property
+    def mapped(self) -> dict[int, Channels]:
+        """The FFNs whose inputs are mapped, by child block."""
+        return channels_to_map(self.blueprint, self.parent.spec) if self.settings.inputs else {}
 
     @cached_property
     def mine(self) -> tuple[list[int], list[int]]:
@@ -181,6 +189,7 @@ class Repair:
                 ids_NT,
                 windows,
                 self.settings,
+                mapped=self.mapped,
                 dual=plan.is_dual,
                 stored=lambda name: torch_dtype(self.child.tensors[name].dtype),
                 journal=journal,
@@ -271,4 +280,5 @@ def _row(found: PlaceRepair) -> dict[str, Any]:
         "held_out_error": fit.held_out_error,
         "residual": fit.residual,
         "reason": fit.reason,
+        **({"inputs": found.inputs} if found.inputs else {}),
     }

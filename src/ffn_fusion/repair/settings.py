@@ -47,6 +47,9 @@ class RepairSettings(TextSettings):
     attention: Annotated[bool, Option("--attention/--ffn-only")] = Field(
         True, description="Also repair the attentions' output projections."
     )
+    inputs: bool = Field(
+        False, description="Also map what each FFN of a fused run reads to what it reads in the parent."
+    )
     bias: bool = Field(True, description="Also repair biases, if the model has any.")
     solver: Solver = Field(
         "auto",

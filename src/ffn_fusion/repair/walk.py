@@ -11,8 +11,9 @@ is noted, so an interrupted walk resumes after its last step, with the same bits
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ from ffn_fusion.blockwise.journal import Journal
 from ffn_fusion.blockwise.stack import Block, ReadAhead, Stack
 from ffn_fusion.blockwise.states import FileStates
 from ffn_fusion.processes import current
-from ffn_fusion.repair.fit import SLOT, Windows, solve_place, take_change
+from ffn_fusion.repair.fit import SLOT, Windows, error_left, solve_place, take_change
+from ffn_fusion.repair.inputs import Channels, InputMaps, solve_input
 from ffn_fusion.repair.places import Place
 from ffn_fusion.repair.program import Program, Step, Who
 from ffn_fusion.repair.settings import RepairSettings
@@ -33,12 +35,17 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class PlaceRepair:
-    """What was found at one place; ``tensors`` are the child's new ones by name, empty if the old ones stay."""
+    """What was found at one place; ``tensors`` are the child's new ones by name, empty if the old ones stay.
+
+    ``inputs``: parent block -> the error left of the input of its FFN on windows that weren't fitted, where maps of
+    inputs were taken.
+    """
 
     place: Place
     width: int
     fit: Fit
     tensors: dict[str, Tensor]
+    inputs: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ def walk(
     windows: Windows,
     settings: RepairSettings,
     *,
+    mapped: Mapping[int, Channels] = MappingProxyType({}),
     dual: Callable[[Place], bool] = lambda place: False,
     stored: Callable[[str], torch.dtype] = lambda name: torch.float32,
     journal: Journal | None = None,
@@ -71,12 +79,14 @@ def walk(
 
     Args:
         ids_NT: the windows of this process.
+        mapped: the FFNs whose inputs are mapped (``repair.inputs.channels_to_map``), as in the program.
         dual: whether a place is solved by the dual (``repair.fit.solve_place``).
         stored: (name) -> the dtype in which the child stores that tensor.
         journal: where finished steps are noted.
         on_step: called with the number of steps done.
     """
     journal = Journal() if journal is None else journal
+    maps = InputMaps(mapped, journal)
     steps_done = _StepsDone(journal, pair)
     done = steps_done.resume()
     if not done:
@@ -91,16 +101,50 @@ def walk(
         if number == program.fork:
             _copy(pair, windows)
         block = hands[step.who].take(step.block)
+        if step.source is not None:
+            maps.save(step.source, solve_input(block, pair.ours, pair.theirs, windows, settings))
+            steps_done.note(number + 1)
+            on_step(number + 1)
+            continue
         if step.place:
             before = _kept(block, step.place)
+            new = _map_inputs(maps, step.place, block, pair, windows, settings, stored)
             fit = solve_place(step.place, block, pair.ours, pair.theirs, windows, settings, dual=dual(step.place))
-            tensors = take_change(step.place, block, fit, stored)
+            tensors = new | take_change(step.place, block, fit, stored)
             if not settings.in_order:
                 _restore(block, step.place, before)
-            yield PlaceRepair(step.place, _width(step, block), fit, tensors)
+                if new:
+                    maps.swap()
+            inputs = maps.errors(step.block) if new else {}
+            yield PlaceRepair(step.place, _width(step, block), fit, tensors, inputs)
         _advance(pair.of(step.who)[1], windows, block, step)
         steps_done.note(number + 1)
         on_step(number + 1)
+
+
+def _map_inputs(
+    maps: InputMaps,
+    place: Place,
+    block: Block,
+    pair: Pair,
+    windows: Windows,
+    settings: RepairSettings,
+    stored: Callable[[str], torch.dtype],
+) -> dict[str, Tensor]:
+    """Put the maps of a place's inputs in, unless its error on windows that weren't fitted is then larger."""
+    if place.part != "ffn":
+        return {}
+    around = (pair.ours, pair.theirs, windows, settings)
+    new = maps.put_in(place.block, block, stored)
+    if not new:
+        return {}
+    after = error_left(place, block, *around)
+    maps.swap()
+    before = error_left(place, block, *around)
+    if not after < before:
+        return {}
+    maps.swap()
+    return new
 
 
 class _Hand:

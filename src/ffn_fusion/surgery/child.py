@@ -97,7 +97,7 @@ class Child:
             wanted = Wanted(tensor, named, beside, made_of, pad)
             join = TRANSFORMS[type(kind)].join(kind, wanted)
             if self.repairs is not None and name in self.repairs:
-                join = Repaired(self.repairs, name, pad, join.sources, tensor.axis)
+                join = Repaired(self.repairs, name, pad, join.sources, tensor)
             yield self._tensor(name, tensor.shape, join)
 
     def _tensor(self, name: str, shape: Shape, join: Join) -> ChildTensor:

@@ -23,7 +23,8 @@ from ffn_fusion.checkpoint.notes import write_atomic
 from ffn_fusion.checkpoint.reader import torch_dtype
 from ffn_fusion.checkpoint.safetensors_file import TensorInfo, read_bytes, read_header
 from ffn_fusion.errors import DataError, OutputError
-from ffn_fusion.surgery.fuse_ffn import fuse_columns, fuse_rows
+from ffn_fusion.families.family import SubBlockTensor
+from ffn_fusion.surgery.fuse_ffn import Concatenated, fuse_columns, fuse_rows
 from ffn_fusion.surgery.joins import Join, Rows
 
 RECORD = "repairs.json"
@@ -60,6 +61,15 @@ class Repairs(Mapping[str, TensorInfo]):
         read_bytes(info, start * info.row_bytes, raw.numpy().data)
         return raw.view(torch_dtype(info.dtype)).view(stop - start, *info.shape[1:])
 
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """The tensors by name, as a parent has them."""
+        return self._infos
+
+    def read(self, name: str) -> Tensor:
+        """The whole of a repaired tensor."""
+        return self.rows(name, 0, self._infos[name].shape[0])
+
     @cached_property
     def digest(self) -> str:
         """A hash over the weights themselves."""
@@ -84,22 +94,26 @@ class Repairs(Mapping[str, TensorInfo]):
 class Repaired(Join):
     """A repaired tensor in place of what the blueprint makes of ``like``, with ``padding`` zero channels.
 
-    Repairs are solved as [D, F]; ``axis`` 0 says that the child stores its matrix as [F, D]. Biases are vectors [D].
+    Output matrices are solved as [D, F]; ``axis`` 0 says that the child stores its own as [F, D]. Biases are vectors
+    [D], and matrices that read the state are kept as the child stores them.
     """
 
     repairs: Repairs
     name: str
     padding: int
     like: tuple[str, ...]
-    axis: int = 1
+    tensor: SubBlockTensor
 
     @property
     def sources(self) -> tuple[str, ...]:
         return self.like
 
     def rows(self, parent: Rows, shape: tuple[int, ...], dtype: torch.dtype, start: int, stop: int) -> Tensor:
-        stored = self.repairs[self.name].shape
-        if self.axis == 0 and len(stored) == 2:
+        stored, axis = self.repairs[self.name].shape, self.tensor.axis
+        if self.tensor.role == "into":
+            whole = Concatenated((self.name,), axis, self.padding, stacked=self.tensor.stacked)
+            return whole.rows(self.repairs, shape, dtype, start, stop)
+        if axis == 0 and len(stored) == 2:
             channels = self.repairs.rows(self.name, 0, stored[0]).to(dtype)[:, start:stop].T
             return fuse_rows([channels], stop - start - len(channels))
         repaired = self.repairs.rows(self.name, start, stop).to(dtype)
