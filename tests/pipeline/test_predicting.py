@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny import tiny_model
 
-from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.blueprint import AttentionSpec, Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.errors import RecipeError, UsageError
 from ffn_fusion.families.child_spec import child_spec
@@ -80,7 +80,8 @@ def test_what_cannot_be_modelled_is_said_before_anything(machine: str, message: 
 
 
 def test_heads_that_cannot_be_shared(parent: Checkpoint) -> None:
-    odd = replace(parent.spec, heads=3)
+    first, *others = parent.spec.blocks
+    odd = replace(parent.spec, blocks=(replace(first, attention=AttentionSpec("attention", 1, 3)), *others))
 
     class Odd:
         spec, dtype = odd, "F32"

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from by_hand import parents, primal
 from makers import Blocks, Made, llama_config, nas_config, random_ids, write_model
 from reference import Reference, identity_steps
-from repair.by_hand import parents, primal
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from by_hand import parents, primal
 from makers import Made, llama_config, random_ids, write_model
-from repair.by_hand import parents, primal
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -64,7 +64,7 @@ def bench_vllm(models: Mapping[str, str], asked: BenchRequest, progress: Progres
         world = asked.tensor_parallel
         if uneven := [heads for heads in checkpoint.spec.head_counts if heads % world]:
             raise UsageError(
-                f"{name} has attentions of {uneven[0]} heads, which {world} processes can't share evenly",
+                f"{name} has {uneven[0]} heads, which {world} processes can't share evenly",
                 "take a --tensor-parallel that divides them",
             )
     size = torch.finfo(dtype_of(asked.dtype)).bits / 8

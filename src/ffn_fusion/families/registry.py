@@ -54,8 +54,6 @@ OWN_FORMS: dict[str, Family] = {
 }
 """By base_model_type, the families of models that keep their own form, with a section for blocks that differ."""
 
-_BY_NAME = {family.name: family for family in (*FAMILIES.values(), *OWN_FORMS.values())}
-
 _EXPERTS = "its FFN is a mixture of experts; a router per block picks other experts, so they can't be concatenated"
 _UNFUSABLE = {
     "mixtral": _EXPERTS,
@@ -68,7 +66,11 @@ _UNFUSABLE = {
 
 def family_of(spec: ModelSpec) -> Family:
     """The family of a model."""
-    return _BY_NAME[spec.family]
+    return _named(spec.family)
+
+
+def _named(name: str) -> Family:
+    return llama_blocks.FAMILY if name == llama_blocks.NAME else FAMILIES[name]
 
 
 def names_of(spec: ModelSpec) -> Names:
@@ -78,7 +80,7 @@ def names_of(spec: ModelSpec) -> Names:
 
 def child_family(spec: ModelSpec) -> Family:
     """The family in whose form this model's children are written, as a rule; see :func:`in_child_form`."""
-    return _BY_NAME[family_of(spec).child]
+    return _named(family_of(spec).child)
 
 
 def in_child_form(spec: ModelSpec) -> ModelSpec:

@@ -67,17 +67,18 @@ def hyperparameters(spec: ModelSpec) -> dict[str, int | float | str | list[int]]
         "rope.dimension_count": spec.head_dim,
     }
     own = qk_norm.architecture(spec) is not None
-    sizes = [qk_norm.sizes(block) if own else _sizes(block) for block in spec.blocks]
+    sizes = [qk_norm.sizes(block) if own else _sizes(spec, block) for block in spec.blocks]
     plain = architecture(spec) in ("llama", "qwen3")
     for key, per_block in zip(_SIZES, map(list, zip(*sizes, strict=True)), strict=True):
         values[key] = per_block[0] if plain else per_block
     return values | rotary_metadata(spec.config)
 
 
-def _sizes(block: BlockSpec) -> tuple[int, int, int]:
+def _sizes(spec: ModelSpec, block: BlockSpec) -> tuple[int, int, int]:
     """Query heads, KV heads and FFN width of a block."""
     attention, ffn = block.attention, block.ffn
-    return attention.heads if attention else 0, attention.kv_heads if attention else 0, ffn.width if ffn else 0
+    heads = attention.heads or spec.heads if attention else 0  # a linear layer has heads, but no KV heads
+    return heads, attention.kv_heads if attention else 0, ffn.width if ffn else 0
 
 
 # ---- read
