@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import torch
+from forks import forked_together
 from hypothesis import given
 from hypothesis import strategies as st
 from made_evidence import make_evidence
@@ -29,6 +28,7 @@ from ffn_fusion.blueprint import Blueprint, NarrowedFfn, Parent
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import BlueprintError, DataError, UsageError
+from ffn_fusion.processes import lead
 from ffn_fusion.surgery.child import Child
 
 MIXED: Blocks = [(2, 48), (None, 30), (4, None), (1, "linear"), (None, 40), (4, 48)]
@@ -172,24 +172,13 @@ def test_a_narrowed_ffn_is_explained() -> None:
     assert made_of(blueprint, choices_of(evidence, 1)) is None
 
 
-CALL = """
-import json, sys
-from pathlib import Path
-from ffn_fusion.analysis.channels import channel_contributions
-from ffn_fusion.checkpoint.reader import open_folder
-from ffn_fusion.data.window_rows import TokenWindows
-from ffn_fusion.processes import lead
-import numpy as np
+def save_contributions(folder: Path, ids: torch.Tensor, out: Path) -> NoReturn:
+    def save() -> int:
+        found = channel_contributions(open_folder(folder), [TokenWindows("t", ids.numpy())])
+        out.write_text(json.dumps({i: c.tolist() for i, c in found.items()}))
+        return 0
 
-def program():
-    ids = np.load("ids.npy")
-    found = channel_contributions(open_folder(Path("parent")), [TokenWindows("t", ids)])
-    Path(sys.argv[1]).write_text(json.dumps({i: c.tolist() for i, c in found.items()}))
-    return 0
-
-if __name__ == "__main__":
-    lead(program)
-"""
+    lead(save)
 
 
 @pytest.mark.slow
@@ -197,15 +186,10 @@ if __name__ == "__main__":
 def test_two_processes_find_what_one_finds(windows: int, tmp_path: Path) -> None:
     """One window for two processes, too: the second has none."""
     made = write_model(tmp_path / "parent", llama_config())
-    np.save(tmp_path / "ids.npy", random_ids(made.config, windows, 8).numpy())
-    (tmp_path / "call.py").write_text(CALL)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for command, out in (([sys.executable], "one"), (launch, "two")):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*command, "call.py", out], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+    ids = random_ids(made.config, windows, 8)
+    for count, out in ((1, "one"), (2, "two")):
+        for process in forked_together(count, partial(save_contributions, made.folder, ids, tmp_path / out)):
+            assert process.wait() == 0, process.stderr
     one, two = (json.loads((tmp_path / out).read_text()) for out in ("one", "two"))
     assert one.keys() == two.keys()
     for i in one:

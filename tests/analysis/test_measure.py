@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
-import sys
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from forks import forked
 from makers import Blocks, llama_config, nas_config, random_ids, write_model
 from reference import Reference, Step
 from torch import Tensor
@@ -487,33 +488,28 @@ def test_what_the_disk_lost_is_measured_again(lost: str, measured: Measured, tmp
     same(analyze(checkpoint, windows(ids), AnalysisSettings(max_run=1), workspace=tmp_path), want)
 
 
+def analyze_until(stop: int, folder: Path, ids: Tensor, out: Path) -> None:
+    """Measure, and be killed when progress is told for the time ``stop``; 0 lets it end."""
+    done = 0
+
+    def progress(*_: Any) -> None:
+        nonlocal done
+        done += 1
+        if done == stop:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    place = out.with_name(f"{out.name}.work")
+    analyze(open_folder(folder), windows(ids), workspace=place, progress=progress).save(out)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 20, 35, 48])
 def test_kill_9(at: int, tmp_path: Path) -> None:
     made = write_model(tmp_path / "m", llama_config(num_hidden_layers=L))
     ids = random_ids(made.config, 4, 16)
-    np.save(tmp_path / "ids.npy", ids.numpy())
-    program = f"""
-import os, signal, sys
-import numpy as np
-from pathlib import Path
-from ffn_fusion.analysis.measure import analyze
-from ffn_fusion.checkpoint.reader import open_folder
-from ffn_fusion.data.window_rows import TokenWindows
-done = 0
-def progress(*_):
-    global done
-    done += 1
-    if done == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
-texts = [TokenWindows("t", np.load({str(tmp_path / "ids.npy")!r}))]
-evidence = analyze(open_folder(Path({str(made.folder)!r})), texts, workspace=Path(sys.argv[2]), progress=progress)
-evidence.save(Path(sys.argv[3]))
-"""
 
     def run(stop: int, name: str) -> int:
-        arguments = [str(stop), str(tmp_path / f"{name}.work"), str(tmp_path / name)]
-        return subprocess.run([sys.executable, "-c", program, *arguments], check=False).returncode
+        return forked(partial(analyze_until, stop, made.folder, ids, tmp_path / name)).wait()
 
     assert run(0, "whole") == 0
     assert run(at, "killed") == -signal.SIGKILL

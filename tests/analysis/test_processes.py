@@ -1,4 +1,4 @@
-"""Several processes give what one gives, and fail as one does. Some are started by torchrun, some are threads."""
+"""Several processes give what one gives, and fail as one does. They are of torchrun, forks or threads."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import yaml
+from forks import command, forked_together
 from hypothesis import given
 from hypothesis import strategies as st
 from makers import tree_sha256
 from tiny import tiny_model, tiny_text
 
 from ffn_fusion.analysis.evidence import Evidence
-from ffn_fusion.errors import DataError
-from ffn_fusion.processes import Processes, lead
+from ffn_fusion.errors import DataError, FfnFusionError
+from ffn_fusion.processes import Processes, Progress, current, lead, silent, together
 
 FFN_FUSION = str(Path(sys.executable).with_name("ffn-fusion"))
 
@@ -139,6 +141,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def on_several(count: int, folder: Path, *words: object) -> tuple[str, str]:
+    """The command line on several processes: the first one's standard output, and standard error of all."""
+    processes = forked_together(count, command(*words), folder=folder)
+    assert [process.wait() for process in processes] == [0] * count, processes[0].stderr
+    return processes[0].stdout, "".join(process.stderr for process in processes)
+
+
 def start(processes: int, folder: Path, *words: object) -> tuple[str, str]:
     """A command under torchrun: standard output and standard error."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -183,7 +192,7 @@ def test_analysis_of_windows_that_can_t_be_shared_evenly(windows: int, processes
     words += ("--no-repair",)  # each process fits to its own windows
     places = [f"evidence-{windows}-{n}" for n in (1, processes)]
     found = [
-        start(n, folder, FFN_FUSION, "analyze", *words, "-o", place)[0]
+        on_several(n, folder, "analyze", *words, "-o", place)[0]
         for n, place in zip((1, processes), places, strict=True)
     ]
     assert_same(*map(json.loads, found))
@@ -198,7 +207,7 @@ def test_analysis_of_windows_that_can_t_be_shared_evenly(windows: int, processes
 @pytest.mark.slow
 def test_evaluation_of_fewer_windows_than_processes(folder: Path) -> None:
     words = ("parent", "--parent", "parent", "--text", "c.txt", "--text", "e.txt", "--tokens", 64, "--context", 32)
-    found = [start(n, folder, FFN_FUSION, "eval", *words, "--json")[0] for n in (1, 3)]
+    found = [on_several(n, folder, "eval", *words, "--json")[0] for n in (1, 3)]
     assert_same(*map(json.loads, found))
     assert [text["windows"] for text in json.loads(found[0])["texts"]] == [2, 2]
 
@@ -216,7 +225,7 @@ def test_the_whole_job(folder: Path) -> None:
     }
     for n in (1, 2):
         (folder / f"{n}.yaml").write_text(yaml.safe_dump(recipe | {"output": f"child-{n}"}))
-        _, said = start(n, folder, FFN_FUSION, "run", f"{n}.yaml")
+        _, said = on_several(n, folder, "run", f"{n}.yaml")
         assert re.findall(r"^\[\d/\d\] (\w+)$", said, flags=re.M) == [
             "analyze", "widths", "plan", "build", "evaluate", "bench", "samples", "report",
         ]  # fmt: skip
@@ -240,53 +249,52 @@ def test_the_whole_job(folder: Path) -> None:
 )
 def test_a_mistake_is_said_once(folder: Path, words: tuple[str, ...], code: int, says: str) -> None:
     began = time.monotonic()
-    out, said = start(2, folder, FFN_FUSION, "analyze", "parent", "-o", "none", *words)
+    processes = forked_together(2, command("analyze", "parent", "-o", "none", *words), folder=folder)
+    assert [process.wait() for process in processes] == [code, 0]
     assert time.monotonic() - began < 60
-    assert out == ""
+    assert [process.stdout for process in processes] == ["", ""]
+    said = "".join(process.stderr for process in processes)
     (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert says in error
     assert said.count("hint: ") == 1
-    assert re.findall(r"rank *: 0 .*\n *exitcode *: (\d+)", said) == [str(code)]  # torchrun itself always ends with 1
     assert not (folder / "none").exists()
 
 
-FAILS_ELSEWHERE = """
-import sys, time
-from ffn_fusion.errors import DataError, FfnFusionError
-from ffn_fusion.processes import current, lead, together
-
 @together
-def work(progress):
+def fail_in_the_second(error: Exception, progress: Progress = silent) -> None:
     for i in range(600):
         if current().rank == 1 and i == 3:
-            raise eval(sys.argv[1])
+            raise error
         progress("waiting", i, 600)
         time.sleep(0.1)
 
-def program():
-    try:
-        work()
-    except FfnFusionError as error:
-        print("heard:", error.message, "/", error.hint)
-        return error.exit_code
-    return 0
 
-if __name__ == "__main__":
+def hear_of(error: Exception) -> NoReturn:
+    def program() -> int:
+        try:
+            fail_in_the_second(error)
+        except FfnFusionError as heard:
+            print("heard:", heard.message, "/", heard.hint)
+            return heard.exit_code
+        return 0
+
     lead(program)
-"""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("raised", "says"),
-    [("DataError('bad', 'mend it')", "heard: bad / mend it"), ("ValueError('odd')", "process 1 failed:")],
+    ("error", "code", "says"),
+    [
+        (DataError("bad", "mend it"), DataError.exit_code, "heard: bad / mend it"),
+        (ValueError("odd"), 1, "process 1 failed:"),
+    ],
 )
-def test_an_error_of_one_process_stops_all_at_once(folder: Path, raised: str, says: str) -> None:
-    (folder / "fails.py").write_text(FAILS_ELSEWHERE)
+def test_an_error_of_one_process_stops_all_at_once(error: Exception, code: int, says: str) -> None:
     began = time.monotonic()
-    out, said = start(2, folder, sys.executable, "fails.py", raised)
+    processes = forked_together(2, partial(hear_of, error))
+    assert [process.wait() for process in processes] == [code, 0]
     assert time.monotonic() - began < 45
-    assert (out + said).count(says) == 1
+    assert "".join(process.stdout + process.stderr for process in processes).count(says) == 1
 
 
 LEAVES = """

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forks import command, forked, forked_together
 from hypothesis import given
 from hypothesis import strategies as st
 from makers import Made, llama_config, random_ids, write_model
@@ -247,17 +245,14 @@ def test_two_processes_find_what_one_does(tmp_path: Path, solver: str) -> None:
     """They sum their normal equations, or their channels' kernels; the same windows decide."""
     tiny = tiny_model(tmp_path / "parent").folder
     tiny_text(tmp_path / "t.txt")
-    command = Path(sys.executable).with_name("ffn-fusion")
-    words = [command, "fuse", tiny, "-o", tmp_path / "child", "--without-attention", "2-4", "--runs", "2-3"]
-    subprocess.run(words, check=True, capture_output=True)
-    words = [command, "repair", tmp_path / "child", "--parent", tiny, "--text", tmp_path / "t.txt"]
+    fuse = command("fuse", tiny, "-o", tmp_path / "child", "--without-attention", "2-4", "--runs", "2-3")
+    assert forked(fuse).wait() == 0
+    words = ["repair", tmp_path / "child", "--parent", tiny, "--text", tmp_path / "t.txt"]
     words += ["--tokens", "800", "--context", "32", "--solver", solver, "--json"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     places = []
-    for start, out in (([], "one"), (launch, "two")):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([*start, *words, "-o", tmp_path / out], capture_output=True, env=environment)
-        assert done.returncode == 0, done.stderr.decode()[-2000:]
+    for count, out in ((1, "one"), (2, "two")):
+        done, *others = forked_together(count, command(*words, "-o", tmp_path / out))
+        assert [process.wait() for process in (done, *others)] == [0] * count, done.stderr
         places.append(json.loads(done.stdout)["places"])
     for one, two in zip(*places, strict=True):
         assert (one["block"], one["lambda"], one["reason"]) == (two["block"], two["lambda"], two["reason"])
