@@ -1,4 +1,4 @@
-"""Trainings that one process and several make alike; as a program, under torchrun: all of them, sharded, one by one."""
+"""Trainings that one process and several make alike; on several processes: all of them, sharded, one by one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -72,6 +73,11 @@ def _stopped(what: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
 
+def slowly(pairs: Path, out: Path) -> None:
+    """The short one, for a signal to come before its end."""
+    train(pairs / "untied", out, SHORT, lambda *_: time.sleep(0.1))
+
+
 def stop(pairs: Path, out: Path) -> None:
     """Stopped between two checkpoints, and going on; a checkpoint that can't be written, and going on."""
     with suppress(KeyboardInterrupt):
@@ -130,10 +136,24 @@ def deepspeed(pairs: Path, out: Path) -> None:
     train(pairs / "untied", out / "stopped", short)
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+WORK = {
+    "compare": compare,
+    "resume": resume,
+    "slowly": slowly,
+    "stop": stop,
+    "diverge": diverge,
+    "deepspeed": deepspeed,
+}
+
+
+def carry_out(what: str, pairs: Path, out: Path) -> NoReturn:
+    """One of ``WORK``, on the processes that torchrun's variables name."""
     if os.environ["RANK"] == "1":
         sharded_trainer.ShardedTrainer = SecondHasNoRoom  # type: ignore[misc]
         distill.Training = LooksForLong  # type: ignore[misc]
-    what = {"compare": compare, "resume": resume, "stop": stop, "diverge": diverge, "deepspeed": deepspeed}[sys.argv[1]]
-    lead(lambda: what(Path(sys.argv[2]), Path(sys.argv[3])) or 0)  # type: ignore[func-returns-value]
+    lead(lambda: WORK[what](pairs, out) or 0)  # type: ignore[func-returns-value]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    carry_out(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from math import cos, pi
 from pathlib import Path
@@ -13,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from distillation_pair import Pair
+from forks import command, forked, forked_together
 from reference import Reference, Step
 from tiny import tiny_model, tiny_text
 
@@ -245,22 +243,17 @@ def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
     """The same global batch: the windows are shared, gradients are means over all."""
     tiny = tiny_model(tmp_path / "parent").folder
     tiny_text(tmp_path / "t.txt")
-    command = Path(sys.executable).with_name("ffn-fusion")
-    words = [command, "fuse", tiny, "-o", tmp_path / "child", "--without-attention", "2-4", "--runs", "2-3"]
-    subprocess.run(words, check=True, capture_output=True)
-    words = [command, "distill", tmp_path / "child", "--parent", tiny, "--text", tmp_path / "t.txt", "--json"]
+    fuse = command("fuse", tiny, "-o", tmp_path / "child", "--without-attention", "2-4", "--runs", "2-3")
+    assert forked(fuse).wait() == 0
+    words = ["distill", tmp_path / "child", "--parent", tiny, "--text", tmp_path / "t.txt", "--json"]
     words += ["--tokens", "640", "--context", "32", "--batch", "4", "--learning-rate", "0.003"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     losses = []
-    for start, out, micro in (([], "one", "1"), (launch, "two", "2"), (launch, "no", "4")):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*start, *words, "-o", tmp_path / out, "--micro", micro], capture_output=True, env=environment
-        )
+    for count, out, micro in ((1, "one", "1"), (2, "two", "2"), (2, "no", "4")):
+        done, *_ = forked_together(count, command(*words, "-o", tmp_path / out, "--micro", micro))
         if out == "no":
-            assert b"can't be shared evenly: 4 at a time on each of 2 processes" in done.stderr
+            assert "can't be shared evenly: 4 at a time on each of 2 processes" in done.stderr
             break
-        assert done.returncode == 0, done.stderr.decode()[-2000:]
+        assert done.wait() == 0, done.stderr
         losses.append([row["loss"] for row in json.loads(done.stdout)["history"]])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     one, two = (open_folder(tmp_path / name) for name in ("one", "two"))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from distillation_pair import Pair
+from forks import Fork, command, forked, forked_together
 from pydantic import ValidationError
 from tiny import tiny_model, tiny_text
 
@@ -178,42 +178,23 @@ def test_stopped_at_any_step(pair: Pair, whole: Distilled, tmp_path: Path) -> No
     assert not same(earlier, whole.weights)  # the check can fail
 
 
-SCRIPT = """
-import json, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import torch
-torch.set_num_threads(1)
-from makers import random_ids
-from ffn_fusion.checkpoint.reader import open_folder
-from ffn_fusion.data.window_rows import TokenWindows
-from ffn_fusion.distillation.distill import distill_child
-from ffn_fusion.distillation.training import Training
-from ffn_fusion.distillation.settings import DistillSettings
-parent, child, work = map(Path, sys.argv[2:])
-config = json.loads((parent / "config.json").read_text())
-texts = [TokenWindows("t", random_ids(config, 24, 16, 0).numpy())]
-settings = DistillSettings(
-    trained="lora", lora_rank=4, lora_alpha=8, batch=4, micro=1, learning_rate=1e-2, warmup=0.0, save_every=2
-)
-distill_child(Training(child, open_folder(parent), texts, work, settings=settings))
-"""
+def slowly(*_: object) -> None:
+    """Leave time for a signal before the end."""
+    time.sleep(0.1)
 
 
 @pytest.mark.slow
 def test_killed(pair: Pair, whole: Distilled, tmp_path: Path) -> None:
-    """SIGKILL while a checkpoint is written or just behind; then it's let through."""
-    work, tests = tmp_path / "w", Path(__file__).parents[1]
-    words = [sys.executable, "-c", SCRIPT, str(tests), str(pair.parent.folder), str(pair.child), str(work)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    """SIGKILL while a checkpoint is written or just after; then it's let through."""
+    work = tmp_path / "w"
     for step in (2, 4):
-        process = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
+        process = Fork(partial(train, pair, work, progress=slowly))
         while process.poll() is None and not (work / f"checkpoint-{step}").exists():
             time.sleep(0.002)
         time.sleep(0.01 * step)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         assert process.wait() == -signal.SIGKILL
-    subprocess.run(words, check=True, env=environment, capture_output=True)
+    assert forked(partial(train, pair, work)).wait() == 0
     saved = newest(work)
     assert saved is not None
     assert same(Merged(open_folder(pair.child), saved.folder, SETTINGS, torch.float32), whole.weights)
@@ -226,15 +207,12 @@ def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
     tiny_text(tmp_path / "t.txt")
     blueprint = Blueprint.identity(open_folder(tiny).spec.parent("p")).apply([2, 3, 4], [(2, 3)])
     child = build(open_folder(tiny), blueprint, tmp_path / "child")
-    command = Path(sys.executable).with_name("ffn-fusion")
-    words = [command, "distill", child, "--parent", tiny, "--text", tmp_path / "t.txt", "--json", "--tokens", "640"]
+    words = ["distill", child, "--parent", tiny, "--text", tmp_path / "t.txt", "--json", "--tokens", "640"]
     words += ["--context", "32", "--batch", "4", "--trained", "lora", "--lora-rank", "4", "--track", "tensorboard"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     losses = []
-    for start, out in (([], "one"), (launch, "two")):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([*start, *words, "-o", tmp_path / out], capture_output=True, env=environment)
-        assert done.returncode == 0, done.stderr.decode()[-2000:]
+    for count, out in ((1, "one"), (2, "two")):
+        done, *_ = forked_together(count, command(*words, "-o", tmp_path / out))
+        assert done.wait() == 0, done.stderr
         losses.append([row["loss"] for row in json.loads(done.stdout)["history"]])
         assert len(list((tmp_path / f"{out}.logs").glob("*/events.out.*"))) == 1
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

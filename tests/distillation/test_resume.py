@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from distillation_pair import Pair
+from forks import Fork, forked
 
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.distillation import trainer
@@ -135,40 +134,23 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     assert same(train(pair, tmp_path / "w").weights, whole.weights)
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import torch
-torch.set_num_threads(1)
-from makers import random_ids
-import json
-from ffn_fusion.checkpoint.reader import open_folder
-from ffn_fusion.data.window_rows import TokenWindows
-from ffn_fusion.distillation.distill import distill_child
-from ffn_fusion.distillation.training import Training
-from ffn_fusion.distillation.settings import DistillSettings
-parent, child, work = map(Path, sys.argv[2:])
-config = json.loads((parent / "config.json").read_text())
-texts = [TokenWindows("t", random_ids(config, 24, 16, 0).numpy())]
-settings = DistillSettings(batch=4, micro=1, learning_rate=1e-3, save_every=2)
-distill_child(Training(child, open_folder(parent), texts, work, settings=settings))
-"""
+def slowly(*_: object) -> None:
+    """Leave time for a signal before the end."""
+    time.sleep(0.1)
 
 
 @pytest.mark.slow
 def test_killed(pair: Pair, whole: Distilled, tmp_path: Path) -> None:
     """SIGKILL at a moment of its own choosing, again and again; then it's let through."""
-    work, tests = tmp_path / "w", Path(__file__).parents[1]
-    words = [sys.executable, "-c", SCRIPT, str(tests), str(pair.parent.folder), str(pair.child), str(work)]
+    work = tmp_path / "w"
     for step in (2, 4):
-        process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+        process = Fork(partial(train, pair, work, progress=slowly))
         while process.poll() is None and not (work / f"checkpoint-{step}").exists():
             time.sleep(0.002)
-        time.sleep(0.01 * step)  # while it's written, or just behind
-        process.send_signal(signal.SIGKILL)
+        time.sleep(0.01 * step)  # while it's written, or just after
+        process.kill()
         assert process.wait() == -signal.SIGKILL
-    subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert forked(partial(train, pair, work)).wait() == 0
     found = newest(work)
     assert found is not None
     from ffn_fusion.checkpoint.reader import open_folder

@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import sharded_cases
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from forks import Fork, Work, command, fork_together, forked, forked_together
 from makers import llama_config, random_ids, write_model
-from sharded_cases import CASES, STEPS, pair_of, train
+from sharded_cases import CASES, STEPS, carry_out, pair_of, train
 from tiny import tiny_model, tiny_text
 
 from ffn_fusion.blueprint import Blueprint
@@ -32,13 +34,13 @@ PATHS = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
 
 
-def launch(count: int, *words: object) -> list[str]:
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    return [*start, *map(str, words)]
+def cases(what: str, pairs: Path, out: Path) -> Work:
+    return partial(carry_out, what, pairs, out)
 
 
-def cases(*words: object) -> list[str]:
-    return launch(2, sharded_cases.__file__, *words)
+def check_ended(processes: list[Fork]) -> None:
+    for process in processes:
+        assert process.wait() == 0, process.stderr
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +62,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All cases on two processes: weights and optimiser in shards."""
     out = tmp_path_factory.mktemp("two")
-    done = subprocess.run(cases("compare", pairs, out), env=ENVIRONMENT, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    check_ended(forked_together(2, cases("compare", pairs, out)))
     return out
 
 
@@ -116,8 +117,7 @@ def test_what_is_left_is_a_model_in_shards_of_an_optimiser(pairs: Path, two: Pat
 @pytest.mark.slow
 def test_stopped_and_out_of_room(pairs: Path, two: Path, tmp_path: Path) -> None:
     """Between two checkpoints, while the first writes weights, while the second writes its part: to the same bits."""
-    done = subprocess.run(cases("stop", pairs, tmp_path), env=ENVIRONMENT, capture_output=True, timeout=300)
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    check_ended(forked_together(2, cases("stop", pairs, tmp_path)))
     assert "checkpoint-4: can't be written ([Errno 27] File too large" in (tmp_path / "first.txt").read_text()
     assert "No space left" in (tmp_path / "second.txt").read_text()
     for name in ("first", "second"):
@@ -128,31 +128,27 @@ def test_stopped_and_out_of_room(pairs: Path, two: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_killed(pairs: Path, two: Path, tmp_path: Path) -> None:
-    """SIGKILL of all processes, while the second checkpoint is written or just behind."""
+    """SIGKILL of all processes, while the second checkpoint is written or just after."""
     work = tmp_path / "w"
-    process = subprocess.Popen(
-        cases("resume", pairs, work), env=ENVIRONMENT, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    while process.poll() is None and not (work / "checkpoint-4").exists():
+    processes = fork_together(2, cases("slowly", pairs, work))
+    while processes[0].poll() is None and not (work / "checkpoint-4").exists():
         time.sleep(0.002)
-    children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True).stdout.split()
-    for pid in (process.pid, *map(int, children)):
-        os.kill(pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert len(children) == 2
+    for sent in (signal.SIGSTOP, signal.SIGKILL):  # none sees another one end
+        for process in processes:
+            os.kill(process.pid, sent)
+    assert [process.wait() for process in processes] == [-signal.SIGKILL] * 2
     saved = newest(work)
     assert saved is not None
     assert saved.step in (2, 4)
-    done = subprocess.run(cases("resume", pairs, work), env=ENVIRONMENT, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    check_ended(forked_together(2, cases("resume", pairs, work)))
     assert same(weights(work, 6), weights(two / "short", 6))
 
 
 @pytest.mark.slow
 def test_a_gradient_that_is_not_finite_stops_all(pairs: Path, tmp_path: Path) -> None:
     work = tmp_path / "w"
-    done = subprocess.run(cases("diverge", pairs, work), env=ENVIRONMENT, capture_output=True, timeout=300)
-    assert b"TrainingError: the loss or its gradient isn't finite at step 3" in done.stderr
+    done, _ = forked_together(2, cases("diverge", pairs, work))
+    assert "TrainingError: the loss or its gradient isn't finite at step 3" in done.stderr
     saved = newest(work)
     assert saved is not None
     assert saved.step == 2
@@ -163,14 +159,14 @@ def test_a_gradient_that_is_not_finite_stops_all(pairs: Path, tmp_path: Path) ->
 def test_the_command_line_under_accelerate_launch(pairs: Path, tmp_path: Path) -> None:
     """The configuration that ships, on two processes; then a batch that three can't share leaves all as it is."""
     tiny = tiny_model(tmp_path / "parent").folder
-    command = Path(sys.executable).with_name("ffn-fusion")
+    installed = Path(sys.executable).with_name("ffn-fusion")
     tiny_text(tmp_path / "t.txt")
-    words = [command, "fuse", tiny, "-o", tmp_path / "child", "--without-attention", "2-4", "--runs", "2-3"]
-    subprocess.run(words, check=True, capture_output=True)
+    fuse = command("fuse", tiny, "-o", tmp_path / "child", "--without-attention", "2-4", "--runs", "2-3")
+    assert forked(fuse).wait() == 0
     words = ["distill", tmp_path / "child", "--parent", tiny, "--text", tmp_path / "t.txt", "--json", "--tokens", "320"]
     words += ["--context", "32", "--batch", "4", "--save-every", "1", "-o", tmp_path / "out"]
-    start = [command.with_name("accelerate"), "launch", "--config_file", CONFIGURATIONS / "fsdp2.yaml"]
-    start += ["--num_processes", "2", "--no_python", command]
+    start = [installed.with_name("accelerate"), "launch", "--config_file", CONFIGURATIONS / "fsdp2.yaml"]
+    start += ["--num_processes", "2", "--no_python", installed]
     done = subprocess.run([*start, *words], env=ENVIRONMENT, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     record = json.loads(done.stdout)
@@ -181,11 +177,11 @@ def test_the_command_line_under_accelerate_launch(pairs: Path, tmp_path: Path) -
     work = tmp_path / ".other.distillation"
     (work / "checkpoint-1").mkdir(parents=True)
     words[-1] = tmp_path / "other"
-    done = subprocess.run([*launch(3, "--no-python", command), *words, "--shard"], env=ENVIRONMENT, capture_output=True)
-    assert done.returncode == 1  # torchrun's own
-    assert b"error: a batch of 4 windows can't be shared evenly: 1 at a time on each of 3 processes" in done.stderr
-    assert b"exitcode  : 2" in done.stderr
-    assert b"Traceback" not in done.stderr.split(b"hint: ")[0]
+    processes = forked_together(3, command(*words, "--shard"))
+    assert [process.wait() for process in processes] == [2, 0, 0]
+    said = "".join(process.stderr for process in processes)
+    assert said.count("error: a batch of 4 windows can't be shared evenly: 1 at a time on each of 3 processes") == 1
+    assert "Traceback" not in said
     assert (work / "checkpoint-1").is_dir()
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow
 import pytest
+from forks import Fork, forked
 from pyarrow import parquet
 from tiny import tiny_model, tiny_text
 
@@ -117,33 +117,26 @@ def test_mistakes_are_said_before_any_text_is_read(made: Path, tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
-SCRIPT = """
-import sys, time
-from pathlib import Path
-sys.path[:0] = sys.argv[1:3]
-import torch
-torch.set_num_threads(1)
-from ffn_fusion.data import source
-from test_streamed_texts import distil
-source.BUFFER = 400
-distil(Path(sys.argv[3]), Path(sys.argv[4]), lambda *words: time.sleep(0.1))
-"""
+def distil_slowly(made: Path, output: Path) -> None:
+    """Leave time for a signal before the end."""
+    with patch.object(source, "BUFFER", 400):
+        distil(made, output, lambda *_: time.sleep(0.1))
 
 
 @pytest.mark.slow
 def test_killed(made: Path, whole: Path, tmp_path: Path) -> None:
     """SIGKILL while the text is read, and while the child is trained."""
-    again, here = tmp_path / "again" / "better", Path(__file__).parent
-    words = [sys.executable, "-c", SCRIPT, str(here), str(here.parent), str(made), str(again)]
+    again = tmp_path / "again" / "better"
+    distilling = partial(distil_slowly, made, again)
     space = again.with_name(".better.work")
     windows, work = space / ".windows", space / ".distillation"
     for sign in (windows / "stage-1" / "0.json", work / "checkpoint-4"):
-        process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+        process = Fork(distilling)
         while process.poll() is None and not sign.exists():
             time.sleep(0.01)
         time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         assert process.wait() == -signal.SIGKILL
         assert work.is_dir() == (sign.parent == work)
-    subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert forked(distilling).wait() == 0
     assert same(again, whole)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from forks import forked_together
 from makers import Blocks, Made, nas_config, random_ids, write_model
 from reference import Reference, Step
+from transformers import AutoModelForCausalLM
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import open_folder
+from ffn_fusion.registration import register
 from ffn_fusion.surgery.build import build
 
 pytestmark = pytest.mark.slow
@@ -34,7 +40,7 @@ def child(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(parent, blueprint, tmp_path_factory.mktemp("child") / "c")
 
 
-def run(code: str, *arguments: str, home: Path, command: tuple[str, ...] = (sys.executable,)) -> str:
+def run(code: str, *arguments: str, home: Path) -> str:
     script = home / "script.py"
     script.write_text(code)
     environment = os.environ | {
@@ -45,7 +51,7 @@ def run(code: str, *arguments: str, home: Path, command: tuple[str, ...] = (sys.
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
-        [*command, str(script), *arguments],
+        [sys.executable, str(script), *arguments],
         capture_output=True,
         text=True,
         env=environment,
@@ -126,29 +132,28 @@ except ValueError:
     assert "refused" in run(code, str(child), home=tmp_path)
 
 
+def save_sharded_logits(folder: Path, ids: Path, out: Path) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    register()
+    dist.init_process_group("gloo")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, tp_plan="auto").eval()
+    with torch.inference_mode():
+        logits: Any = model(torch.load(ids)).logits
+    held = sum(
+        (p.to_local() if hasattr(p, "to_local") else p).numel() for n, p in model.named_parameters() if "_proj" in n
+    )
+    alone = AutoModelForCausalLM.from_pretrained(folder)
+    whole = sum(p.numel() for n, p in alone.named_parameters() if "_proj" in n)
+    assert held * 2 == whole, (held, whole)
+    if dist.get_rank() == 0:
+        torch.save(logits.full_tensor() if hasattr(logits, "full_tensor") else logits, out)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def test_two_processes_in_tensor_parallel(made: Made, child: Path, tmp_path: Path) -> None:
     ids, out = tmp_path / "ids.pt", tmp_path / "out.pt"
     torch.save(random_ids(made.config, 2, 9), ids)
-    code = """
-import sys, torch, torch.distributed as dist
-from ffn_fusion.registration import register
-register()
-from transformers import AutoModelForCausalLM
-folder, ids, out = sys.argv[1:4]
-dist.init_process_group("gloo")
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, tp_plan="auto").eval()
-with torch.inference_mode():
-    logits = model(torch.load(ids)).logits
-held = sum((p.to_local() if hasattr(p, "to_local") else p).numel()
-           for n, p in model.named_parameters() if "_proj" in n)
-alone = AutoModelForCausalLM.from_pretrained(folder)
-whole = sum(p.numel() for n, p in alone.named_parameters() if "_proj" in n)
-assert held * 2 == whole, (held, whole)
-if dist.get_rank() == 0:
-    torch.save(logits.full_tensor() if hasattr(logits, "full_tensor") else logits, out)
-dist.barrier()
-dist.destroy_process_group()
-"""
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
-    run(code, str(child), str(ids), str(out), home=tmp_path, command=launcher)
+    for process in forked_together(2, partial(save_sharded_logits, child, ids, out)):
+        assert process.wait() == 0, process.stderr
     assert same(out, made)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forks import Fork, Work, program
 from makers import llama_config, write_model
 from tiny import tiny_text
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -30,6 +29,7 @@ from ffn_fusion.portability.rules import ENGINES
 from ffn_fusion.portability.verify import Against, verify
 from ffn_fusion.surgery.build import build
 
+datasets = pytest.importorskip("datasets")
 ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.slow,
@@ -53,14 +53,19 @@ def child(parent: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(parent, blueprint, tmp_path_factory.mktemp("child") / "c")
 
 
-def command(name: str, *words: object, home: Path) -> dict[str, Any]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
-    return {"args": [sys.executable, str(ROOT / "recipes" / f"{name}.py"), *map(str, words)], "env": environment}
+def with_cache(folder: Path, work: Work) -> None:
+    """The server has imported ``datasets``, which looks then where its cache is."""
+    datasets.config.HF_DATASETS_CACHE = folder
+    work()
+
+
+def begun(name: str, *words: object, home: Path) -> Fork:
+    return Fork(partial(with_cache, home, program(ROOT / "recipes" / f"{name}.py", *words)))
 
 
 def recipe(name: str, *words: object, home: Path) -> tuple[int, str]:
-    done = subprocess.run(**command(name, *words, home=home), capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout + done.stderr[-2000:]
+    done = begun(name, *words, home=home)
+    return done.wait(), done.stdout + done.stderr[-2000:]
 
 
 def check_it_is_a_child(folder: Path, child: Path, parent: Checkpoint, tmp_path: Path, says: str) -> None:
@@ -120,13 +125,11 @@ def test_continued_pretraining(parent: Checkpoint, child: Path, tmp_path: Path) 
 
 
 def test_resumed(child: Path, tmp_path: Path) -> None:
-    """Killed behind a checkpoint, --resume goes on to the same bits."""
+    """Killed after a checkpoint, --resume goes on to the same bits."""
     words = ("--text", tiny_text(tmp_path / "a.txt"), "--context", 32, "--batch", 2, "--epochs", 2)
     home = tmp_path / "home"
     assert recipe("continue_pretraining", child, "-o", tmp_path / "whole", *words, home=home)[0] == 0
-    process = subprocess.Popen(
-        **command("continue_pretraining", child, "-o", tmp_path / "out", *words, home=home), stderr=subprocess.DEVNULL
-    )
+    process = begun("continue_pretraining", child, "-o", tmp_path / "out", *words, home=home)
     while process.poll() is None and not list(tmp_path.glob("out.training/checkpoint-*/trainer_state.json")):
         time.sleep(0.01)
     process.kill()
