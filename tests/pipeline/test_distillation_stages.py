@@ -7,15 +7,15 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from forks import command, forked, forked_together
 from makers import tree_sha256
 from tiny import tiny_model, tiny_text
 
@@ -400,27 +400,20 @@ def test_sums_of_stages() -> None:
     assert joined([stage]) == stage
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from ffn_fusion.pipeline.listener import Listener
-from ffn_fusion.pipeline.run import Recipe, run
-
 class Killed(Listener):
-    def progress(self, what, done, total):
+    def progress(self, what: str, done: int, total: int) -> None:
         if (what, done) == ("distillation, stage 2", 3):
             os.kill(os.getpid(), signal.SIGKILL)
 
-run(Recipe.load(Path(sys.argv[1])), listener=Killed())
-"""
+
+def run_killed(recipe: Path) -> None:
+    run(Recipe.load(recipe), listener=Killed())
 
 
 @pytest.mark.slow
 def test_killed_in_the_second_stage(whole: tuple[Path, Told], tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-c", "import torch; torch.set_num_threads(1)\n" + KILLED, str(path)]
-    assert subprocess.run(words, env=environment, check=False).returncode == -signal.SIGKILL
+    assert forked(partial(run_killed, path)).wait() == -signal.SIGKILL
     told = Told()
     run(Recipe.load(path), listener=told)
     assert told.left == ["analyze", "plan", "repair", "build"]
@@ -453,16 +446,9 @@ def test_killed_between_the_child_and_its_note(whole: tuple[Path, Told], tmp_pat
 @pytest.mark.slow
 def test_two_processes_find_what_one_does(whole: tuple[Path, Told], tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
-    command = Path(sys.executable).with_name("ffn-fusion")
-    done = subprocess.run(
-        [*launch, str(command), "run", str(path), "--json"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
-    assert b"each of 2 processes" in done.stderr
+    done, other = forked_together(2, command("run", path, "--json"))
+    assert (done.wait(), other.wait()) == (0, 0), done.stderr
+    assert "each of 2 processes" in done.stderr
     found = json.loads(done.stdout)["distillation"]
     record = json.loads((whole[0] / "child" / "distillation.json").read_text())
     for stages in zip(found["stages"], record["stages"], strict=True):

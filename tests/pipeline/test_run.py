@@ -6,24 +6,29 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
+from unittest.mock import patch
 
 import pytest
 import torch
 import yaml
+from forks import forked
 from makers import tree_sha256
 from tiny import tiny_model, tiny_text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ffn_fusion.checkpoint.staging import mismatches
+from ffn_fusion.checkpoint.staging import Staging, mismatches
 from ffn_fusion.errors import BlueprintError, CheckError, DataError, OutputError, RecipeError
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.latency.width_curve import WidthCurve, WidthPoint
 from ffn_fusion.pipeline.listener import Listener
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.run import republish, run
+from ffn_fusion.pipeline.stages import STAGES
+from ffn_fusion.surgery import build as builder
 
 CARD = "README.md"
 
@@ -165,69 +170,52 @@ def test_a_changed_plan_never_overwrites_the_child(tmp_path: Path) -> None:
     assert tree_sha256(tmp_path / "child") == before
 
 
-KILLED = """
-import os, signal, sys
-from dataclasses import replace
-from pathlib import Path
-from unittest.mock import patch
-from ffn_fusion.checkpoint import staging
-from ffn_fusion.pipeline import run
-from ffn_fusion.surgery import build
-
-def die(*_, **__):
+def die(*_: object, **__: object) -> NoReturn:
     os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
 
-place = sys.argv[2]
-if place == "build":
-    patch.object(build, "child_files", die).start()  # after the weights, before the rest
-elif place == "built":
-    commit = staging.Staging.commit
-    staging.Staging.commit = lambda self, about: (commit(self, about), die())
-else:
-    run.STAGES = [replace(stage, work=die) if stage.name == place else stage for stage in run.STAGES]
-run.run(run.Recipe.load(Path(sys.argv[1])))
-"""
+
+def run_killed(recipe: Path, place: str, told: Path) -> None:
+    """Carry out a recipe; be killed where a stage begins, within the build or right after it."""
+    if place == "build":
+        patch.object(builder, "child_files", die).start()  # after the weights, before the rest
+    elif place == "built":
+        commit = Staging.commit
+        patch.object(Staging, "commit", lambda self, about: (commit(self, about), die())).start()
+    else:
+        stages = [replace(stage, work=die) if stage.name == place else stage for stage in STAGES]
+        patch("ffn_fusion.pipeline.run.STAGES", stages).start()
+    run(Recipe.load(recipe), listener=Telling(told))
+
+
+class Telling(Listener):
+    """Writes down which stages began."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def stage(self, name: str, number: int, total: int) -> None:
+        with self.path.open("a") as file:
+            file.write(f"{name}\n")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("place", "redone"),
-    [
-        ("analyze", ALL),
-        ("widths", ALL[1:]),
-        ("plan", ALL[2:]),
-        ("repair", ALL[3:]),
-        ("build", ALL[4:]),
-        ("built", ALL[4:]),
-        ("evaluate", ALL[5:]),
-        ("bench", ALL[6:]),
-        ("samples", ALL[7:]),
-        ("report", ALL[8:]),
-    ],
-)
-def test_killed_and_resumed(tmp_path: Path, place: str, redone: list[str]) -> None:
+def test_killed_in_every_stage_and_resumed(tmp_path: Path) -> None:
+    """One job is killed again and again, each time a place further; each time it begins where it was killed."""
     path = write_recipe(tmp_path / "killed")
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(path), place],
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL
-    assert (tmp_path / "killed" / "child").exists() == (place not in ("analyze", "widths", "plan", "repair", "build"))
+    places = [*ALL[:5], "built", *ALL[5:]]
+    for k, place in enumerate(places):
+        told = tmp_path / place
+        assert forked(partial(run_killed, path, place, told)).wait() == -signal.SIGKILL
+        assert (tmp_path / "killed" / "child").exists() == (k >= places.index("built"))
+        begun = ["build" if name == "built" else name for name in places[max(k - 1, 0) : k + 1]]
+        assert told.read_text().split() == list(dict.fromkeys(begun))
     stages = Stages()
     run(Recipe.load(path), listener=stages)
-    assert stages.done == redone
-    whole = Recipe.load(write_recipe(tmp_path / "whole"))
-    run(whole)
-    resumed, uninterrupted = (
-        tree_sha256(tmp_path / "killed" / "child"),
-        tree_sha256(tmp_path / "whole" / "child"),
-    )
-    for name in set(resumed) - {
-        CARD,
-        "manifest.json",
-        "blueprint.json",
-    }:  # these name the parent's folder, or times
+    assert stages.done == ["report"]
+    run(Recipe.load(write_recipe(tmp_path / "whole")))
+    resumed, uninterrupted = (tree_sha256(tmp_path / k / "child") for k in ("killed", "whole"))
+    for name in set(resumed) - {CARD, "manifest.json", "blueprint.json"}:  # these name the parent's folder, or times
         assert resumed[name] == uninterrupted[name], name
     assert set(resumed) == set(uninterrupted)
     manifests = [json.loads((tmp_path / k / "child" / "manifest.json").read_text()) for k in ("killed", "whole")]
