@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import IO
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -28,6 +29,17 @@ settings.load_profile("ffn_fusion")
 def _one_thread() -> None:
     """Tiny models: threads would spend their time waiting for one another on a busy machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def figures_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports with empty figures, for tests of something else: those of one report take seconds to lay out and draw."""
+    from matplotlib.figure import Figure
+
+    def save_nothing(figure: Figure, file: IO[str], **_: object) -> None:
+        file.write("<svg ></svg>")
+
+    monkeypatch.setattr(Figure, "savefig", save_nothing)
 
 
 @pytest.fixture(scope="session", autouse=True)

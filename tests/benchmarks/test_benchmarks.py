@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forks import forked, program
 from sources import SOURCES
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -23,10 +22,8 @@ BENCHMARKS = sorted(
 @pytest.mark.slow
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda p: p.stem)
 def test_quick(path: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(path), "--quick", "--folder", str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = forked(program(path, "--quick", "--folder", tmp_path))
+    assert done.wait() == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["benchmark"] == path.stem
     assert set(result) >= {"machine", "figures", "goals", "met", "commit", "sources", "command"}

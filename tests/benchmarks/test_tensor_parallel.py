@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from forks import forked_together
 from lab.all_reduces import AllReduceCost, all_reduces, check_divides, fit_cost
 from lab.tensor_parallel import measure_tensor_parallel
+from lab.tensor_parallel_worker import load_sharded
 from makers import Blocks, llama_config, nas_config, random_ids, write_model
 from reference import Reference, identity_steps
 
@@ -92,38 +95,23 @@ def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
         measure_tensor_parallel({"m": made.folder}, 1, dtype="nonsense")
 
 
-LOGITS = """
-import json, sys, torch, torch.distributed as dist
-from pathlib import Path
-from lab.tensor_parallel_worker import load_sharded
-folder, ids, out = map(Path, sys.argv[1:4])
-dist.init_process_group("gloo")
-try:
-    with torch.inference_mode():
-        logits = load_sharded(folder, torch.float32)(torch.load(ids)).logits
-    answer = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
+def save_logits(folder: Path, ids: torch.Tensor, out: Path) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    dist.init_process_group("gloo")
+    try:
+        with torch.inference_mode():
+            logits = load_sharded(folder, torch.float32)(ids).logits
+        answer: Any = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
+    except ValueError as error:
+        answer = str(error)
     if dist.get_rank() == 0:
         torch.save(answer, out)
-except ValueError as error:
-    if dist.get_rank() == 0:
-        torch.save(str(error), out)
-dist.destroy_process_group()
-"""
+    dist.destroy_process_group()
 
 
 def on_two(folder: Path, ids: torch.Tensor, place: Path) -> torch.Tensor | str:
-    (place / "logits.py").write_text(LOGITS)
-    torch.save(ids, place / "ids.pt")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    done = subprocess.run(
-        [*launcher, str(place / "logits.py"), str(folder), str(place / "ids.pt"), str(place / "out.pt")],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    for process in forked_together(2, partial(save_logits, folder, ids, place / "out.pt")):
+        assert process.wait() == 0, process.stderr
     return torch.load(place / "out.pt")
 
 

@@ -197,6 +197,7 @@ def test_help_and_inspect_need_no_torch(parent: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("figures_left_out")
 def test_optimize_with_defaults(ffn_fusion: Run, parent: Path, tmp_path: Path) -> None:
     """No text given, no recipe: the built-in texts, and a recipe beside the result that says the same."""
     child = tmp_path / "child"

@@ -35,6 +35,7 @@ def test_a_gap_in_the_numbers_names_the_option(ffn_fusion: Run, gapped: Path) ->
     assert "blocks are numbered anew, without 5-6" in out
 
 
+@pytest.mark.usefixtures("figures_left_out")
 def test_a_whole_job_on_a_model_that_is_read_otherwise(ffn_fusion: Run, gapped: Path, tmp_path: Path) -> None:
     """Its parent is analysed, run for samples and timed as it's read, which transformers wouldn't do."""
     rename(gapped, lambda name: f"module.{name}")

@@ -46,6 +46,7 @@ def write_recipe(folder: Path, bench: dict[str, object], **changes: object) -> P
     return folder / "recipe.yaml"
 
 
+@pytest.mark.usefixtures("figures_left_out")
 def test_models_and_widths_are_timed_where_the_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FFN_FUSION_CACHE", str(tmp_path / "cache"))
     program = pretended_programs(tmp_path / "bin")

@@ -35,6 +35,7 @@ from ffn_fusion.pipeline.run import begin, republish, run
 from ffn_fusion.pipeline.workspace import Workspace
 from ffn_fusion.processes import silent
 
+pytestmark = pytest.mark.usefixtures("figures_left_out")
 STAGES = [{"tokens": 384, "context": 16}, {"tokens": 256, "context": 32, "learning_rate": 1e-3, "batch": 2}]
 
 

@@ -118,6 +118,7 @@ def test_the_whole_job(tmp_path: Path) -> None:
     assert (space / "report.html").is_file()
 
 
+@pytest.mark.usefixtures("figures_left_out")
 def test_dry_run_stops_with_the_plan(tmp_path: Path) -> None:
     recipe = Recipe.load(write_recipe(tmp_path))
     result = run(recipe, dry_run=True)
@@ -129,6 +130,7 @@ def test_dry_run_stops_with_the_plan(tmp_path: Path) -> None:
     assert stages.left == ["analyze", "widths", "plan"]
 
 
+@pytest.mark.usefixtures("figures_left_out")
 def test_explicit_runs(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, plan={"without_attention": "2-4", "runs": "1-3"}, bench={"enabled": False})
     result = run(Recipe.load(path))
@@ -160,6 +162,7 @@ def test_refusals(tmp_path: Path) -> None:
         republish(tmp_path / "elsewhere")
 
 
+@pytest.mark.usefixtures("figures_left_out")
 def test_a_changed_plan_never_overwrites_the_child(tmp_path: Path) -> None:
     recipe = Recipe.load(write_recipe(tmp_path, bench={"enabled": False}))
     run(recipe)
@@ -200,6 +203,7 @@ class Telling(Listener):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("figures_left_out")
 def test_killed_in_every_stage_and_resumed(tmp_path: Path) -> None:
     """One job is killed again and again, each time a place further; each time it begins where it was killed."""
     path = write_recipe(tmp_path / "killed")

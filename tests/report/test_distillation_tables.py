@@ -63,14 +63,14 @@ def test_an_objective_in_words(changes: dict[str, Any], words: str) -> None:
 
 
 def test_the_report_draws_the_loss_through_all_stages(small: Any) -> None:
-    assert "Distillation</h2>" not in render_report(small.report())
-    html = render_report(small.report(distillation=record()))
+    assert "Distillation</h2>" not in render_report(small.report(evidence=None))
+    html = render_report(small.report(evidence=None, distillation=record()))
     assert "5,120 tokens" in html
     (figure,) = re.findall(r'<svg[^>]*aria-label="chart: the distillation.*?</svg>', html, re.DOTALL)
     for words in ("stage 1: context 256", "stage 2: context 1,024", "divergence of distributions", "cosine distance"):
         assert words in figure
     assert "language-model loss" not in figure
     bare = {**record(), "stages": [stage(8, 8, history=[])]}
-    html = render_report(small.report(distillation=bare))
+    html = render_report(small.report(evidence=None, distillation=bare))
     assert "Distillation</h2>" in html
     assert "chart: the distillation" not in html

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import sys
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from makers import llama_config
@@ -17,9 +20,11 @@ from ffn_fusion.latency.hardware import predict
 from ffn_fusion.latency.machines import find_machine
 from ffn_fusion.latency.work import Setting
 from ffn_fusion.portability.rule import EngineCheck, Problem
+from ffn_fusion.report import figures
 from ffn_fusion.report.html import render_report, write_report
 from ffn_fusion.report.model_grids import engines_grid, engines_line
 
+pytestmark = pytest.mark.usefixtures("drawn")
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}"
 
@@ -58,6 +63,25 @@ def parse(html: str) -> Page:
     page.close()
     assert page.open == []
     return page
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Iterator[dict[bytes, str]]:
+    """Figures by what they show: each is drawn once, not for every page that holds it."""
+    drawn: dict[bytes, str] = {}
+
+    def remembered(draw: Callable[..., str]) -> Callable[..., str]:
+        def draw_once(*shown: object) -> str:
+            key = pickle.dumps((draw.__name__, shown))
+            if key not in drawn:
+                drawn[key] = draw(*shown)
+            return drawn[key]
+
+        return draw_once
+
+    drawings = {name: remembered(getattr(figures, name)) for name in figures.__all__ if name != "has_curve"}
+    with patch.multiple(figures, **drawings):
+        yield drawn
 
 
 @pytest.mark.parametrize("fixture", ["small", "thirty", "nemotron"])
@@ -251,8 +275,11 @@ def test_what_others_wrote_is_escaped(small: Any) -> None:
     parse(html)
 
 
-def test_same_data_same_bytes(small: Any, tmp_path: Path) -> None:
+def test_same_data_same_bytes(small: Any, drawn: dict[bytes, str], tmp_path: Path) -> None:
+    drawn.clear()
     write_report(tmp_path / "a.html", small.report())
+    assert drawn
+    drawn.clear()
     write_report(tmp_path / "b.html", small.report())
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "b.html"]
