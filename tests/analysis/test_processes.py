@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import yaml
-from forks import command, forked_together
+from forks import command, fork_together, forked_together
 from hypothesis import given
 from hypothesis import strategies as st
 from makers import tree_sha256
@@ -248,8 +248,8 @@ def test_the_whole_job(folder: Path) -> None:
     ],
 )
 def test_a_mistake_is_said_once(folder: Path, words: tuple[str, ...], code: int, says: str) -> None:
+    processes = fork_together(2, command("analyze", "parent", "-o", "none", *words), folder=folder)
     began = time.monotonic()
-    processes = forked_together(2, command("analyze", "parent", "-o", "none", *words), folder=folder)
     assert [process.wait() for process in processes] == [code, 0]
     assert time.monotonic() - began < 60
     assert [process.stdout for process in processes] == ["", ""]
@@ -290,8 +290,8 @@ def hear_of(error: Exception) -> NoReturn:
     ],
 )
 def test_an_error_of_one_process_stops_all_at_once(error: Exception, code: int, says: str) -> None:
+    processes = fork_together(2, partial(hear_of, error))
     began = time.monotonic()
-    processes = forked_together(2, partial(hear_of, error))
     assert [process.wait() for process in processes] == [code, 0]
     assert time.monotonic() - began < 45
     assert "".join(process.stdout + process.stderr for process in processes).count(says) == 1

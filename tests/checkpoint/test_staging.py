@@ -5,13 +5,14 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
+import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from forks import forked
 from makers import DTYPES, llama_config, tree_sha256, write_model
 from safetensors.torch import load_file
 
@@ -208,8 +209,8 @@ def test_finished_shards_are_not_written_again(tmp_path: Path) -> None:
     tensors = some_tensors(count=7)
     write(tmp_path / "whole", tensors)
     interrupted(tmp_path / "out", tensors, after=2)
-    partial = tmp_path / "out.partial"
-    done = {path.name: path.stat() for path in partial.glob("model-0000[12]*")}
+    unfinished = tmp_path / "out.partial"
+    done = {path.name: path.stat() for path in unfinished.glob("model-0000[12]*")}
     assert len(done) == 2
     write(tmp_path / "out", tensors)
     for name, stat in done.items():
@@ -227,8 +228,8 @@ def test_another_key_discards(tmp_path: Path) -> None:
         assert not stage.finished("model-00001-of-00003.safetensors")
 
 
-def truncate(partial: Path) -> None:
-    shard = min(partial.glob("*.safetensors"))
+def truncate(unfinished: Path) -> None:
+    shard = min(unfinished.glob("*.safetensors"))
     os.truncate(shard, shard.stat().st_size - 1)
 
 
@@ -236,12 +237,12 @@ def truncate(partial: Path) -> None:
     "damage",
     [
         truncate,
-        lambda partial: min(partial.glob("*.safetensors")).unlink(),
-        lambda partial: (partial / ".journal.json").write_text("{"),
-        lambda partial: (partial / ".journal.json").write_text("[]"),
-        lambda partial: (partial / ".journal.json").unlink(),
-        lambda partial: (partial / "stray").write_text("x"),
-        lambda partial: (partial / "config.json").write_text("half"),
+        lambda folder: min(folder.glob("*.safetensors")).unlink(),
+        lambda folder: (folder / ".journal.json").write_text("{"),
+        lambda folder: (folder / ".journal.json").write_text("[]"),
+        lambda folder: (folder / ".journal.json").unlink(),
+        lambda folder: (folder / "stray").write_text("x"),
+        lambda folder: (folder / "config.json").write_text("half"),
     ],
 )
 def test_what_a_crash_may_have_left_is_set_right(damage: Callable[[Path], None], tmp_path: Path) -> None:
@@ -253,48 +254,34 @@ def test_what_a_crash_may_have_left_is_set_right(damage: Callable[[Path], None],
     assert tree_sha256(tmp_path / "out") == tree_sha256(tmp_path / "whole")
 
 
-KILLED_BUILD = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[3])
-from test_staging import child_of
-done = 0
-def count(n):
-    global done
-    done += n
-    if done > 90_000:
-        os.kill(os.getpid(), signal.SIGKILL)
-child_of(Path(sys.argv[1]), Path(sys.argv[2]), count)
-"""
-
-
 def child_of(parent: Path, target: Path, on_bytes: Callable[[int], None] = lambda n: None) -> Path:
     model = open_folder(parent)
     blueprint = Blueprint.identity(model.spec.parent("p")).apply(drop=[2, 3], runs=[(1, 3)])
     return build(model, blueprint, target, max_shard_bytes=40_000, on_bytes=on_bytes)
 
 
+def killed_build(parent: Path, target: Path) -> None:
+    written = 0
+
+    def count(size: int) -> None:
+        nonlocal written
+        written += size
+        if written > 90_000:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child_of(parent, target, count)
+
+
 @pytest.mark.slow
 def test_kill_minus_nine_and_the_same_build_again(tmp_path: Path) -> None:
     parent = write_model(tmp_path / "parent", llama_config(num_hidden_layers=5)).folder
     before = tree_sha256(parent)
-    command = [
-        sys.executable,
-        "-c",
-        KILLED_BUILD,
-        str(parent),
-        str(tmp_path / "out"),
-        str(Path(__file__).parent),
-    ]
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    killed = subprocess.run(
-        command, check=False, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
-    )
-    assert killed.returncode == -9, killed.stderr
+    killed = forked(partial(killed_build, parent, tmp_path / "out"))
+    assert killed.wait() == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "out").exists()
-    partial = tmp_path / "out.partial"
-    finished = json.loads((partial / ".journal.json").read_text())["files"]
-    stats = {name: (partial / name).stat() for name in finished}
+    unfinished = tmp_path / "out.partial"
+    finished = json.loads((unfinished / ".journal.json").read_text())["files"]
+    stats = {name: (unfinished / name).stat() for name in finished}
     assert len(stats) >= 1
     child_of(parent, tmp_path / "out")
     for name, stat in stats.items():
@@ -302,7 +289,7 @@ def test_kill_minus_nine_and_the_same_build_again(tmp_path: Path) -> None:
         assert (now.st_ino, now.st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
     assert tree_sha256(tmp_path / "out") == tree_sha256(child_of(parent, tmp_path / "whole"))
     assert tree_sha256(parent) == before
-    assert not partial.exists()
+    assert not unfinished.exists()
 
 
 def test_a_changed_parent_isnt_resumed_from(tmp_path: Path) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from forks import Fork
 from tiny import write_tokenizer
 
 from ffn_fusion.checkpoint.sidecars import load_tokenizer
@@ -207,28 +207,21 @@ def test_one_writer_at_a_time(tokenizer: Any, text: Path, tmp_path: Path) -> Non
         write_windows(tokenizer, text, 16, 320, tmp_path / "w", progress=second)
 
 
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from ffn_fusion.checkpoint.sidecars import load_tokenizer
-from ffn_fusion.data import source
-from ffn_fusion.data.window_file import write_windows
-source.BUFFER = 400
-slow = lambda *words: time.sleep(0.05)
-write_windows(load_tokenizer(Path(sys.argv[1])), Path(sys.argv[2]), 16, 10**6, Path(sys.argv[3]), progress=slow)
-"""
+def write_slowly(tokenizer: Path, text: Path, target: Path) -> None:
+    """Leave time for a signal before the end."""
+    with patch.object(source, "BUFFER", 400):
+        write_windows(load_tokenizer(tokenizer), text, 16, 10**6, target, progress=lambda *_: time.sleep(0.05))
 
 
 @pytest.mark.slow
 def test_killed(tokenizer: Any, text: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle of it."""
     write_tokenizer(tmp_path / "tokenizer")
-    words = [sys.executable, "-c", SCRIPT, str(tmp_path / "tokenizer"), str(text), str(tmp_path / "w")]
-    process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    process = Fork(partial(write_slowly, tmp_path / "tokenizer", text, tmp_path / "w"))
     while process.poll() is None and not (tmp_path / "w.json").exists():
         time.sleep(0.01)
     time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     assert process.wait() == -signal.SIGKILL
     note = json.loads((tmp_path / "w.json").read_text())
     assert not note["whole"]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from distillation_pair import Pair
+from forks import forked
 
 from ffn_fusion.distillation.distill import Distilled, distill_child
 from ffn_fusion.distillation.settings import PARTS, DistillSettings
@@ -95,52 +96,31 @@ def test_another_training_has_its_own_log(pair: Pair, tmp_path: Path) -> None:
     assert trainings[0].key()[:8] != replace(trainings[0], seed=1).key()[:8]
 
 
-SCRIPT = """
-import json, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from makers import random_ids
-from ffn_fusion.checkpoint.reader import open_folder
-from ffn_fusion.data.window_rows import TokenWindows
-from ffn_fusion.distillation.distill import distill_child
-from ffn_fusion.distillation.training import Training
-from ffn_fusion.distillation.settings import DistillSettings
-from ffn_fusion.distillation.tracking import Tracking
-parent, child, work, logs = map(Path, sys.argv[2:])
-config = json.loads((parent / "config.json").read_text())
-texts = [TokenWindows("t", random_ids(config, 24, 16, 0).numpy())]
-settings = DistillSettings(batch=4, micro=2, learning_rate=1e-3, warmup=0.0, save_every=2)
-tracking = Tracking("trackio", logs)
+def train_with_a_stop(pair: Pair, work: Path, tracking: Tracking) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
 
-
-def stop(what, done, total):
-    if done == 4:
-        raise KeyboardInterrupt
-
-
-training = Training(child, open_folder(parent), texts, work, settings=settings, tracking=tracking)
-try:
-    distill_child(training, progress=stop)
-except KeyboardInterrupt:
+    training = Training(pair.child, pair.parent, pair.texts(24), work, settings=SETTINGS, tracking=tracking)
+    with suppress(KeyboardInterrupt):
+        distill_child(training, progress=stop)
     distill_child(training)
-"""
 
 
 @pytest.mark.slow
 def test_trackio(pair: Pair, tmp_path: Path) -> None:
     """In a process of its own, as trackio reads its folder when it's imported; stopped, it goes on in the same run."""
     pytest.importorskip("trackio")
-    tests, work, logs = Path(__file__).parents[1], tmp_path / "w", tmp_path / "logs"
-    words = [sys.executable, "-c", SCRIPT, tests, pair.parent.folder, pair.child, work, logs]
-    done = subprocess.run(words, check=False, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    assert done.stdout == b""
+    work, logs = tmp_path / "w", tmp_path / "logs"
+    done = forked(partial(train_with_a_stop, pair, work, Tracking("trackio", logs)))
+    assert done.wait() == 0, done.stderr
+    assert done.stdout == ""
     with sqlite3.connect(logs / "ffn-fusion.db") as base:
         rows = base.execute("select run_name, metrics from metrics order by step").fetchall()
     found = [(run, json.loads(metrics)) for run, metrics in rows]
     kept = [(run, metrics["train/global_step"]) for run, metrics in found if "train/loss" in metrics]
     training = Training(pair.child, pair.parent, pair.texts(24), work, SETTINGS)
-    assert kept == [(training.key()[:8], step) for step in (1, 2, 3, 3, 4, 5, 6)]  # step 3 was behind the checkpoint
+    assert kept == [(training.key()[:8], step) for step in (1, 2, 3, 3, 4, 5, 6)]  # step 3 was after the checkpoint
     assert {f"train/{name}" for name in SHOWN} <= set(found[0][1])
 
 
