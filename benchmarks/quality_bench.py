@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class Bench:
     device: str = "cpu"
 
     @classmethod
-    def real(cls, place: Path, speeches: str = "speeches", most: int = 48_000, device: str = "cpu") -> Bench:
+    def real(cls, place: Path, speeches: str = "speeches", most: int = 48_000, device: str = "cpu") -> Self:
         """``speeches``: which of .demo/texts/benchmark to calibrate on; ``most``: tokens of a kind."""
         subprocess.run([sys.executable, ROOT / "demo" / "fetch.py", "--benchmark"], check=True)
         parent = open_model(str(ROOT / ".demo" / "SmolLM2-135M-Instruct.Q4_1.gguf"))
@@ -77,7 +78,7 @@ class Bench:
         return cls(parent, place, calibration, held_out, device=device)
 
     @classmethod
-    def tiny(cls, place: Path, device: str = "cpu") -> Bench:
+    def tiny(cls, place: Path, device: str = "cpu") -> Self:
         from random_llama import TINY, llama_config
 
         from ffn_fusion.checkpoint.random_model import write_random_model

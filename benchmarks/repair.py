@@ -1,7 +1,8 @@
 """Closed-form repair on SmolLM2-135M: what it brings back, on text that was never calibrated on.
 
 runs: attentions dropped in one run (or three), all FFNs of it but the last fused. plan: 10 of 30 attentions dropped in
-two runs, on every kind of text. edits: what repair does for each kind of edit. curve: over tokens of calibration text.
+two runs, on every kind of text. inputs: what FFNs of a run read mapped as well. edits: what repair does for each kind
+of edit. curve: over tokens of calibration text.
 ablations: one setting changed at a time.
 
 Calibration: equal parts of speeches (1945 to 2016), encyclopedia, web pages, news and conversations. Held out: the

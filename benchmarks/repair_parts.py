@@ -110,7 +110,22 @@ def ablations(bench: Bench) -> Figures:
     return found
 
 
+def inputs(bench: Bench) -> Figures:
+    """Mean KL over the kinds with inputs of fused FFNs mapped as well, for several runs and numbers of tokens."""
+    found: Figures = {}
+    for name, of in {**RUNS, "5-10, 17-20": PLAN}.items():
+        for tokens in (FEW, 4 * FEW, TOKENS):
+            children = {
+                "outputs": bench.repaired(bench.blueprint(of), tokens)[0],
+                "inputs and outputs": bench.repaired(bench.blueprint(of), tokens, inputs=True)[0],
+                "sequential": bench.repaired(bench.blueprint(of, fused=False), tokens)[0],
+            }
+            found |= _row(f"{name}, {tokens:,}", {key: _mean(bench.score(child)) for key, child in children.items()})
+    return found
+
+
 PARTS: dict[str, Callable[[Bench], Figures]] = {
+    "inputs": inputs,
     "runs": runs,
     "plan": plan,
     "edits": edits,

@@ -39,6 +39,7 @@ SOURCES: Mapping[str, tuple[str, ...]] = {
     "hardware_gpu": ("benchmarks/hardware_gpu.py", *_LATENCY),
     "multipliers": ("benchmarks/multipliers*.py", *_ENGINES),
     "qwen": ("benchmarks/qwen.py", *_ANALYSIS, *_REPAIR, *_SURGERY, "src/ffn_fusion/evaluation/*.py"),
+    "parallel": ("benchmarks/parallel*.py", "benchmarks/quality_bench.py", *_ANALYSIS, *_REPAIR, *_SURGERY),
     "quantize": ("benchmarks/quantize.py", *_SURGERY, *_ENGINES),
     "repair": ("benchmarks/repair*.py", "benchmarks/quality_bench.py", *_REPAIR),
     "speed": ("benchmarks/speed.py", *_ENGINES, *_LATENCY),
