@@ -122,6 +122,28 @@ def test_without_sub_blocks_it_is_the_model_whose_sub_blocks_add_nothing(
     assert_close(logits(load(child), ids), logits(model, ids))
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_narrowed_child_is_the_model_whose_other_channels_write_nothing(
+    tmp_path: Path, ids: Tensor, name: str
+) -> None:
+    model = write_family(tmp_path / "parent", FAMILIES[name])
+    parent = open_folder(tmp_path / "parent")
+    kept = {0: [0, 5, 6, 7, 40], 3: list(range(3, 39))}
+    blueprint = parent.blueprint()
+    for block, channels in kept.items():
+        blueprint = blueprint.narrow(block, channels)
+    child = build(parent, blueprint, tmp_path / "child", width_multiple=32)
+    layers = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    with torch.no_grad():
+        for block, channels in kept.items():
+            weight = output(getattr(layers[block], "mlp", layers[block]))[0]
+            channels_first = weight if "gpt2" in name else weight.T
+            gone = torch.ones(len(channels_first), dtype=torch.bool)
+            gone[channels] = False
+            channels_first[gone] = 0
+    assert_close(logits(load(child), ids), logits(model, ids))
+
+
 def output(module: Any) -> list[Tensor]:
     """The weight and bias of what writes to the state."""
     names = ("o_proj", "out_proj", "c_proj", "dense", "down_proj", "fc2", "dense_4h_to_h")

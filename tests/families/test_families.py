@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import re
@@ -12,11 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from makers import blocks_of, llama_config, nas_config, random_tensors
+from rich.console import Console
 
 from ffn_fusion.errors import CheckpointError, FamilyError, FfnFusionError
 from ffn_fusion.families import AttentionSpec, FfnSpec, read_spec, require
 from ffn_fusion.families.layout import ignorable, model_tensors
 from ffn_fusion.families.nemotron_nas import mult_of, width_of
+from ffn_fusion.report.family_grid import family_grid
+from ffn_fusion.report.terminal import rich_table
 
 RELEASED = json.loads((Path(__file__).parents[1] / "data" / "nemotron-blocks.json").read_text())
 SUPER, ULTRA = "Llama-3_3-Nemotron-Super-49B-v1", "Llama-3_1-Nemotron-Ultra-253B-v1"
@@ -357,3 +361,12 @@ def test_every_family_is_listed_with_what_it_refuses(capsys: pytest.CaptureFixtu
     (qwen3,) = listed["qwen3"]
     assert (qwen3["form"], set(qwen3["refuses"])) == ("per-block", {"make linear", "side by side"})
     assert "vllm" in qwen3["engines"]
+
+
+def test_the_list_of_families_fits_a_terminal_of_80_columns() -> None:
+    console = Console(width=80, file=io.StringIO())
+    grid = family_grid()
+    console.print(rich_table(grid))
+    lines = console.file.getvalue().splitlines()
+    assert not any("…" in line for line in lines)
+    assert sum(line.startswith(tuple(f" {row.values[0]} " for row in grid.rows)) for line in lines) == len(grid.rows)

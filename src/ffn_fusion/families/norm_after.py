@@ -154,6 +154,6 @@ FAMILIES = (
         _glm_tensors,
         usual={"num_key_value_heads": 2, "head_dim": 128, "attention_bias": True, "rms_norm_eps": 1.5625e-07},
         form=_GLM_FORM,
-        refuses=_REFUSES | {"narrow": "gate and up are stored in one matrix"},
+        refuses=_REFUSES,
     ),
 )

@@ -48,7 +48,7 @@ FAMILY = Family(
     usual={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
     rewrite=rewrite,
     form=llama_like.FORM,
-    refuses={"narrow": "gate and up are stored in one matrix", "pool KV heads": PACKED, "side by side": PACKED},
+    refuses={"pool KV heads": PACKED, "side by side": PACKED},
 )
 
 

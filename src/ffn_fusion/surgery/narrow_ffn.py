@@ -46,7 +46,7 @@ def narrowed_join(kind: NarrowedFfn, wanted: Wanted) -> Join:
     (source,) = wanted.sources
     if wanted.tensor.along != "width":
         return Copy(source)
-    return Chosen(source, kind.channels, wanted.tensor.axis, wanted.padding)
+    return Chosen(source, kind.channels, wanted.tensor.axis, wanted.padding, wanted.tensor.stacked)
 
 
 def narrowed_parallel(kind: NarrowedFfn, wanted: Wanted, at: int, rounded: bool) -> Join | None:
@@ -58,12 +58,16 @@ def narrowed_parallel(kind: NarrowedFfn, wanted: Wanted, at: int, rounded: bool)
 
 @dataclass(frozen=True)
 class Chosen(Join):
-    """The rows (or columns, with ``axis`` 1) ``channels`` of one tensor, then ``padding`` zeros."""
+    """The rows (or columns, with ``axis`` 1) ``channels`` of one tensor, then ``padding`` zeros.
+
+    Where the tensor is ``stacked`` matrices along axis 0, this holds for each of them.
+    """
 
     source: str
     channels: tuple[int, ...]
     axis: int
     padding: int = 0
+    stacked: int = 1
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -73,11 +77,16 @@ class Chosen(Join):
         if self.axis == 1:
             part = parent.rows(self.source, start, stop).to(dtype)
             return fuse_columns([narrow_columns(part, self.channels)], self.padding)
-        channels = self.channels[start:stop]
-        if not channels:
-            return torch.zeros(stop - start, *shape[1:], dtype=dtype)
-        part = parent.rows(self.source, channels[0], channels[-1] + 1)
-        return fuse_rows([narrow_rows(part, channels, channels[0])], stop - start - len(channels)).to(dtype)
+        width, size = parent.tensors[self.source].shape[0] // self.stacked, len(self.channels) + self.padding
+        parts = [torch.zeros(0, *shape[1:], dtype=dtype)]
+        for matrix in range(self.stacked):
+            first, last = (min(max(row - matrix * size, 0), size) for row in (start, stop))
+            channels = [matrix * width + channel for channel in self.channels[first:last]]
+            if channels:
+                part = parent.rows(self.source, channels[0], channels[-1] + 1)
+                parts.append(narrow_rows(part, channels, channels[0]).to(dtype))
+            parts.append(torch.zeros(last - first - len(channels), *shape[1:], dtype=dtype))
+        return fuse_rows(parts)
 
 
 @dataclass(frozen=True)
