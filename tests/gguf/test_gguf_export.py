@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families.cases import OWN_FORM, write_family
 from gguf import GGMLQuantizationType
 from gguf.quants import quantize
 from gguf_maker import make_llama
@@ -534,27 +533,3 @@ def test_every_error_is_a_line(tmp_path: Path) -> None:
         (made.folder / "tokenizer.json").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
             plan_gguf(open_model(made.folder))
-
-
-def test_openelm_has_q_k_and_v_in_one_and_zeros_for_what_a_block_lacks(tmp_path: Path) -> None:
-    write_family(tmp_path / "m", OWN_FORM["qwen3"] | {"vocab_size": VOCABULARY, "tie_word_embeddings": True})
-    write_tokenizer(tmp_path / "m")
-    parent = open_model(tmp_path / "m")
-    blueprint = parent.blueprint().drop_attention([0]).drop_ffn([2])
-    child = open_model(build(parent, blueprint, tmp_path / "child", width_multiple=1))
-    file = export(child.folder, tmp_path / "m.gguf", dtype="f32")
-    assert file.architecture == "openelm"
-    sizes = [
-        list(file.setting(key)) for key in ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
-    ]
-    assert sizes == [[1, 4, 4, 4, 4], [1, 2, 2, 2, 2], [48, 48, 32, 48, 48]]
-    for i in range(5):
-        own, at = f"blk.{i}.", f"model.layers.{i}.self_attn."
-        qkv = stored(file.tensors[f"{own}attn_qkv.weight"])
-        zeros = {f"{own}ffn_{part}.weight" for part in ("gate", "up", "down") if i == 2}
-        if i == 0:
-            zeros |= {f"{own}attn_{part}.weight" for part in ("qkv", "output")}
-            assert qkv.shape == (3 * 16, 32)
-        else:
-            assert torch.equal(qkv, torch.cat([child.read(f"{at}{part}_proj.weight").float() for part in "qkv"]))
-        assert not any(stored(file.tensors[name]).any() for name in zeros)

@@ -55,6 +55,13 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
             "phi3.rope.scaling.attn_factor": float(np.sqrt(1 + np.log(2) / np.log(128))),
         },
     ),
+    "qwen3": (
+        "qwen3",
+        {"head_dim": 32},
+        {"arch": "qwen3", "pre": "qwen2", "interleave": False},
+        {"qwen3.attention.key_length": 32, "qwen3.attention.value_length": 32},
+    ),
+    "smollm3": ("smollm3", {"num_hidden_layers": 5}, {"arch": "smollm3"}, {}),
     "granite": ("granite", MULTIPLIERS, {"arch": "granite", "pre": "refact"}, GRANITE),
     "granite, tied and biased": (
         "granite",

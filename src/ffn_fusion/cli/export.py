@@ -96,13 +96,17 @@ def _about(plan: Plan) -> tuple[dict[str, Any], list[str]]:
 
 def _about_gguf(plan: GgufPlan) -> tuple[dict[str, Any], list[str]]:
     vocabulary, blocks = plan.vocabulary, len(plan.checkpoint.spec.blocks)
+    absent, zeros = plan.filled
     about = "about " if plan.quantizer else ""
     lines = [
         f"llama.cpp architecture {plan.architecture}, {blocks} blocks, {len(plan.tensors)} tensors, "
         f"{about}{plan.nbytes / 1e9:,.2f} GB as {plan.dtype}",
         f"vocabulary {vocabulary.model}, pre-tokenizer {vocabulary.pre}, {len(vocabulary.tokens):,} tokens",
     ]
-    said = {"architecture": plan.architecture, "dtype": plan.dtype}
+    if absent:
+        sub_blocks = f"{absent} absent sub-block{'s' * (absent > 1)}"
+        lines.append(f"zeros for {sub_blocks}, which {plan.architecture} can't leave out: {zeros:,} bytes")
+    said = {"architecture": plan.architecture, "dtype": plan.dtype, "zeros": {"sub_blocks": absent, "bytes": zeros}}
     return said | {"vocabulary": vocabulary.model, "pre_tokenizer": vocabulary.pre}, lines
 
 

@@ -22,6 +22,7 @@ class Architecture:
         interleaved: the rows of Q and K are in GGUF's rotary order; False: in that of Hugging Face.
         reads: keys that change what is computed, and that ``fields`` carries over.
         fields: what config.json says besides a Llama's fields. Raises: CheckpointError.
+        differing: sizes may differ from block to block.
     """
 
     model_type: str
@@ -29,11 +30,7 @@ class Architecture:
     interleaved: bool = True
     reads: tuple[str, ...] = ()
     fields: Callable[[GgufFile], Mapping[str, Any]] = _nothing
-
-    @property
-    def differing(self) -> bool:
-        """Whether sizes may differ from block to block."""
-        return self.model_type == "nemotron-nas"
+    differing: bool = False
 
 
 def _phi3(gguf: GgufFile) -> dict[str, Any]:
@@ -52,6 +49,11 @@ def _phi3(gguf: GgufFile) -> dict[str, Any]:
     return said if rotated == head_dim else {**said, "partial_rotary_factor": rotated / head_dim}
 
 
+def _smollm3(gguf: GgufFile) -> dict[str, Any]:
+    """transformers' own padding token, 128004, isn't in every vocabulary, so that a model without any has to say so."""
+    return {"pad_token_id": None}
+
+
 _MULTIPLIERS = {
     "attention.scale": "attention_multiplier",
     "embedding_scale": "embedding_multiplier",
@@ -66,7 +68,7 @@ def _granite(gguf: GgufFile) -> dict[str, Any]:
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": Architecture("llama", "LlamaForCausalLM"),
-    "deci": Architecture("nemotron-nas", "DeciLMForCausalLM"),
+    "deci": Architecture("nemotron-nas", "DeciLMForCausalLM", differing=True),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", interleaved=False),
     "phi3": Architecture(
         "phi3",
@@ -75,6 +77,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         reads=("attention.sliding_window", "rope.dimension_count"),
         fields=_phi3,
     ),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", interleaved=False),
+    "openelm": Architecture("qwen3", "Qwen3ForCausalLM", interleaved=False, differing=True),
+    "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", fields=_smollm3),
     "granite": Architecture("granite", "GraniteForCausalLM", reads=tuple(_MULTIPLIERS), fields=_granite),
 }
-"""By ``general.architecture``. Mistral is written as ``llama``."""
+"""By ``general.architecture``. Mistral is written as ``llama``, a Qwen3 whose blocks differ as ``openelm``."""

@@ -14,9 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from ffn_fusion.checkpoint.computed import stored_tensors
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES
@@ -27,17 +24,18 @@ from ffn_fusion.errors import CheckpointError
 from ffn_fusion.families import ModelSpec, read_spec
 from ffn_fusion.families.llama_shaped import NAMES
 from ffn_fusion.gguf.architectures import ARCHITECTURES
-from ffn_fusion.gguf.file import GgufFile, GgufTensor, gguf_package, read_gguf
+from ffn_fusion.gguf.file import GgufFile, GgufTensor, read_gguf
 from ffn_fusion.gguf.metadata import output_dtype, read_config
 from ffn_fusion.gguf.names import gguf_name, is_rotary
+from ffn_fusion.gguf.openelm import as_qwen3
 from ffn_fusion.gguf.rotary import FACTORS, reorder_heads
 from ffn_fusion.gguf.tokenizer import tokenizer_files
+from ffn_fusion.gguf.values import FLOATS, values_of
 
 CONVERTER = 3
 """Raise it whenever a conversion would come out different: cached ones are then left alone and made anew."""
 
 _PIECE_BYTES = 8 << 20  # of float32
-_FLOATS = ("F32", "F16", "BF16")
 
 
 def read_gguf_spec(path: Path) -> tuple[ModelSpec, str, int, str]:
@@ -46,8 +44,7 @@ def read_gguf_spec(path: Path) -> tuple[ModelSpec, str, int, str]:
     Raises:
         CheckpointError: damaged or incomplete. FamilyError: a model that isn't supported.
     """
-    gguf = read_gguf(path)
-    spec = read_spec(read_config(gguf))
+    gguf, _, spec = _read_model(path)
     sources = _sources(gguf, spec)
     nbytes = sum(math.prod(t.shape) * ITEM_SIZES[output_dtype(t.kind_name)] for t in sources.values())
     kinds: Counter[str] = Counter()
@@ -92,9 +89,7 @@ def _key(path: Path) -> str:
 
 
 def _convert(path: Path, target: Path, key: str, on_progress: Callable[[str, float], None]) -> None:
-    gguf = read_gguf(path)
-    config = read_config(gguf)
-    spec = read_spec(config)
+    gguf, config, spec = _read_model(path)
     sources = _sources(gguf, spec)
     interleaved = ARCHITECTURES[gguf.architecture].interleaved
     outputs = [
@@ -125,6 +120,15 @@ def _convert(path: Path, target: Path, key: str, on_progress: Callable[[str, flo
     )
 
 
+def _read_model(path: Path) -> tuple[GgufFile, dict[str, Any], ModelSpec]:
+    """The file with a family's own tensors, and the config.json and the sizes of the model in it."""
+    gguf = read_gguf(path)
+    if gguf.architecture == "openelm":
+        gguf = as_qwen3(gguf)
+    config = read_config(gguf)
+    return gguf, config, read_spec(config)
+
+
 def _model_card(gguf: GgufFile) -> Iterator[tuple[str, bytes]]:
     """The licence that the file names, for the child's card to carry on."""
     licence = gguf.metadata.get("general.license")
@@ -147,7 +151,7 @@ def _sources(gguf: GgufFile, spec: ModelSpec) -> dict[str, GgufTensor]:
             raise CheckpointError(
                 f"{gguf.path}: tensor {tensor.name} is {list(tensor.shape)}, not {list(shape)}", again
             )
-        if len(tensor.shape) == 1 and tensor.kind_name not in _FLOATS:
+        if len(tensor.shape) == 1 and tensor.kind_name not in FLOATS:
             raise CheckpointError(f"{gguf.path}: tensor {tensor.name} is a {tensor.kind_name} vector", again)
     missing = [name for theirs_, name in theirs.items() if theirs_ not in gguf.tensors]
     if missing:
@@ -169,19 +173,4 @@ def _pieces(tensor: GgufTensor, head_dim: int | None) -> Iterator[memoryview]:
         raw = tensor.rows(start, min(start + step, rows))
         if head_dim is not None:
             raw = reorder_heads(raw, head_dim, "half-split")
-        yield memoryview(_values(tensor, raw).data).cast("B")
-
-
-def _values(tensor: GgufTensor, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-    if tensor.kind_name in _FLOATS:
-        return raw
-    gguf = gguf_package(f"{tensor.file}: reading its {tensor.kind_name} weights")
-    try:
-        with np.errstate(all="ignore"):  # NaN and infinity are refused by name, when they are written
-            values: npt.NDArray[np.float32] = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType(tensor.kind))
-    except (NotImplementedError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{tensor.file}: tensor {tensor.name} ({tensor.kind_name}) can't be dequantised ({error})",
-            "take another quantisation of the model",
-        ) from error
-    return np.ascontiguousarray(values, dtype="<f4")
+        yield memoryview(values_of(tensor, raw).data).cast("B")

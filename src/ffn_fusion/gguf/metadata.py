@@ -8,10 +8,11 @@ heads and 0 KV heads, a block without FFN has width 0. For norms of queries and 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from ffn_fusion.errors import CheckpointError, FamilyError
-from ffn_fusion.families import BlockSpec, ModelSpec
+from ffn_fusion.families import AttentionSpec, BlockSpec, FfnSpec, ModelSpec, family_of, read_spec
 from ffn_fusion.families.fields import whole
 from ffn_fusion.gguf import qk_norm
 from ffn_fusion.gguf.architectures import ARCHITECTURES
@@ -96,6 +97,10 @@ def read_config(gguf: GgufFile) -> dict[str, Any]:
     form = ARCHITECTURES[gguf.architecture]
     if "qkv_bias" in biases and form.model_type == "llama":  # a Llama has all four or none
         form = ARCHITECTURES["deci"]
+    if "qkv_bias" in biases and form.model_type == "qwen3":
+        raise FamilyError(
+            f"{gguf.path}: a Qwen3 with biases on Q, K and V alone isn't supported", "choose another parent"
+        )
     hidden = gguf.whole("embedding_length")
     heads, kv_heads, widths = (_per_block(gguf, key) for key in _SIZES)
     most = max(heads) or max(1, hidden // gguf.whole("attention.key_length"))  # a model without any attention
@@ -126,9 +131,29 @@ def read_config(gguf: GgufFile) -> dict[str, Any]:
         **form.fields(gguf),
     }
     config |= _token_ids(gguf, config["vocab_size"])
-    if not plain:
+    if form.model_type == "nemotron-nas":
         config["block_configs"] = [_block(most, *sizes) for sizes in zip(heads, kv_heads, widths, strict=True)]
+    elif form.differing:
+        return _per_block_config(config, heads, kv_heads, widths)
     return config
+
+
+def _per_block_config(
+    config: dict[str, Any], heads: list[int], kv_heads: list[int], widths: list[int]
+) -> dict[str, Any]:
+    """A family's own config of these blocks, of which 0 heads or a width of 0 stand for a sub-block that isn't there.
+
+    If the blocks are alike it is that of a plain model.
+    """
+    alike = {**config, "num_key_value_heads": max(kv_heads) or max(heads) or 1, "intermediate_size": max(widths) or 1}
+    spec = read_spec(alike)
+    blocks = tuple(
+        BlockSpec(AttentionSpec("attention", kv, count) if count else None, FfnSpec("gated", width) if width else None)
+        for count, kv, width in zip(heads, kv_heads, widths, strict=True)
+    )
+    if blocks == spec.blocks:
+        return alike
+    return family_of(spec).write(replace(spec, blocks=blocks), 1)
 
 
 def _biases(gguf: GgufFile) -> dict[str, bool]:
@@ -163,7 +188,7 @@ def _check_supported(gguf: GgufFile) -> None:
 
 
 def _per_block(gguf: GgufFile, key: str) -> list[int]:
-    """A size of every block. Where the file says one number, all have it; only a ``deci`` has blocks that differ."""
+    """A size of every block. Where the file says one number, all have it."""
     default = _per_block(gguf, "attention.head_count") if key == "attention.head_count_kv" else None
     values = gguf.wholes(key, gguf.whole("block_count"), default)
     if not ARCHITECTURES[gguf.architecture].differing and len(set(values)) > 1:
@@ -176,8 +201,8 @@ def _per_block(gguf: GgufFile, key: str) -> list[int]:
 def _check_heads(gguf: GgufFile, heads: list[int], kv_heads: list[int], head_dim: int) -> None:
     if head_dim % 2:
         raise CheckpointError(f"{gguf.path}: heads of {head_dim} channels, which can't rotate in pairs", AGAIN)
-    if len(set(heads) - {0}) > 1:
-        raise FamilyError(f"{gguf.path}: its blocks have {sorted(set(heads))} heads", "choose another parent")
+    if len(counts := set(heads) - {0}) > 1:
+        raise FamilyError(f"{gguf.path}: its blocks have {sorted(counts)} heads", "choose another parent")
     for i, (count, shared) in enumerate(zip(heads, kv_heads, strict=True)):
         if shared and (count % shared or not count):
             raise CheckpointError(f"{gguf.path}: block {i} has {count} heads and {shared} key/value heads", AGAIN)

@@ -32,12 +32,16 @@ _SIZES = {name: (values, size) for name, values, size in BLOCKS.values()}
 
 @dataclass(frozen=True)
 class GgufOutput:
-    """A tensor to write; ``pieces`` yields its bytes in order. ``shape`` is row-major."""
+    """A tensor to write; ``pieces`` yields its bytes in order. ``shape`` is row-major.
+
+    ``fills``: it belongs to a sub-block that the model hasn't got.
+    """
 
     name: str
     kind: Kind
     shape: tuple[int, ...]
     pieces: Callable[[], Iterator[memoryview]]
+    fills: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -90,7 +94,7 @@ def _stacked(name: str, parts: list[GgufOutput]) -> GgufOutput:
 
 
 def _constant(name: str, shape: tuple[int, ...], value: float, kind: Kind) -> GgufOutput:
-    """A tensor with one value everywhere."""
+    """A tensor of a sub-block that isn't there, with one value everywhere."""
     stored = _stored_kind(shape, kind)
 
     def pieces() -> Iterator[memoryview]:
@@ -98,7 +102,7 @@ def _constant(name: str, shape: tuple[int, ...], value: float, kind: Kind) -> Gg
 
         yield _encoded(torch.full(shape, value), "F32", stored)
 
-    return GgufOutput(name, stored, shape, pieces)
+    return GgufOutput(name, stored, shape, pieces, fills=True)
 
 
 def _stored_kind(shape: tuple[int, ...], kind: Kind) -> Kind:

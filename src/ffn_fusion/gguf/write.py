@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ffn_fusion.blueprint import PARTS
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.checkpoint.safetensors_file import fsync_folder
 from ffn_fusion.checkpoint.sidecars import read_licence
@@ -50,6 +51,13 @@ class GgufPlan:
     def nbytes(self) -> int:
         written = sum(tensor.nbytes for tensor in self.tensors)
         return quantized_bytes(self.tensors, self.dtype) if self.quantizer else written
+
+    @property
+    def filled(self) -> tuple[int, int]:
+        """The number of absent sub-blocks in whose place zeros are written, and the bytes of those zeros."""
+        filled = [tensor for tensor in self.tensors if tensor.fills]
+        absent = sum(block.part(part) is None for block in self.checkpoint.spec.blocks for part in PARTS)
+        return absent if filled else 0, sum(tensor.nbytes for tensor in filled)
 
 
 def plan_file(
