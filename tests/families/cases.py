@@ -129,4 +129,4 @@ NORM_AFTER: dict[str, dict[str, Any]] = {
     "olmo3": {"model_type": "olmo3", "sliding_window": 8},
     "glm4": {"model_type": "glm4", "head_dim": 8, "attention_bias": True, "partial_rotary_factor": 0.5},
 }
-"""Config of models that norm what is added: nothing is fused or repaired."""
+"""Config of models that norm what is added: nothing is fused."""

@@ -357,7 +357,7 @@ def test_every_family_is_listed_with_what_it_refuses(capsys: pytest.CaptureFixtu
     listed = json.loads(capsys.readouterr().out)
     assert {"llama", "qwen2", "qwen3", "gemma2", "gpt2"} <= set(listed)
     assert [entry["form"] for entry in listed["qwen2"]] == ["nemotron-nas", "per-block"]
-    assert set(listed["gemma2"][0]["refuses"]) == {"make linear", "fuse", "side by side", "repair"}
+    assert set(listed["gemma2"][0]["refuses"]) == {"make linear", "fuse", "side by side"}
     (qwen3,) = listed["qwen3"]
     assert (qwen3["form"], set(qwen3["refuses"])) == ("per-block", {"make linear", "side by side"})
     assert "vllm" in qwen3["engines"]

@@ -187,7 +187,7 @@ class NarrowFfn(_OneBlock):
         down = block.projection("ffn")
         kept = torch.tensor(self.channels, device=x.device)
         narrow = nn.functional.linear(inner.index_select(-1, kept), down.weight.index_select(1, kept), down.bias)
-        return (y + narrow,)
+        return (y + block.added("ffn", narrow),)
 
     def costs(self, i: int) -> tuple[Cost, ...]:
         return (Cost(ffns=1),)

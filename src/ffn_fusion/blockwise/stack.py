@@ -17,11 +17,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from ffn_fusion.blockwise.norm_after import NormAfter
 from ffn_fusion.blockwise.room import free_memory
-from ffn_fusion.blueprint import Part
+from ffn_fusion.blueprint import PARTS, Part
 from ffn_fusion.families import ModelSpec, family_of, names_of
 from ffn_fusion.families.family import SubBlockTensor
-from ffn_fusion.families.layout import block_tensors, final_norm_names, outer_tensors, output_names
+from ffn_fusion.families.layout import block_tensors, final_norm_names, outer_tensors, output_names, scale_after
 from ffn_fusion.processes import neighbours
 
 _RESIDENT_SHARE = 0.4  # of the free memory; smaller weights stay loaded between uses
@@ -183,6 +184,11 @@ class Block:
         weights = {tensor.key: stack.load(names.of(i, tensor.key)) for _, tensor in block_tensors(stack.spec, i)}
         self._module = stack.modules.BlockModule(stack.spec, stack.config, i, weights, stack.arguments)
         self._spec, self._number = stack.spec, i
+        self._norms_after: dict[Part, NormAfter] = {
+            part: NormAfter(weights[tensor.key] + tensor.plus, stack.spec.norm_eps)
+            for part in PARTS
+            if (tensor := scale_after(stack.spec, i, part))
+        }
         self.has_attention = stack.spec.blocks[i].attention is not None
         self.has_ffn = stack.spec.blocks[i].ffn is not None
         self.side_by_side = stack.spec.side_by_side and self.has_attention and self.has_ffn
@@ -207,9 +213,9 @@ class Block:
         return result
 
     def inner_and_outer(self, part: Part, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the input and the output of a sub-block's output projection: [N, T, D] -> [N, T, F], [N, T, D].
+        """Return what a sub-block's output projection reads and what the sub-block adds to the state.
 
-        F is the FFN's width, or the attention's heads times their size.
+        [N, T, D] -> [N, T, F], [N, T, D], with F the FFN's width, or the attention's heads times their size.
         """
         caught: list[Tensor] = []
         hook = self.projection(part).register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
@@ -247,6 +253,15 @@ class Block:
         found = self._module.projection(part)
         assert isinstance(found, nn.Linear)
         return found
+
+    def norm_after(self, part: Part) -> NormAfter | None:
+        """Return the norm between :meth:`projection` and the state; None in most families."""
+        return self._norms_after.get(part)
+
+    def added(self, part: Part, outer: Tensor) -> Tensor:
+        """Return what is added to the state where :meth:`projection` gives ``outer``: [..., D] -> [..., D]."""
+        norm = self.norm_after(part)
+        return norm(outer) if norm else outer
 
     def output_names(self, part: Part) -> dict[Literal["weight", "bias"], str]:
         """Return the names of the tensors of :meth:`projection` in the model."""

@@ -19,9 +19,10 @@ from ffn_fusion.families.spec import ModelSpec
 
 Shape = tuple[int, ...]
 
-Role = Literal["norm scale", "norm bias", "into", "into bias", "out of", "out of bias", "copied"]
+Role = Literal["norm scale", "norm bias", "into", "into bias", "out of", "out of bias", "scale after", "copied"]
 """What a tensor does in its sub-block: scale or shift of the norm in front; a matrix that reads the normalised state,
-or its bias; the matrix that writes to the residual stream, or its bias; anything else, which is only ever copied."""
+or its bias; the matrix that writes to the residual stream, or its bias; the scale of an RMSNorm between that matrix and
+the residual stream; anything else, which is only ever copied."""
 
 Along = Literal["width", "heads", "KV heads"]
 """What the inner axis of a tensor counts: FFN channels, query heads or key/value heads (times their size)."""

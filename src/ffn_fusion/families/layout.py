@@ -33,6 +33,17 @@ def output_names(spec: ModelSpec, block: int, part: Part) -> dict[Literal["weigh
     return {roles[tensor.role]: names.of(block, tensor.key) for tensor in found}
 
 
+def scale_after(spec: ModelSpec, block: int, part: Part) -> SubBlockTensor | None:
+    """The scale of the norm that a block's attention or FFN goes through before it's added; None: there's no norm."""
+    owned = (tensor for owner, tensor in block_tensors(spec, block) if owner == part)
+    return next((tensor for tensor in owned if tensor.role == "scale after"), None)
+
+
+def norms_after(spec: ModelSpec) -> bool:
+    """Whether any sub-block of the model goes through a norm before it's added."""
+    return any(scale_after(spec, i, part) for i in range(len(spec.blocks)) for part in PARTS)
+
+
 def sub_block_parameters(spec: ModelSpec, part: SubBlock | None) -> int:
     """Parameters of an attention or an FFN, with its norm."""
     return sum(prod(tensor.shape) for tensor in sub_block_tensors(spec, part)) if part else 0

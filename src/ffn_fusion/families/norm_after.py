@@ -2,8 +2,7 @@
 
     x + m(Attn(n(x)))        x + m(FFN(n(x)))        OLMo has no norm n in front
 
-The sum of several FFNs, each with a norm of its own after it, isn't one wide FFN; and least squares can't find a matrix
-that a norm follows. All else works.
+The sum of several FFNs, each with a norm of its own after it, isn't one wide FFN. All else works.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 
 from ffn_fusion.blueprint import Operation, SubBlock
 from ffn_fusion.families.block_lists import full_every, no_lists
-from ffn_fusion.families.family import Family, Names, SubBlockTensor
+from ffn_fusion.families.family import Family, Names, Role, SubBlockTensor
 from ffn_fusion.families.llama_like import read
 from ffn_fusion.families.llama_shaped import NAMES
 from ffn_fusion.families.llama_shaped import tensors as llama_tensors
@@ -25,7 +24,6 @@ from ffn_fusion.families.spec import AttentionSpec, FfnSpec, ModelSpec
 _REFUSES: dict[Operation, str] = {
     "fuse": "each FFN's output is normed before it's added, so the sum of several FFNs isn't one wide FFN",
     "side by side": "each sub-block's output is normed before it's added, so a sum of several isn't one wide one",
-    "repair": "a norm follows the output matrix, so least squares can't find the matrix",
 }
 _ROTARY = ("rope_parameters", "rope_scaling")
 
@@ -65,8 +63,9 @@ def _tensors(
         plus: what is added to a norm's scale as stored.
     """
     name = "attention" if isinstance(part, AttentionSpec) else "ffn"
+    roles: dict[str, Role] = {"norm": "norm scale", "norm_after": "scale after"}
     for key in norms[name]:
-        yield SubBlockTensor(f"{name}.{key}", (spec.hidden_size,), "norm scale", plus=plus)
+        yield SubBlockTensor(f"{name}.{key}", (spec.hidden_size,), roles[key], plus=plus)
     yield from (tensor for tensor in llama_tensors(spec, part) if tensor.role != "norm scale")
     if isinstance(part, AttentionSpec) and qk_norm != "none":
         for key, heads in (("q", part.heads), ("k", part.kv_heads)):

@@ -124,8 +124,8 @@ class BlockModule:
     ) -> None:
         self._block, self._arguments = block, arguments
         self._caught: Tensor | None = None
-        self._norm = config.sub_blocks["ffn"]["around"][-1]
         inner = child_family(spec).names.inner
+        self._norm = inner["ffn.norm"].rpartition(".")[0] if "ffn.norm" in weights else None
         self._layers: dict[Part, nn.Module] = {}
         self._projections: dict[Part, nn.Linear] = {}
         for part in PARTS:
@@ -160,9 +160,8 @@ class BlockModule:
         return caught[0].view(*x.shape[:-1], -1)[..., channels]
 
     def normed(self, x: Tensor) -> Tensor:
-        """What the FFN's matrices read, the norm in front of them: [N, T, D] -> [N, T, D]."""
-        found: Tensor = self._layers["ffn"].get_submodule(self._norm)(x)
-        return found
+        """What the FFN's matrices read, after the norm in front of them if there is one: [N, T, D] -> [N, T, D]."""
+        return self._layers["ffn"].get_submodule(self._norm)(x) if self._norm else x
 
     def parameter(self, part: Part, name: str) -> nn.Parameter:
         """A weight of the attention or the FFN by its name in a block."""

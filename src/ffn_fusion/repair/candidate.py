@@ -19,6 +19,7 @@ from ffn_fusion.blockwise.edits import AllWindows, Carried, Cost
 from ffn_fusion.blockwise.stack import Block, Contributions
 from ffn_fusion.blockwise.work import ffn_flops
 from ffn_fusion.families import ModelSpec
+from ffn_fusion.repair.after_norm import AfterNorm
 from ffn_fusion.repair.anchors import MOST, Anchors, Folds, pack, slots, unpack
 from ffn_fusion.repair.settings import RepairSettings
 from ffn_fusion.solve.cross_fit import Fold, cross_fit, solve_bytes, solve_flops
@@ -128,17 +129,29 @@ class Workbench:
             self._step = last = _Step(key, x, inner, outer, kernels)
         return last
 
-    def solve(self, width: int, kernels: Kernels, total: Folds, goal: Folds) -> Folds | None:
-        """Return b for each fold, or None if the old weights are best."""
+    def solve(
+        self, width: int, kernels: Kernels, total: Folds, goal: Folds, after: tuple[AfterNorm, Folds] | None = None
+    ) -> Folds | None:
+        """Return b for each fold, or None if the old weights are best.
+
+        Args:
+            after: the norm after the projection, if there is one, and what the projection gives.
+        """
         median = median_norm(torch.cat(goal))
         folds = []
-        for within, across, state, wanted in zip(*kernels, total, goal, strict=True):
+        for fold, (within, across, state, wanted) in enumerate(zip(*kernels, total, goal, strict=True)):
             missing = wanted.to(self.precision) - state.to(self.precision)
             finite = missing.isfinite().all(1)
             weights = token_weights(wanted, RepairSettings().weighting, median=median).to(self.precision) * finite
             within, across, missing = (torch.where(finite[:, None], x, 0.0) for x in (within, across, missing))
-            folds.append(Fold(within, across, missing, weights))
-        return cross_fit((folds[0], folds[1]), width).dual
+            error = None
+            if after:
+                norm, outer = after[0], after[1][fold].to(self.precision)
+                error = partial(norm.error, outer, missing + norm.norm(outer), weights)
+                missing, weights = norm.regression(missing, weights, outer)
+            folds.append(Fold(within, across, missing, weights, error))
+        dual = cross_fit((folds[0], folds[1]), width).dual
+        return (after[0].divided(dual[0]), after[0].divided(dual[1])) if after and dual else dual
 
 
 @dataclass(frozen=True)
@@ -181,7 +194,7 @@ class RepairedRun:
             start = self.bench.gather(partial(carried, 0))
             inner, outer = self.bench.ffn(block, start)
             self._now["inner"] = inner
-            self._now["dual"] = self._solve(i, block, products(inner), start, outer)
+            self._now["dual"] = self._solve(i, block, products(inner), start, outer, inner)
             return
         inner, outer = self.bench.run(self._run, block, partial(self._start, i, block, carried))
         if i < self.fused_last:
@@ -192,7 +205,7 @@ class RepairedRun:
             total = self.bench.gather(partial(carried, 1))
         else:
             total = self.bench.parent(block if self.keeps_attention else None)[0]
-        self._now["dual"] = self._solve(i, block, kernels, total, outer)
+        self._now["dual"] = self._solve(i, block, kernels, total, outer, inner)
 
     def advance(self, i: int, block: Block, part: slice, x: Tensor, parent: Contributions, carried: Carried) -> Carried:
         if i > self.fused_last:
@@ -213,7 +226,7 @@ class RepairedRun:
         if i < self.fused_last:
             return start, total, *pack(kernels, x.shape[1], x.shape[2], x.dtype)
         assert dual is not None
-        return (add_change(total, anchors.changes(kernels, part.start, dual)),)
+        return (_changed(block, before, step.inner, step.outer, anchors.changes(kernels, part.start, dual)),)
 
     def release(self) -> None:
         self._now.clear()
@@ -256,11 +269,17 @@ class RepairedRun:
         count = slots(shape[0] * shape[1], bench.precision, bench.context, bench.spec.hidden_size, bench.dtype)
         return unpack([carried(2 + k, part) for k in range(count)], shape, bench.precision)
 
-    def _solve(self, i: int, block: Block, kernels: Kernels, before: Folds, outer: Folds) -> Folds | None:
+    def _solve(self, i: int, block: Block, kernels: Kernels, before: Folds, added: Folds, inner: Folds) -> Folds | None:
         fused = range(self.first, self.fused_last + 1) if i == self.fused_last else (i,)
         width = sum(ffn.width for k in fused if (ffn := self.bench.spec.blocks[k].ffn))
-        total = (before[0] + outer[0], before[1] + outer[1])
-        return self.bench.solve(width, kernels, total, self.bench.parent(block)[1])
+        total = (before[0] + added[0], before[1] + added[1])
+        after = None
+        if norm := block.norm_after("ffn"):
+            assert len(fused) == 1, "FFNs that norms follow are fused"
+            project = block.projection("ffn")
+            even, odd = (project(fold.to(project.weight)) for fold in inner)
+            after = AfterNorm(norm), (even, odd)
+        return self.bench.solve(width, kernels, total, self.bench.parent(block)[1], after)
 
     def _alone(self, block: Block, part: slice, state: Tensor) -> Tensor:
         """Run an FFN after the fused ones, with its own repair."""
@@ -270,7 +289,7 @@ class RepairedRun:
             return state + outer
         anchors = self.bench.anchors
         kernels = anchors.kernels(inner.to(self.bench.precision), part.start, there, own=False)
-        return add_change(state + outer, anchors.changes(kernels, part.start, dual))
+        return _changed(block, state, inner, outer, anchors.changes(kernels, part.start, dual))
 
 
 def products(inner: Folds) -> Kernels:
@@ -296,3 +315,15 @@ def _usable(inner_MF: Tensor) -> Tensor:
 def add_change(state: Tensor, change: Tensor) -> Tensor:
     """Add what a repair changes to a state, rounded once to its dtype."""
     return (state.to(change.dtype) + change).to(state.dtype)
+
+
+def _changed(block: Block, state: Tensor, inner: Tensor, added: Tensor, change: Tensor) -> Tensor:
+    """Return the state after an FFN that reads ``inner`` at its projection, whose output changes by ``change``.
+
+    Args:
+        added: what the FFN adds without the change.
+    """
+    if block.norm_after("ffn"):
+        outer = block.projection("ffn")(inner)
+        return state + block.added("ffn", (outer.to(change.dtype) + change).to(outer.dtype))
+    return add_change(state + added, change)

@@ -11,7 +11,7 @@ from ffn_fusion.blockwise.pace import Pace
 from ffn_fusion.blockwise.room import Room
 from ffn_fusion.blockwise.work import attention_flops, ffn_flops, row_bytes
 from ffn_fusion.families import ModelSpec
-from ffn_fusion.families.layout import block_parameters, head_parameters
+from ffn_fusion.families.layout import block_parameters, head_parameters, norms_after
 from ffn_fusion.repair.fit import CHANNELS
 from ffn_fusion.repair.places import Place
 from ffn_fusion.repair.program import Program, Step
@@ -92,12 +92,13 @@ def make_estimate(
     widths = [width(child, place) for place in places]
     found = [EstimatedPlace(p, F, _is_dual(F, tokens, settings.solver)) for p, F in zip(places, widths, strict=True)]
     blocks, widest = _blocks_bytes(program, teacher, child, dtype), max(widths)
+    normed = norms_after(child)
 
     def peak(rows: int, tokens: int) -> int:
         kept = widest * dtype.itemsize  # what a projection reads is kept
-        solver = max(_solver_bytes(F, tokens, hidden, settings.solver, dtype) for F in widths)
+        solver = max(_solver_bytes(F, tokens, hidden, settings.solver, dtype, normed) for F in widths)
         if settings.inputs:
-            solver = max(solver, _solver_bytes(hidden, tokens, hidden, "primal", dtype))
+            solver = max(solver, _solver_bytes(hidden, tokens, hidden, "primal", dtype, False))
         return room.peak(blocks + rows * (row_bytes(hidden, widest, dtype) + kept) + solver)
 
     rows = _rows(peak, room, widest, windows, context, tokens)
@@ -158,11 +159,14 @@ def _is_dual(F: int, tokens: int, solver: Solver) -> bool:
     return solver == "dual" or (solver == "auto" and tokens < F)
 
 
-def _solver_bytes(F: int, tokens: int, hidden: int, solver: Solver, dtype: torch.dtype) -> int:
+def _solver_bytes(F: int, tokens: int, hidden: int, solver: Solver, dtype: torch.dtype, normed: bool) -> int:
+    """Return the bytes of a place's solver; ``normed``: a norm follows the projection (``repair.after_norm``)."""
     sums = torch.float64 if dtype == torch.float64 else torch.float32
     if not _is_dual(F, tokens, solver):
-        return primal_bytes(F, hidden, sums) + adding_bytes(F, hidden, sums)
+        judged = F * hidden * sums.itemsize * normed  # a change while its error after the norm is measured
+        return primal_bytes(F, hidden, sums) + adding_bytes(F, hidden, sums) + judged
     states = 3 * tokens * hidden * dtype.itemsize  # of both models, and one of them while it is gathered
+    states += 4 * tokens * hidden * sums.itemsize * normed  # what is wanted, and outputs before and after the norm
     return dual_bytes(tokens, F, hidden, sums) + states + 4 * tokens * min(F, CHANNELS) * sums.itemsize
 
 

@@ -2,15 +2,19 @@
 
 residual  r_t = y_t - x_t - h_t W0^T - b0      x the child's state before the sub-block, y the teacher's state after it
 
+Where a norm follows the projection, ``repair.after_norm`` says what becomes of both.
+
 Several processes split the sums of each form: the primal by tokens (each process has windows of its own), the dual by
 channels (each process has all tokens and some of the channels).
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -19,6 +23,7 @@ from torch import Tensor
 from ffn_fusion.blockwise.stack import Block
 from ffn_fusion.blockwise.states import States
 from ffn_fusion.processes import current
+from ffn_fusion.repair.after_norm import AfterNorm
 from ffn_fusion.repair.places import Place
 from ffn_fusion.repair.settings import RepairSettings
 from ffn_fusion.solve.choice import Fit
@@ -64,6 +69,12 @@ class _Work:
         """The dtype of sums over tokens or channels: float32, or float64 if the model is."""
         weight = self.block.projection(self.place.part).weight
         return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+    @cached_property
+    def after(self) -> AfterNorm | None:
+        """What the norm after the projection makes of the regression; None: there's no norm."""
+        norm = self.block.norm_after(self.place.part)
+        return AfterNorm(norm) if norm else None
 
     def beside(self, x_NTD: Tensor) -> Tensor:
         """What the sub-block's contribution is added to: x, and where attention and FFN stand side by side both."""
@@ -128,10 +139,37 @@ def _solve_primal(work: _Work) -> Fit:
             x, goal = work.ours.read(SLOT, part), work.theirs.read(SLOT, part)
             inner, outer = work.block.inner_and_outer(work.place.part, x)
             missing = (goal - work.beside(x) - outer).flatten(0, 1)
-            added.add(inner.flatten(0, 1), missing, work.weights(goal.flatten(0, 1), median))
+            inner, weights = inner.flatten(0, 1), work.weights(goal.flatten(0, 1), median)
+            if work.after:
+                missing, weights = work.after.regression(
+                    missing, weights, work.block.projection(work.place.part)(inner)
+                )
+            added.add(inner, missing, weights)
         added.sum_over(current().add_up)
         sums.append(added)
-    return solve_primal(sums[0], work.settings.lambdas, sums[1])
+    if not work.after:
+        return solve_primal(sums[0], work.settings.lambdas, sums[1])
+    error = partial(_error_after_norm, work, work.after, median)
+    return work.after.of_projection(solve_primal(sums[0], work.settings.lambdas, sums[1], held_out_error=error))
+
+
+def _error_after_norm(work: _Work, after: AfterNorm, median: float, x_FD: Tensor) -> float:
+    """The error on the windows that decide, for X^T with the bias as last row: see ``repair.after_norm``."""
+    projection = work.block.projection(work.place.part)
+    x_FD = x_FD.to(work.sums)
+    left = torch.zeros((), dtype=torch.float64, device=x_FD.device)
+    for part in work.windows.deciding:
+        x, goal = work.ours.read(SLOT, part), work.theirs.read(SLOT, part)
+        inner = work.block.inner_and_outer(work.place.part, x)[0].flatten(0, 1)
+        outer, wanted = projection(inner), (goal - work.beside(x)).flatten(0, 1)
+        weights = work.weights(goal.flatten(0, 1), median)
+        usable = inner.isfinite().all(1) & outer.isfinite().all(1) & wanted.isfinite().all(1)
+        added = inner.to(x_FD) @ x_FD[: inner.shape[1]]
+        if work.bias:
+            added += x_FD[-1]
+        left += after.error(outer, wanted, torch.where(usable, weights, 0.0), added)
+    current().add_up(left)
+    return float(left) if left.isfinite() else math.inf
 
 
 @torch.inference_mode()
@@ -150,12 +188,21 @@ def _solve_dual(work: _Work) -> Fit:
         outer += inner @ projection.weight[:, channels].mT
     here.add_up(kernel, outer)
     mirror(kernel)
-    goal_ND = goal.flatten(0, 1)
-    residual = (goal_ND - work.beside(x).flatten(0, 1)).to(outer) - outer
+    goal_ND, count = goal.flatten(0, 1), fitted * x.shape[1]
+    wanted, weights = (goal_ND - work.beside(x).flatten(0, 1)).to(outer), work.weights(goal_ND, median)
+    residual, error = wanted - outer, None
     if projection.bias is not None:
         residual -= projection.bias
-    weights = work.weights(goal_ND, median)
-    found = solve_dual(kernel, residual, weights, width, fitted * x.shape[1], work.settings.lambdas, bias=work.bias)
+    if work.after:
+        outer += 0.0 if projection.bias is None else projection.bias
+        residual = wanted - work.after.norm(outer)
+        usable = torch.where(residual.isfinite().all(1), weights, 0.0)
+        error = partial(work.after.error, outer[count:], wanted[count:], usable[count:])
+        residual, weights = work.after.regression(residual, weights, outer)
+    found = solve_dual(
+        kernel, residual, weights, width, count, work.settings.lambdas, bias=work.bias, held_out_error=error
+    )
+    found = work.after.of_projection(found) if work.after else found
     if found.dual_ND is None:
         return found
     change = found.dual_ND.new_zeros(hidden, width)

@@ -9,7 +9,7 @@ layer's width is made. Shapes: M anchors of a fold, O of the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +23,16 @@ _SAFE = 0.1  # lambdas that float32 is precise enough for: the condition is F / 
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold's anchors: K among them [M, M] and to the other fold's [M, O], R [M, D] and weights [M]."""
+    """One fold's anchors: K among them [M, M] and to the other fold's [M, O], R [M, D] and weights [M].
+
+    ``error``: what a change adds to their outputs [M, D] -> their error, where that isn't the weighted sum of squares.
+    """
 
     within: Tensor
     across: Tensor
     residual: Tensor
     weights: Tensor
+    error: Callable[[Tensor], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def _fit(folds: tuple[Fold, Fold], width: int, ridge: float, whole: float) -> Cr
     if solved[0] is None or solved[1] is None:
         return CrossFit(ridge, float("inf"))
     left = sum(
-        _energy(fold.residual - fold.across @ other, fold.weights)
+        _left(fold, fold.across @ other)
         for fold, other in zip(folds, reversed(solved), strict=True)
         if other is not None
     )
@@ -94,6 +98,10 @@ def _solve(fold: Fold, width: int, ridge: float) -> Tensor | None:
         return None
     right = (root[:, None] * fold.residual).to(dtype)
     return root[:, None] * torch.cholesky_solve(right, factor).to(fold.within.dtype)
+
+
+def _left(fold: Fold, added_MD: Tensor) -> float:
+    return fold.error(added_MD) if fold.error else _energy(fold.residual - added_MD, fold.weights)
 
 
 def _energy(residual_MD: Tensor, weights_M: Tensor) -> float:

@@ -14,7 +14,7 @@ Shapes: N tokens, of which the first n are fitted and the others held out; F cha
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +35,7 @@ def solve_dual(
     *,
     bias: bool = False,
     tolerance: float = TOLERANCE,
+    held_out_error: Callable[[Tensor], float] | None = None,
 ) -> Fit:
     """Solve as ``solve_primal`` does, with the refit; the change is ``Fit.dual_ND`` b, so that dW = b^T H.
 
@@ -45,6 +46,8 @@ def solve_dual(
         width: F.
         fitted: n.
         ridges: lambdas >= 0, in any order.
+        held_out_error: what the change adds to the outputs of the held-out tokens [N - n, D] -> their error, where that
+            isn't the sum of squares that the regression minimises.
 
     Raises:
         ValueError: no lambda, or a negative one.
@@ -62,7 +65,10 @@ def solve_dual(
         found = tokens.solve(solver, fitted, ridge)
         if found is None:
             return PathPoint(ridge), None
-        errors = [relative(error, energy) for error, energy in zip(found.errors, energies, strict=True)]
+        left = list(found.errors)
+        if held_out_error:
+            left[1] = held_out_error(tokens.explained(found, fitted))
+        errors = [relative(error, energy) for error, energy in zip(left, energies, strict=True)]
         return PathPoint(ridge, errors[0], errors[1], found.residual), found
 
     path = follow_path(ridges, solve)
@@ -134,6 +140,12 @@ class _Tokens:
             return None
         a = solution.x_FD if bias is None else solution.x_FD[:, 1:] - solution.x_FD[:, :1] * bias
         return _Dual(a, bias, solution.judged, solution.residual)
+
+    def explained(self, dual: _Dual, count: int) -> Tensor:
+        """Return what a solution for the first ``count`` tokens adds to the others' outputs; 0 where w is 0."""
+        root = self.root[count:, None]
+        added = self.kernel[count:, :count] @ dual.a_ND.to(self.kernel) / torch.where(root > 0, root, 1.0)
+        return added if dual.bias_D is None else added + dual.bias_D
 
     def _error(self, part: slice, columns: slice, explained_NC: Tensor, bias_D: Tensor | None) -> float:
         """Sum of squares that is left on some tokens."""

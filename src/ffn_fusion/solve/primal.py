@@ -12,7 +12,7 @@ F x F numbers, whatever the number of tokens N: the form for N > F. ``solve.dual
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ def solve_primal(
     *,
     refit: bool = True,
     tolerance: float = TOLERANCE,
+    held_out_error: Callable[[Tensor], float] | None = None,
 ) -> Fit:
     """Solve for every lambda and take the one of the least error on held-out tokens; W0 stays where none beats it.
 
@@ -39,6 +40,8 @@ def solve_primal(
         refit: solve once more at the chosen lambda, on both sets of tokens. That solution has seen the held-out tokens,
             so nothing is left to measure it on.
         tolerance: of the linear solve's residual; a lambda that stays above it is given up.
+        held_out_error: (dW^T, with the bias as last row, in float64) -> the error on the held-out tokens, where that
+            isn't the sum of squares that the regression minimises; W0's is ``held_out.energy``.
 
     Returns:
         A fit whose ``path`` ends at the first lambda whose held-out error is above its predecessor's. Never worse than
@@ -61,9 +64,10 @@ def solve_primal(
         solution = solver.solve(ridge_vector(ridge, fit.diagonal, fit.bias), fit.cross, judge)
         if solution is None:
             return PathPoint(ridge), None
-        errors = [
-            relative(sums.error_after(change), sums.energy) for sums, change in zip(both, solution.judged, strict=True)
-        ]
+        left = [sums.error_after(change) for sums, change in zip(both, solution.judged, strict=True)]
+        if held_out_error:
+            left[1] = held_out_error(solution.x_FD)
+        errors = [relative(error, sums.energy) for error, sums in zip(left, both, strict=True)]
         return PathPoint(ridge, errors[0], errors[1], solution.residual), solution
 
     both = (fit, held_out)
