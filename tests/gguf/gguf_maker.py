@@ -79,6 +79,7 @@ def write_gguf(
     tensors: Mapping[str, np.ndarray[Any, Any]] | None = None,
     arch: str = "llama",
     pre: str = "smollm",
+    norms_plus: float = 0.0,
     values: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write ``model``; its matrices are quantised as ``kind``, and hold the quantised values from then on."""
@@ -106,6 +107,8 @@ def write_gguf(
             stored = quantize(array, quantised)
             tensor.copy_(torch.from_numpy(dequantize(stored, quantised)))
             array = stored
+        if "norm" in ours:
+            array = array + np.float32(norms_plus)
         if interleave and (".attn_q." in ours or ".attn_k." in ours):
             array = interleaved(array, HEADS if ".attn_q." in ours else KV_HEADS)
         writer.add_tensor(ours, array, raw_dtype=quantised if tensor.ndim > 1 else None)

@@ -23,6 +23,7 @@ class Architecture:
         reads: keys that change what is computed, and that ``fields`` carries over.
         fields: what config.json says besides a Llama's fields. Raises: CheckpointError.
         differing: sizes may differ from block to block.
+        norms_plus: what files add to the scales of norms as a checkpoint stores them.
     """
 
     model_type: str
@@ -31,6 +32,7 @@ class Architecture:
     reads: tuple[str, ...] = ()
     fields: Callable[[GgufFile], Mapping[str, Any]] = _nothing
     differing: bool = False
+    norms_plus: float = 0.0
 
 
 def _phi3(gguf: GgufFile) -> dict[str, Any]:
@@ -52,6 +54,10 @@ def _phi3(gguf: GgufFile) -> dict[str, Any]:
 def _smollm3(gguf: GgufFile) -> dict[str, Any]:
     """transformers' own padding token, 128004, isn't in every vocabulary, so that a model without any has to say so."""
     return {"pad_token_id": None}
+
+
+def _gemma(gguf: GgufFile) -> dict[str, Any]:
+    return {"hidden_act": "gelu_pytorch_tanh", "pad_token_id": None}
 
 
 _MULTIPLIERS = {
@@ -80,6 +86,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", interleaved=False),
     "openelm": Architecture("qwen3", "Qwen3ForCausalLM", interleaved=False, differing=True),
     "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", fields=_smollm3),
+    "gemma": Architecture("gemma", "GemmaForCausalLM", interleaved=False, fields=_gemma, norms_plus=1.0),
     "granite": Architecture("granite", "GraniteForCausalLM", reads=tuple(_MULTIPLIERS), fields=_granite),
 }
 """By ``general.architecture``. Mistral is written as ``llama``, a Qwen3 whose blocks differ as ``openelm``."""

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ffn_fusion.checkpoint.computed import stored_tensors
 from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.checkpoint.safetensors_file import ITEM_SIZES
@@ -91,9 +93,14 @@ def _key(path: Path) -> str:
 def _convert(path: Path, target: Path, key: str, on_progress: Callable[[str, float], None]) -> None:
     gguf, config, spec = _read_model(path)
     sources = _sources(gguf, spec)
-    interleaved = ARCHITECTURES[gguf.architecture].interleaved
+    form = ARCHITECTURES[gguf.architecture]
     outputs = [
-        _output(name, tensor, spec.head_dim if interleaved and is_rotary(name) else None)
+        _output(
+            name,
+            tensor,
+            spec.head_dim if form.interleaved and is_rotary(name) else None,
+            form.norms_plus if name.endswith("norm.weight") else 0.0,
+        )
         for name, tensor in sources.items()
     ]
     total = sum(output.nbytes for output in outputs)
@@ -141,6 +148,7 @@ def _sources(gguf: GgufFile, spec: ModelSpec) -> dict[str, GgufTensor]:
     again = "the file is incomplete or holds another model: get it again, or start from the safetensors"
     expected = stored_tensors(spec)
     theirs = {gguf_name(name): name for name in expected}
+    vectors = ("F32",) if ARCHITECTURES[gguf.architecture].norms_plus else FLOATS
     for tensor in gguf.tensors.values():
         if tensor.name in FACTORS:
             continue
@@ -151,7 +159,7 @@ def _sources(gguf: GgufFile, spec: ModelSpec) -> dict[str, GgufTensor]:
             raise CheckpointError(
                 f"{gguf.path}: tensor {tensor.name} is {list(tensor.shape)}, not {list(shape)}", again
             )
-        if len(tensor.shape) == 1 and tensor.kind_name not in FLOATS:
+        if len(tensor.shape) == 1 and tensor.kind_name not in vectors:
             raise CheckpointError(f"{gguf.path}: tensor {tensor.name} is a {tensor.kind_name} vector", again)
     missing = [name for theirs_, name in theirs.items() if theirs_ not in gguf.tensors]
     if missing:
@@ -159,12 +167,12 @@ def _sources(gguf: GgufFile, spec: ModelSpec) -> dict[str, GgufTensor]:
     return {name: gguf.tensors[gguf_name(name)] for name in expected}
 
 
-def _output(name: str, tensor: GgufTensor, head_dim: int | None) -> OutputTensor:
-    return OutputTensor(name, output_dtype(tensor.kind_name), tensor.shape, lambda: _pieces(tensor, head_dim))
+def _output(name: str, tensor: GgufTensor, head_dim: int | None, plus: float) -> OutputTensor:
+    return OutputTensor(name, output_dtype(tensor.kind_name), tensor.shape, lambda: _pieces(tensor, head_dim, plus))
 
 
-def _pieces(tensor: GgufTensor, head_dim: int | None) -> Iterator[memoryview]:
-    """The tensor's values as bytes, some whole rows (for Q and K: whole heads) at a time."""
+def _pieces(tensor: GgufTensor, head_dim: int | None, plus: float) -> Iterator[memoryview]:
+    """The tensor's values less ``plus`` as bytes, some whole rows (for Q and K: whole heads) at a time."""
     rows = tensor.shape[0]
     step = max(1, _PIECE_BYTES // (4 * math.prod(tensor.shape[1:])))
     if head_dim is not None:
@@ -173,4 +181,5 @@ def _pieces(tensor: GgufTensor, head_dim: int | None) -> Iterator[memoryview]:
         raw = tensor.rows(start, min(start + step, rows))
         if head_dim is not None:
             raw = reorder_heads(raw, head_dim, "half-split")
-        yield memoryview(values_of(tensor, raw).data).cast("B")
+        values = values_of(tensor, raw)
+        yield memoryview((values.view("<f4") - np.float32(plus) if plus else values).data).cast("B")
