@@ -10,7 +10,7 @@ def families(as_json: JsonFlag = False) -> None:
     from ffn_fusion.families.registry import known_families
     from ffn_fusion.portability.own_form import engines_of
     from ffn_fusion.portability.rule import ENGINES
-    from ffn_fusion.report.family_grid import OPERATIONS, family_grid
+    from ffn_fusion.report.family_grid import family_grid, refusals
 
     if not as_json:
         say(family_grid(), err=False)
@@ -21,7 +21,7 @@ def families(as_json: JsonFlag = False) -> None:
                 {
                     "form": "per-block" if family.form else "nemotron-nas",
                     "engines": engines_of(family) if family.form else ENGINES,
-                    "refuses": {operation: why for operation in OPERATIONS if (why := family.can(operation))},
+                    "refuses": refusals(family),
                 }
                 for family in found
             ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import get_args
 
 from ffn_fusion.blueprint import Operation
@@ -11,7 +12,7 @@ from ffn_fusion.portability.own_form import engines_of
 from ffn_fusion.report.grid import Column, Grid
 
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
-_ALL = f"All is: {', '.join(OPERATIONS)}."
+_REST = f"Possible otherwise: {', '.join(OPERATIONS)}."
 _FORMS = (
     "Engines beside transformers: nemotron-nas can load in all that `check` knows; per-block, the family's own tensor "
     "names and config, in those named."
@@ -19,23 +20,32 @@ _FORMS = (
 
 
 def family_grid() -> Grid:
-    """A row for each family and form of its children, with what is refused; a note gives the reason of each refusal."""
+    """A row for each family and form of its children, with what is refused; notes give the reasons."""
     rows = [(name, family) for name, families in known_families().items() for family in families]
-    reasons = {
-        f"{operation}: {reason} ({', '.join(sorted({n for n, f in rows if f.can(operation) == reason}))})"
-        for _, family in rows
-        for operation in OPERATIONS
-        if (reason := family.can(operation))
-    }
     return Grid.of(
         rows,
         (_text("model_type"), lambda row: row[0]),
         (_text("form"), lambda row: "per-block" if row[1].form else "nemotron-nas"),
-        (_text("can be done"), lambda row: _possible(row[1])),
+        (_text("not possible"), lambda row: ", ".join(refusals(row[1])) or "-"),
         (_text("engines"), lambda row: _engines(row[1])),
         title="Families, and the form that their children are written in",
-        notes=[_ALL, *(f"Not {reason}." for reason in sorted(reasons)), _FORMS],
+        notes=[_REST, *(_reasons(operation, rows) for operation in OPERATIONS), _FORMS],
     )
+
+
+def refusals(family: Family) -> dict[Operation, str]:
+    """Return what can't be done with a family, each with the reason."""
+    return {operation: reason for operation in OPERATIONS if (reason := family.can(operation))}
+
+
+def _reasons(operation: Operation, rows: Sequence[tuple[str, Family]]) -> str:
+    """A sentence that says which families refuse an operation, and why; empty if none does."""
+    names: dict[str, list[str]] = {}
+    for name, family in rows:
+        if reason := family.can(operation):
+            names.setdefault(reason, []).append(name)
+    reasons = "; ".join(f"{reason} ({', '.join(refusing)})" for reason, refusing in names.items())
+    return f"Why not {operation}: {reasons}." if reasons else ""
 
 
 def _text(name: str) -> Column:
@@ -44,8 +54,3 @@ def _text(name: str) -> Column:
 
 def _engines(family: Family) -> str:
     return ", ".join(engines_of(family)) or "-" if family.form else "all"
-
-
-def _possible(family: Family) -> str:
-    refused = [operation for operation in OPERATIONS if family.can(operation)]
-    return f"all but {', '.join(refused)}" if refused else "all"
