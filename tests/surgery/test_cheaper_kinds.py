@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families.cases import OWN_FORM, write_family
+from families.cases import NORM_AFTER, OWN_FORM, write_family
 from hypothesis import given
 from hypothesis import strategies as st
 from makers import Blocks, llama_config, nas_config, random_ids, write_model
@@ -207,10 +207,11 @@ def test_refusals(change: Any, says: str, tmp_path: Path) -> None:
     [
         ("qwen3", lambda b: b.make_linear([0], "ffn"), "transformers' class has no linear layer"),
         ("gpt2", lambda b: b.pool_heads(0, 1), "a KV head for each query head, always"),
+        ("olmo2", lambda b: b.pool_heads(0, 1), "a norm goes over the keys of all heads together"),
     ],
 )
 def test_families_that_cant(name: str, change: Any, says: str, tmp_path: Path) -> None:
-    write_family(tmp_path / "parent", OWN_FORM[name])
+    write_family(tmp_path / "parent", (OWN_FORM | NORM_AFTER)[name])
     parent = open_folder(tmp_path / "parent")
     with pytest.raises(FamilyError, match=says):
         build(parent, change(parent.blueprint()), tmp_path / "child")

@@ -142,7 +142,7 @@ FAMILIES = (
             usual={"rms_norm_eps": 1e-5},
             form=_OLMO_FORM,
             lists=lists,
-            refuses=_REFUSES,
+            refuses=_REFUSES | {"pool KV heads": "a norm goes over the keys of all heads together"},
         )
         for name, lists in (("olmo2", no_lists), ("olmo3", full_every(4)))
     ),
