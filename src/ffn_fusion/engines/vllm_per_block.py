@@ -37,7 +37,9 @@ class PerBlockForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
         config = vllm_config.model_config.hf_config
         if found := problems(read_spec(config.to_dict()), "vllm"):
             raise ValueError(f"a {config.base_model_type} with blocks that differ: vLLM {found[0].reason}")
-        return _model_class(config.base_model_type)(vllm_config=vllm_config, prefix=prefix)
+        # vLLM's Qwen2 takes heads to be hidden_size / num_attention_heads wide; its Llama has Qwen2's biases as well.
+        family = "llama" if config.base_model_type == "qwen2" else config.base_model_type
+        return _model_class(family)(vllm_config=vllm_config, prefix=prefix)
 
 
 class _PerBlock(nn.Module):
