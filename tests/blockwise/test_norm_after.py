@@ -8,6 +8,7 @@ import pytest
 import torch
 from families.cases import NORM_AFTER, write_family
 from torch import Tensor
+from transformers.activations import ACT2FN
 
 from ffn_fusion.blockwise.edits import NarrowFfn
 from ffn_fusion.blockwise.stack import Stack
@@ -50,3 +51,13 @@ def test_an_ffn_narrowed_in_a_sweep_is_that_of_the_narrowed_child(parent: Checkp
     child = Stack(Child(parent, parent.blueprint().narrow(1, kept), 1), dtype=torch.float64)
     (edited,) = NarrowFfn(1, kept).advance(1, block, slice(0, 2), x, block.contributions(x), ())
     assert_close(edited, x + child.block(1).contributions(x).block)
+
+
+def test_the_norm_in_front_is_another(parent: Checkpoint, x: Tensor) -> None:
+    """OLMo has none there: its matrices read the state itself."""
+    block = Stack(parent, dtype=torch.float64).block(1)
+    gate, up = (part for _, tensor, weight in block.into("ffn") for part in weight.chunk(tensor.stacked))
+    normed = block.normed(x)
+    inner = ACT2FN[parent.spec.activation](normed @ gate.mT) * (normed @ up.mT)
+    assert_close(inner, block.inner_and_outer("ffn", x)[0])
+    assert torch.equal(normed, x) == parent.spec.family.startswith("olmo")
