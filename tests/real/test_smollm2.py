@@ -81,7 +81,7 @@ def test_empty_blueprint_is_the_identity(parent: Checkpoint, tmp_path: Path) -> 
 
 def test_analysis_is_the_naive_one(parent: Checkpoint) -> None:
     """Dependency, replace-1 and geometry of some blocks against hooks on transformers' model, a forward a variant."""
-    ids = torch.from_numpy(make_windows(load_tokenizer(parent.folder), HELD_OUT / "speech.txt", 64, 128).ids_NT)
+    ids = torch.from_numpy(make_windows(load_tokenizer(parent.folder), HELD_OUT / "speech.txt", 32, 64).ids_NT)
     evidence = analyze(
         parent, [TokenWindows("t", ids.numpy())], AnalysisSettings(scores=("block", "attention", "ffn"), max_run=1)
     )
