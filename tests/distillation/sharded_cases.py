@@ -75,7 +75,7 @@ def _stopped(what: str, done: int, total: int) -> None:
 
 def slowly(pairs: Path, out: Path) -> None:
     """The short one, for a signal to come before its end."""
-    train(pairs / "untied", out, SHORT, lambda *_: time.sleep(0.1))
+    train(pairs / "untied", out, SHORT, lambda *_: time.sleep(0.3))
 
 
 def stop(pairs: Path, out: Path) -> None:

@@ -180,7 +180,7 @@ def test_stopped_at_any_step(pair: Pair, whole: Distilled, tmp_path: Path) -> No
 
 def slowly(*_: object) -> None:
     """Leave time for a signal before the end."""
-    time.sleep(0.1)
+    time.sleep(0.3)
 
 
 @pytest.mark.slow

@@ -136,7 +136,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
 
 def slowly(*_: object) -> None:
     """Leave time for a signal before the end."""
-    time.sleep(0.1)
+    time.sleep(0.3)
 
 
 @pytest.mark.slow
