@@ -104,12 +104,14 @@ def in_child_form(spec: ModelSpec) -> ModelSpec:
 def known_families() -> dict[str, tuple[Family, ...]]:
     """By model_type, the families that a model may be read as; where there are two, most models are the first.
 
-    Models that are rewritten in Llama's form are Llamas; those that aren't keep their family's own form.
+    Models that are rewritten in Llama's form are Llamas; those that aren't keep their family's own form, and so do
+    Llamas some of whose blocks were put side by side.
     """
     return {
         name: (
             *([llama.FAMILY] if family.rewrite else []),
             *([family] if family.form or not family.rewrite else []),
+            *([llama_blocks.FAMILY] if family is llama.FAMILY else []),
         )
         for name, family in FAMILIES.items()
     }

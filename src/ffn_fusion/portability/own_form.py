@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 from ffn_fusion.blueprint import Part
 from ffn_fusion.blueprint.ranges import format_blocks
-from ffn_fusion.families import Family, ModelSpec
+from ffn_fusion.families import Family, ModelSpec, llama_blocks
 from ffn_fusion.families.rotary import read_rotary
 from ffn_fusion.gguf import qk_norm
 from ffn_fusion.portability.form import LLAMA_CPP_BLOCKS, about_model
 from ffn_fusion.portability.rule import Engine, Reason, Rule
 
-VLLM_FAMILIES = frozenset({"llama-per-block", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "opt"})
+VLLM_FAMILIES = frozenset({llama_blocks.NAME, "qwen3", "gemma", "gemma2", "gpt2", "opt"})
 """Families of which vLLM has a class of its own that was run with blocks that differ."""
 _NO_FAMILY = "has no model of this family whose blocks differ"
 
@@ -23,13 +23,13 @@ _NO_FAMILY = "has no model of this family whose blocks differ"
 def shaped_like_llama(spec: ModelSpec) -> bool:
     """Whether a model keeps an own form for nothing but its numbers of heads, which a GGUF file has for each block."""
     windowed = "sliding_attention" in (spec.config.get("layer_types") or ())
-    return spec.family in ("llama-per-block", "qwen2") and not windowed
+    return spec.family in (llama_blocks.NAME, "qwen2") and not windowed
 
 
 def engines_of(family: Family) -> tuple[Engine, ...]:
     """Return the engines beside transformers that run children in the family's own form."""
     vllm: tuple[Engine, ...] = ("vllm",) if family.name in VLLM_FAMILIES else ()
-    return (*vllm, "llama.cpp") if family.name in qk_norm.FAMILIES else vllm
+    return (*vllm, "llama.cpp") if family.name in {*qk_norm.FAMILIES, llama_blocks.NAME} else vllm
 
 
 def _qwen3(breaks: Callable[[ModelSpec], bool]) -> Callable[[ModelSpec], bool]:
@@ -49,7 +49,7 @@ OWN_FORM_RULES: tuple[Rule[ModelSpec], ...] = (
         f"it is that, or one of {', '.join(sorted(VLLM_FAMILIES))}",
         "",
         {"vllm": Reason("isn't known to run this family with blocks that differ")},
-        about_model(lambda spec: spec.family not in VLLM_FAMILIES),
+        about_model(lambda spec: spec.family not in VLLM_FAMILIES and not shaped_like_llama(spec)),
     ),
     Rule(
         "family-gguf",
@@ -67,13 +67,6 @@ OWN_FORM_RULES: tuple[Rule[ModelSpec], ...] = (
             "llama.cpp": Reason("has no windows in qwen3 and openelm, so long texts would be silently wrong"),
         },
         about_model(_qwen3(lambda spec: "sliding_attention" in (spec.config.get("layer_types") or ()))),
-    ),
-    Rule(
-        "qwen2-window",
-        "a Qwen2 has no sliding windows",
-        "",
-        {"vllm": Reason("isn't known to run Qwen2 with windows and blocks that differ")},
-        about_model(lambda spec: spec.family == "qwen2" and not shaped_like_llama(spec)),
     ),
     Rule(
         "qwen3-bias",
