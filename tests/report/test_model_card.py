@@ -159,3 +159,11 @@ def repaired(*places: tuple[str, str | None], bias: bool = False) -> dict[str, A
 def test_repaired_projections_are_counted_by_kind(small: Any, record: dict[str, Any], said: str) -> None:
     """Tensors aren't FFNs: attentions and biases are among them, and places that kept their weights aren't."""
     assert said in model_card("child", small.blueprint, "0.1.0", repairs=record)
+
+
+def test_mapped_inputs_are_said(small: Any) -> None:
+    record = repaired(("attention", None), ("ffn", None))
+    record["places"][1]["inputs"] = {"5": 0.46, "6": 0.58}
+    card = model_card("child", small.blueprint, "0.1.0", repairs=record)
+    assert "The input of the FFN of blocks 5-6 was mapped to its own in the parent: 46% to 58% of the squared" in card
+    assert "All other weights are its own" in card

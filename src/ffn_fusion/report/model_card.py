@@ -17,6 +17,7 @@ from ffn_fusion.report.quality_grids import quality_grid
 from ffn_fusion.report.summary import sentence
 from ffn_fusion.report.training_grids import (
     distillation_grid,
+    mapped_inputs,
     solved_projections,
     stages_grid,
     trained_further,
@@ -97,14 +98,17 @@ def _training(repairs: Mapping[str, Any] | None) -> str:
             "was lost stays lost until the model is distilled or fine-tuned.\n"
         )
     what, tokens = solved_projections(repairs), repairs["calibration"]["tokens"]
-    if what is None:
+    mapped = mapped_inputs(repairs)
+    if what is None and mapped is None:
         return (
             f"**Not trained after surgery.** Repair on {tokens:,} tokens of text improved no output projection on "
             "held-out text, so every weight is the parent's, rearranged.\n"
         )
+    solved = f"{what or 'No output projection was'} solved in closed form, on {tokens:,} tokens of text, so that the "
+    solved += "states come close to the parent's"
     return (
-        f"**Repaired, not trained.** {what} solved in closed form, on {tokens:,} tokens of text, so that the states "
-        "come close to the parent's; all other weights are its own. Distillation or fine-tuning can bring it closer.\n"
+        f"**Repaired, not trained.** {solved}{f'. {mapped} All' if mapped else '; all'} other weights are its own. "
+        "Distillation or fine-tuning can bring it closer.\n"
     )
 
 

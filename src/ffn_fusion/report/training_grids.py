@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.report.formats import perplexity
 from ffn_fusion.report.grid import Column, Grid, kl_column, words
 
@@ -32,8 +33,22 @@ def repairs_grid(record: Record) -> Grid:
         ),
         notes=[
             f"Solved on {record['calibration']['tokens']:,} tokens. Error left: squared distance to the parent's state "
-            "on held-out tokens, as a share of what it was."
+            "on held-out tokens, as a share of what it was.",
+            *filter(None, [mapped_inputs(record)]),
         ],
+    )
+
+
+def mapped_inputs(record: Record) -> str | None:
+    """Say whose inputs were mapped, and how far from the parent's they are; None where none were."""
+    errors = {int(i): error for row in record["places"] for i, error in row.get("inputs", {}).items()}
+    if not errors:
+        return None
+    blocks, left = format_blocks(sorted(errors)), [errors[i] for i in sorted(errors)]
+    span = f"{min(left):.0%}" if len(left) == 1 else f"{min(left):.0%} to {max(left):.0%}"
+    return (
+        f"The input of the FFN of block{'s' * (len(left) > 1)} {blocks} was mapped to its own in the parent: "
+        f"{span} of the squared distance is left on held-out tokens."
     )
 
 
