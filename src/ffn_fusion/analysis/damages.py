@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from ffn_fusion.analysis.candidates import repaired_name
-from ffn_fusion.analysis.evidence import PARTS, Damage, Removal
+from ffn_fusion.analysis.candidates import repaired_name, side_by_side_name
+from ffn_fusion.analysis.evidence import PARTS, Damage, MeasuredSideBySide, Removal
 from ffn_fusion.analysis.observe import removed
 from ffn_fusion.blockwise.head import Divergence, standard_error
 from ffn_fusion.blockwise.sweep import PARENT
@@ -23,6 +23,21 @@ def removals_of(damages: Mapping[str, Damage], blocks: int) -> tuple[Removal, ..
         for part in PARTS
         for i in range(blocks)
         if removed(part, i) in damages
+    )
+
+
+def measured_side_by_side(
+    damages: Mapping[str, Damage], runs: Iterable[tuple[int, int]]
+) -> tuple[MeasuredSideBySide, ...]:
+    """The runs of blocks that were put side by side, one row each."""
+    return tuple(
+        MeasuredSideBySide(
+            first=first,
+            last=last,
+            damage=damages[side_by_side_name(first, last)],
+            repaired=damages.get(repaired_name(side_by_side_name(first, last))),
+        )
+        for first, last in runs
     )
 
 

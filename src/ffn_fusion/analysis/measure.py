@@ -21,16 +21,14 @@ from ffn_fusion.analysis.candidates import (
     run_edits,
     run_name,
     side_by_side_edits,
-    side_by_side_name,
 )
 from ffn_fusion.analysis.channels import Contributions, contributions_of, largest_first
-from ffn_fusion.analysis.damages import damages_of, removals_of
+from ffn_fusion.analysis.damages import damages_of, measured_side_by_side, removals_of
 from ffn_fusion.analysis.evidence import (
     Calibration,
     Damage,
     Evidence,
     MeasuredRun,
-    MeasuredSideBySide,
     MeasuredWidth,
     Part,
     Removal,
@@ -246,15 +244,7 @@ class _Analysis:
                 )
                 for run in runs
             ),
-            side_by_side=tuple(
-                MeasuredSideBySide(
-                    first=first,
-                    last=last,
-                    damage=damages[side_by_side_name(first, last)],
-                    repaired=damages.get(repaired_name(side_by_side_name(first, last))),
-                )
-                for first, last in self._side_by_side
-            ),
+            side_by_side=measured_side_by_side(damages, self._side_by_side),
             narrowed=tuple(
                 MeasuredWidth(block=i, width=width, damage=damages[narrowed_name(i, width)])
                 for i, width in self._widths()
