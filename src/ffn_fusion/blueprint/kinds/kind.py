@@ -73,9 +73,10 @@ class Kind(Frozen):
         return f"{NAMES[part]} {format_blocks(self.sources)} {self.fate}" if self.changes else ""
 
     def cells(self, part: Part, had: Sequence[SubBlock]) -> tuple[str, str]:
-        """What it is and how wide, for the table of a plan."""
-        sizes = self.sizes(had)
-        width = getattr(sizes, "width", 0)
+        """What it is and, of an FFN, how wide, for the table of a plan."""
+        if part == "attention":
+            return self.fate, ""
+        width = getattr(self.sizes(had), "width", 0)
         return self.fate, f"{width:,}" if width else "linear"
 
     def label(self, part: Part, had: Sequence[SubBlock]) -> str:
