@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from by_hand import parents, primal
+from killed import OnProgress, States, assert_same_after_kills
 from makers import Blocks, Made, llama_config, nas_config, random_ids, write_model
 from reference import Reference, identity_steps
 from torch import Tensor
@@ -120,12 +120,8 @@ def test_one_window_stays_as_it_is(made: Made, ids: Tensor) -> None:
     assert all(torch.equal(have.state(name), want.state(name)) for name in want.kept)
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_killed_at_every_block_it_goes_on_to_the_same_bits(made: Made, ids: Tensor, tmp_path: Path) -> None:
-    def run(folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Tensor]:
+    def run(folder: Path, on_progress: OnProgress) -> States:
         stack = stack_of(made, torch.float32, resident=False)
         states = FileStates(folder, N, T, stack.spec.hidden_size, torch.float32, stack.device)
         edits = repaired(stack) | {f"plain {name}": edit for name, edit in plain(stack).items()}
@@ -133,20 +129,7 @@ def test_killed_at_every_block_it_goes_on_to_the_same_bits(made: Made, ids: Tens
         swept = sweep(stack, ids, edits, states=states, journal=journal, rows=3 * T, on_progress=on_progress)
         return {name: swept.state(name) for name in swept.kept}
 
-    want = run(tmp_path / "whole")
-    for at in range(1, 60, 6):
-        ticks = 0
-
-        def kill(*_: Any, at: int = at) -> None:
-            nonlocal ticks
-            ticks += 1
-            if ticks == at:
-                raise Killed
-
-        with pytest.raises(Killed):
-            run(tmp_path / str(at), kill)
-        found = run(tmp_path / str(at))
-        assert all(torch.equal(found[name], state) for name, state in want.items()), at
+    assert_same_after_kills(run, tmp_path, range(1, 60, 6))
 
 
 @pytest.mark.parametrize("make", [plain, repaired])

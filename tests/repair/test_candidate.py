@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from by_hand import parents, primal
+from killed import OnProgress, States, assert_same_after_kills
 from makers import Made, llama_config, random_ids, write_model
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -159,36 +158,19 @@ def test_activations_that_are_not_finite_spoil_nothing_else(made: Made, ids: Ten
 # ---- killed
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_killed_at_every_block_it_goes_on_to_the_same_bits(
     dtype: torch.dtype, made: Made, ids: Tensor, tmp_path: Path
 ) -> None:
     stack = stack_of(made, dtype)
 
-    def run(folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Tensor]:
+    def run(folder: Path, on_progress: OnProgress) -> States:
         states = FileStates(folder, N, T, stack.spec.hidden_size, dtype, stack.device)
         edits = {**candidates(bench_of(stack)), "u": FusedRun(1, 3, 2)}
         journal = Journal(folder / "journal", "key")
         return states_of(sweep(stack, ids, edits, states=states, journal=journal, rows=3 * T, on_progress=on_progress))
 
-    want = run(tmp_path / "whole")
-    for at in range(1, 60, 4):
-        ticks = 0
-
-        def kill(*_: Any, at: int = at) -> None:
-            nonlocal ticks
-            ticks += 1
-            if ticks == at:
-                raise Killed
-
-        with pytest.raises(Killed):
-            run(tmp_path / str(at), kill)
-        found = run(tmp_path / str(at))
-        assert all(torch.equal(found[name], state) for name, state in want.items()), at
+    assert_same_after_kills(run, tmp_path, range(1, 60, 4))
 
 
 # ---- what it takes
