@@ -137,7 +137,7 @@ def _by_damage(bench: PairsBench, count: int) -> Pairs:
     only = evidence.model_copy(update={"runs": (), "removals": ()})
     settings = PlanSettings(steps=_steps(evidence) - 2 * count, max_damage=100.0)
     chosen = plan(bench.parent.spec, only, settings).blueprint
-    return sorted(block.parent_blocks for block in chosen.blocks if len(block.attention.sources) > 1)
+    return chosen.merged
 
 
 def _steps(evidence: Evidence) -> int:

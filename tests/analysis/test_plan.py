@@ -87,6 +87,7 @@ def test_blocks_side_by_side_are_choices_among_others(evidence: Evidence) -> Non
     assert steps(made.blueprint) == 14
     narrower = plan(spec(), with_blocks, PlanSettings(steps=14, max_width=95))
     assert narrower.blueprint.dropped_attentions == (0, 1)
+    assert made.blueprint.merged == made.selection.merged == ((5, 6),)
     assert [row.name for row in control_plans(made.blueprint, with_blocks, PlanSettings())] == ["greedy rule"]
 
 

@@ -113,3 +113,21 @@ def test_engines_that_have_to_load_it(ffn_fusion: Run, words: tuple[object, ...]
     assert code == 10
     assert err.startswith("error: vllm can't load this child at the child's block 0: it begins its residual stream")
     assert not (tmp_path / "built").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("--linear-ffn", "1", "--side-by-side", "3-4"), 4, "no form holds linear layers and attentions"),
+        (("--linear-attention", "2", "--pool-heads", "2"), 5, "the attention of block 2 is made linear already"),
+        (("--without-attention", "2", "--kv-heads", "1"), 2, "--kv-heads: kv_heads is for the attentions"),
+        (("--pool-heads", "2", "--kv-heads", "3"), 5, "can't be pooled to 3"),
+    ],
+)
+def test_what_no_child_can_be_is_refused(
+    ffn_fusion: Run, parent: Path, tmp_path: Path, words: tuple[str, ...], code: int, says: str
+) -> None:
+    found, _, err = ffn_fusion("fuse", parent, "-o", tmp_path / "child", *words)
+    (error,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert (found, says in error) == (code, True), err
+    assert not (tmp_path / "child").exists()

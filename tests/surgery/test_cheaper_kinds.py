@@ -145,10 +145,20 @@ def test_json_and_words(tmp_path: Path) -> None:
     assert blueprint.operations == {"make linear", "pool KV heads"}
     said = [block.part(part).words(part) for block in blueprint.blocks for part in ("attention", "ffn")]
     assert [words for words in said if words] == [
-        "attention 0 linear",
+        "attention 0 made linear",
         "attention 1 pooled to 1 KV head",
-        "FFN 2 linear",
+        "FFN 2 made linear",
     ]
+
+
+def test_the_sequential_child_keeps_what_was_changed_by_itself(tmp_path: Path) -> None:
+    """What is merged comes apart; a pooled attention and linear layers stay what they are."""
+    write_model(tmp_path, llama_config(num_hidden_layers=6))
+    parent = open_folder(tmp_path)
+    alone = one_of_each(parent)
+    assert alone.unfused() == alone
+    assert alone.side_by_side(3, 4).unfused() == alone
+    assert alone.drop_attention([5]).side_by_side(3, 4).unfused() == alone.drop_attention([5])
 
 
 @given(data=st.data())
@@ -190,8 +200,12 @@ def test_the_repair_solves_linear_layers_anew(tmp_path: Path) -> None:
         (lambda b: b.drop_attention([1]).pool_heads(1, 1), "block 1 has no attention"),
         (lambda b: b.side_by_side(0, 1).make_linear([1], "attention"), "block 1 is side by side in run 0-1"),
         (lambda b: b.make_linear([7], "ffn"), "block 7 is outside the model"),
-        (lambda b: b.make_linear([1], "ffn").side_by_side(0, 1), "the FFN of block 1 is linear"),
-        (lambda b: b.make_linear([1], "attention").side_by_side(0, 1), "attention 1 is linear already"),
+        (lambda b: b.make_linear([1], "ffn").side_by_side(0, 1), "the FFN of block 1 is made linear"),
+        (lambda b: b.make_linear([1], "attention").side_by_side(0, 1), "attention 1 is made linear already"),
+        (lambda b: b.make_linear([2], "attention").pool_heads(2, 1), "the attention of block 2 is made linear already"),
+        (lambda b: b.pool_heads(2, 1).make_linear([2], "attention"), "the attention of block 2 is pooled already"),
+        (lambda b: b.make_linear([1], "ffn").narrow(1, [0]), "the FFN of block 1 is made linear already"),
+        (lambda b: b.narrow(1, [0]).make_linear([1], "ffn"), "the FFN of block 1 is narrowed already"),
     ],
 )
 def test_refusals(change: Any, says: str, tmp_path: Path) -> None:

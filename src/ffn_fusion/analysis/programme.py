@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ffn_fusion.blueprint import Block, Blueprint, FusedFfn
+from ffn_fusion.blueprint import Block, Blueprint, FusedFfn, WideAttention
 from ffn_fusion.blueprint.choices import Choice, ChoiceTable, Selection, Size
 
 
@@ -160,8 +160,9 @@ def made_of(blueprint: Blueprint, table: ChoiceTable) -> Selection | None:
 
 def _essence(block: Block) -> tuple[object, ...]:
     """What a block is made of, whatever the convention of its norms."""
-    ffn = block.ffn.model_copy(update={"norm": "own"}) if isinstance(block.ffn, FusedFfn) else block.ffn
-    return block.parent_blocks, block.attention, ffn
+    kinds = (block.attention, block.ffn)
+    merged = (FusedFfn, WideAttention)
+    return block.parent_blocks, *(k.model_copy(update={"norm": "own"}) if isinstance(k, merged) else k for k in kinds)
 
 
 def size_of(blueprint: Blueprint) -> Size:

@@ -41,6 +41,7 @@ class Compared:
     meaning: str
     dropped: tuple[int, ...]
     runs: Runs
+    merged: Runs
     damage: float | None
 
 
@@ -66,8 +67,7 @@ def control_plans(
     if any(block.ffn.kind == "narrowed" for block in blueprint.blocks) or not (size.fused or size.ffns):
         return []
     greedy_rule = partial(_greedy_rule, allows=allows)
-    beside = any(len(block.attention.sources) > 1 for block in blueprint.blocks)
-    rules = (greedy_rule,) if size.ffns or beside else (_middle, _paper_rule, greedy_rule)
+    rules = (greedy_rule,) if size.ffns or blueprint.merged else (_middle, _paper_rule, greedy_rule)
     return [found for rule in rules if (found := rule(evidence, size, budget))]
 
 
@@ -80,8 +80,8 @@ def compare(
     found = []
     for plan in (exact, *control_plans(blueprint, evidence, budget, allows)):
         made = made_of(plan.blueprint, table)
-        damage = made.score if made else None
-        found.append(Compared(plan.name, plan.meaning, plan.blueprint.dropped_attentions, plan.blueprint.runs, damage))
+        damage, child = made.score if made else None, plan.blueprint
+        found.append(Compared(plan.name, plan.meaning, child.dropped_attentions, child.runs, child.merged, damage))
     return tuple(found)
 
 

@@ -133,7 +133,6 @@ class PlanSettings(Settings):
         description="The blocks of exactly these runs are put side by side, attentions and FFNs, e.g. 10-11,12-13; no "
         "evidence is needed.",
     )
-
     linear_attention: Blocks = Field(
         (), description="Exactly these blocks get a linear layer in their attention's place; no evidence is needed."
     )
@@ -143,12 +142,14 @@ class PlanSettings(Settings):
     pool_heads: Blocks = Field(
         (), description="The attentions of exactly these blocks get fewer KV heads; no evidence is needed."
     )
-    kv_heads: int = Field(1, ge=1, description="KV heads that a pooled attention has.")
+    kv_heads: int | None = Field(
+        None, ge=1, description="KV heads that each of these attentions keeps; 1 if not given."
+    )
 
     @property
     def explicit(self) -> bool:
         """Whether a person named the changes."""
-        return any(getattr(self, name) for name in NAMED if name != "kv_heads")
+        return any(getattr(self, name) for name in NAMED)
 
     @field_validator("steps")
     @classmethod
@@ -182,6 +183,13 @@ class PlanSettings(Settings):
         if shares and info.data.get("speedup") is None and info.data.get("parameters") is None:
             raise PydanticCustomError("narrow", "narrower FFNs save no steps: aim for speedup or parameters")
         return shares
+
+    @field_validator("kv_heads")
+    @classmethod
+    def _heads_of_some(cls, heads: int | None, info: ValidationInfo) -> int | None:
+        if heads is not None and not info.data.get("pool_heads"):
+            raise PydanticCustomError("heads", "kv_heads is for the attentions that pool_heads names; name those too")
+        return heads
 
     @field_validator("width_curve")
     @classmethod

@@ -87,5 +87,10 @@ class Block(Frozen):
         return self.attention if part == "attention" else self.ffn
 
     @property
+    def side_by_side(self) -> bool:
+        """Whether several attentions of the parent are one here."""
+        return len(self.attention.sources) > 1
+
+    @property
     def empty(self) -> bool:
         return not self.attention.present and not self.ffn.present

@@ -150,8 +150,8 @@ class Blueprint(Frozen):
         """Give a parent block's attention fewer KV heads, each the mean of neighbouring ones.
 
         Raises:
-            BlueprintError: a block outside the model or without an attention of its own, or ``kv_heads`` is no proper
-                divisor of its KV heads.
+            BlueprintError: a block outside the model, without an attention of its own or with one that was changed
+                before; or ``kv_heads`` is no proper divisor of its KV heads.
         """
         return self._with(edits.pool(self.parent, self.blocks, block, kv_heads))
 
@@ -159,7 +159,8 @@ class Blueprint(Frozen):
         """Put one linear layer in the place of the attention, or the FFN, of these parent blocks.
 
         Raises:
-            BlueprintError: a block outside the model, or without an attention (or FFN) of its own.
+            BlueprintError: a block outside the model, without an attention (or FFN) of its own, or with one that was
+                changed before.
         """
         return self._with(edits.make_linear(self.parent, self.blocks, blocks, part))
 
@@ -205,14 +206,15 @@ class Blueprint(Frozen):
         return edits.split(self.parent, first, last, max_width)
 
     def unfused(self) -> Self:
-        """The same child with every FFN in its own block: the pruned, sequential model."""
-        alone = {block.ffn.sources[0]: block.ffn for block in self.blocks if len(block.ffn.sources) == 1}
-        pruned = (
-            type(self).identity(self.parent).drop_attention(self.dropped("attention")).drop_ffn(self.dropped("ffn"))
-        )
-        return pruned._with(
-            [block.model_copy(update={"ffn": alone.get(i, block.ffn)}) for i, block in enumerate(pruned.blocks)]
-        )
+        """The same child with every attention and FFN in its own block: the pruned, sequential model."""
+        pruned = type(self).identity(self.parent)
+        for part in PARTS:
+            alone = {kind.sources[0]: kind for block in self.blocks if len((kind := block.part(part)).sources) == 1}
+            blocks = edits.drop(self.parent, pruned.blocks, self.dropped(part), part)
+            pruned = pruned._with(
+                [block.model_copy(update={part: alone.get(i, block.part(part))}) for i, block in enumerate(blocks)]
+            )
+        return pruned
 
     def _with(self, blocks: Sequence[Block]) -> Self:
         return type(self)(parent=self.parent, blocks=tuple(blocks))
@@ -248,6 +250,11 @@ class Blueprint(Frozen):
     def runs(self) -> tuple[tuple[int, int], ...]:
         """The fused runs as (first, last) parent blocks, inclusive."""
         return tuple((b.ffn.sources[0], b.ffn.sources[-1]) for b in self.blocks if len(b.ffn.sources) > 1)
+
+    @property
+    def merged(self) -> tuple[tuple[int, int], ...]:
+        """The runs whose blocks are side by side, attentions and FFNs, as (first, last) parent blocks, inclusive."""
+        return tuple(block.parent_blocks for block in self.blocks if block.side_by_side)
 
     @property
     def operations(self) -> frozenset[Operation]:

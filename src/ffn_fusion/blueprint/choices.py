@@ -96,6 +96,11 @@ class Choice:
         return tuple((b.ffn.sources[0], b.ffn.sources[-1]) for b in self.blocks if len(b.ffn.sources) > 1)
 
     @property
+    def merged(self) -> Runs:
+        """The runs whose blocks are side by side."""
+        return tuple(block.parent_blocks for block in self.blocks if block.side_by_side)
+
+    @property
     def narrowed(self) -> tuple[int, ...]:
         """Parent blocks whose FFN is narrowed, or changed by itself in another way."""
         return tuple(b.ffn.sources[0] for b in self.blocks if b.ffn.changes and len(b.ffn.sources) == 1)
@@ -176,6 +181,11 @@ class Selection:
     @property
     def runs(self) -> Runs:
         return tuple(run for choice in self.choices for run in choice.runs)
+
+    @property
+    def merged(self) -> Runs:
+        """The runs whose blocks are side by side."""
+        return tuple(run for choice in self.choices for run in choice.merged)
 
     @property
     def size(self) -> Size:

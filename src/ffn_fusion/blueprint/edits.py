@@ -46,8 +46,8 @@ def fuse(parent: Parent, blocks: Blocks, first: int, last: int, norm: FusionNorm
         if block.attention.present:
             raise BlueprintError(
                 f"{name} goes through block {block.parent_blocks[0]}, which keeps its attention",
-                f"drop it as well (--drop-attention {first + 1}-{last}), end the run before it, or put the blocks side "
-                "by side",
+                f"drop it as well (--without-attention {first + 1}-{last}), end the run before it, or put its blocks "
+                f"side by side (--side-by-side {first}-{last})",
             )
     ffn = _fused(parent, inside, name, norm)
     if len(ffn.sources) < 2:
@@ -153,6 +153,7 @@ def pool(parent: Parent, blocks: Blocks, block: int, kv_heads: int) -> Blocks:
     """An attention has fewer KV heads. See ``Blueprint.pool_heads``."""
     _check_inside(parent, (block,))
     at = _alone(blocks, block, "attention")
+    _check_whole(blocks[at].attention, "attention")
     kind = PooledAttention(source=block, kv_heads=kv_heads)
     try:
         kind.check(parent.had("attention", (block,)))
@@ -168,9 +169,16 @@ def make_linear(parent: Parent, blocks: Blocks, which: Iterable[int], part: Part
     found = list(blocks)
     for source in chosen:
         at = _alone(blocks, source, part)
+        _check_whole(blocks[at].part(part), part)
         if parent.had(part, (source,))[0].kind != "linear":
             found[at] = blocks[at].model_copy(update={part: LinearSubBlock(source=source)})
     return found
+
+
+def _check_whole(kind: Kind, part: Part) -> None:
+    """Raises: BlueprintError: the sub-block was changed before, which another change would undo without a word."""
+    if kind.changes:
+        raise BlueprintError(f"the {NAMES[part]} of block {kind.sources[0]} is {kind.fate} already", "change it once")
 
 
 def _alone(blocks: Blocks, source: int, part: Part) -> int:
@@ -201,6 +209,8 @@ def _narrowable(parent: Parent, blocks: Blocks, source: int) -> tuple[int, Seque
             raise BlueprintError(
                 f"the FFN of block {source} is linear, not gated: it has no channels", "name another block"
             )
+        if not isinstance(block.ffn, NarrowedFfn):
+            _check_whole(block.ffn, "ffn")
         width = parent.blocks[source].ffn_width
         if width > LARGEST + 1:
             raise BlueprintError(

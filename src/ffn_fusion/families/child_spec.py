@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ffn_fusion.blueprint import Block, Blueprint, Part, SubBlock
+from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families.block_lists import cut_lists
 from ffn_fusion.families.registry import in_child_form
 from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
 
 
 def child_spec(parent: ModelSpec, blueprint: Blueprint, width_multiple: int) -> ModelSpec:
-    """The child's sizes; blocks that are left empty are gone, FFNs are padded to ``width_multiple``."""
+    """The child's sizes; blocks that are left empty are gone, FFNs are padded to ``width_multiple``.
+
+    Raises:
+        BlueprintError: a sub-block can't be made of the parent's, e.g. 3 KV heads of its 2.
+        FamilyError: no form holds the child.
+    """
     kept = blueprint.kept_blocks
     blocks = tuple(_block(parent, block, width_multiple) for block in kept)
     # A block's place in the parent is that of its attention, on which the lists of transformers' configs bear.
@@ -29,4 +35,9 @@ def _block(parent: ModelSpec, block: Block, width_multiple: int) -> BlockSpec:
 
 def _sub_block(parent: ModelSpec, block: Block, part: Part) -> SubBlock | None:
     kind = block.part(part)
-    return kind.sizes(parent.had(part, kind.sources))
+    had = parent.had(part, kind.sources)
+    try:
+        kind.check(had)  # a blueprint leaves out numbers of heads that all its parent's attentions have
+    except ValueError as error:
+        raise BlueprintError(str(error), "change the blueprint") from None
+    return kind.sizes(had)

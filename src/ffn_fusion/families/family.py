@@ -27,9 +27,8 @@ the residual stream; anything else, which is only ever copied."""
 Along = Literal["width", "heads", "KV heads"]
 """What the inner axis of a tensor counts: FFN channels, query heads or key/value heads (times their size)."""
 
-
 PACKED = "queries, keys and values are stored in one matrix"
-"""Why a family doesn't put blocks side by side."""
+"""Why operations on single heads are impossible with a family."""
 
 
 @dataclass(frozen=True)

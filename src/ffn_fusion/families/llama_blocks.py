@@ -34,8 +34,8 @@ def in_own_form(spec: ModelSpec) -> ModelSpec:
     """
     if any(part and part.kind == "linear" for block in spec.blocks for part in (block.attention, block.ffn)):
         raise FamilyError(
-            "blocks side by side: no form holds them beside linear layers",
-            "put all blocks side by side, or keep the others",
+            "no form holds linear layers and attentions with different numbers of heads in one child",
+            "leave out the linear layers, or the blocks side by side",
         )
     as_qwen2 = spec.qkv_bias and not spec.attention_bias
     if as_qwen2 and spec.mlp_bias:

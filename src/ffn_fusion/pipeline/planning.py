@@ -16,6 +16,7 @@ from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.portability.rule import Engine, EngineCheck
+from ffn_fusion.surgery.build import check_blueprint
 
 
 def make_plan(
@@ -40,12 +41,13 @@ def make_plan(
 
 
 def _named_changes(checkpoint: Checkpoint, settings: PlanSettings) -> Blueprint:
-    blueprint = checkpoint.blueprint().make_linear(settings.linear_attention, "attention")
-    blueprint = blueprint.make_linear(settings.linear_ffn, "ffn")
-    for block in settings.pool_heads:
-        blueprint = blueprint.pool_heads(block, settings.kv_heads)
     drop, runs, beside = settings.without_attention, settings.runs, settings.side_by_side
-    return blueprint.apply(drop, runs, beside, norm=settings.norm, max_width=settings.max_width)
+    blueprint = checkpoint.blueprint().apply(drop, runs, beside, norm=settings.norm, max_width=settings.max_width)
+    blueprint = blueprint.make_linear(settings.linear_attention, "attention").make_linear(settings.linear_ffn, "ffn")
+    for block in settings.pool_heads:
+        blueprint = blueprint.pool_heads(block, settings.kv_heads or 1)
+    check_blueprint(checkpoint, blueprint)
+    return blueprint
 
 
 def given_plan(

@@ -21,6 +21,7 @@ from ffn_fusion.checkpoint.write import json_file, output_tensors, write_checkpo
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families import require
 from ffn_fusion.families.block_lists import differing_list
+from ffn_fusion.families.child_spec import child_spec
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.surgery.child import Child
 from ffn_fusion.surgery.child_config import child_config, form_of, modeling_files
@@ -85,7 +86,7 @@ def check_blueprint(parent: Checkpoint, blueprint: Blueprint) -> None:
 
     Raises:
         BlueprintError: the blueprint is of a model with other blocks, or leaves none.
-        FamilyError: the parent's family doesn't take one of the blueprint's operations.
+        FamilyError: the parent's family doesn't take one of the blueprint's operations, or no form holds the child.
     """
     if blueprint.parent.blocks != parent.spec.parent("").blocks:
         raise BlueprintError(
@@ -96,6 +97,7 @@ def check_blueprint(parent: Checkpoint, blueprint: Blueprint) -> None:
         raise BlueprintError("the blueprint leaves no block at all", "keep at least one attention or FFN")
     for operation in sorted(blueprint.operations):
         require(parent.spec, operation)
+    child_spec(parent.spec, blueprint, 1)
     for block in blueprint.kept_blocks:
         if name := differing_list(parent.spec.config, block.attention.sources):
             raise BlueprintError(

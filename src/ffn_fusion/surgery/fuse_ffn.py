@@ -158,7 +158,7 @@ class Concatenated(Join):
     """Several tensors along ``axis``, then ``padding`` zeros. ``folds``, where given, has one for each of them.
 
     Where a tensor is ``stacked`` matrices along axis 0, each of those is concatenated and padded by itself.
-    ``repeats``, where given, says for each of them how often each of its heads of ``head_dim`` rows is there.
+    ``repeats``, if given, has a number for each of them: every head of ``head_dim`` rows is repeated that many times.
     """
 
     parts: tuple[str, ...]
@@ -200,7 +200,7 @@ class Concatenated(Join):
         return fuse_rows(parts or [torch.zeros(0, *shape[1:])]).to(dtype)
 
     def _repeated(self, parent: Rows, name: str, fold: Fold | None, times: int, start: int, stop: int) -> Tensor:
-        """Rows ``start..stop-1`` of a part whose heads are each there so many times."""
+        """Rows ``start..stop-1`` of a part of which every head is repeated ``times`` times."""
         if times == 1:
             return self._folded(parent, name, fold, start, stop)
         one = times * self.head_dim  # rows of the result that one head of the part makes

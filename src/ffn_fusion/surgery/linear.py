@@ -1,9 +1,9 @@
-"""One linear layer in the place of a sub-block (Puzzle, arXiv 2411.19146): what's left without what isn't linear.
+"""One linear layer in place of a sub-block (Puzzle, arXiv 2411.19146): the product of its two outer matrices.
 
-    attention   W = sum_h Wo[:, h] Wv[h // group]     every token attends to itself alone
-    FFN         W = Wdown Wup                         the gate, or the activation, is 1
+    attention   W = sum_h Wo[:, h] Wv[h // group]     as if every token attended to itself alone
+    FFN         W = Wdown Wup                         as if the gate, or the activation, were 1
 
-Biases are left out: such a layer has none. It's where the closed-form repair begins, which solves all of it anew.
+Biases are left out, since such a layer has none. The closed-form repair starts from this matrix and solves it anew.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def linear_join(kind: LinearSubBlock, wanted: Wanted) -> Join:
 
 @dataclass(frozen=True)
 class Product(Join):
-    """``out`` [D, F] times ``into`` [F / times, D], each of whose ``heads`` is there so many times."""
+    """``out`` [D, F] times ``into`` [F / times, D], of which each of the ``heads`` is repeated ``times`` times."""
 
     out: str
     into: str

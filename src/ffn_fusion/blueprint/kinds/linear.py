@@ -13,13 +13,13 @@ from ffn_fusion.blueprint.sub_blocks import AttentionSpec, FfnSpec, Part, SubBlo
 class LinearSubBlock(Kind):
     """One matrix [D, D] that reads the normalised state, in the place of the sub-block of parent block ``source``.
 
-    Of an attention it's what every token reads of itself, values times output; of an FFN up times down, without the
-    activation. A linear layer stays what it is.
+    It begins as values times output of an attention (each token attending to itself), or as up times down of an FFN
+    (without gate and activation). A layer that was linear before stays as it is.
     """
 
     parts: ClassVar[frozenset[Part]] = frozenset(("attention", "ffn"))
     glyph: ClassVar[str | None] = "~"
-    fate: ClassVar[str] = "linear"
+    fate: ClassVar[str] = "made linear"
 
     kind: Literal["linear"] = "linear"
     source: int

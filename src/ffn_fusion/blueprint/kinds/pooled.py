@@ -46,10 +46,14 @@ class PooledAttention(Kind):
         return "pool KV heads"
 
     def words(self, part: Part) -> str:
-        return f"attention {self.source} pooled to {self.kv_heads} KV head{'s' * (self.kv_heads > 1)}"
+        return f"attention {self.source} pooled to {_counted(self.kv_heads)}"
 
     def cells(self, part: Part, had: Sequence[SubBlock]) -> tuple[str, str]:
-        return self.fate, f"{self.kv_heads} KV heads"
+        return self.fate, _counted(self.kv_heads)
 
     def label(self, part: Part, had: Sequence[SubBlock]) -> str:
-        return f"attention with {self.kv_heads} KV heads"
+        return f"attention with {_counted(self.kv_heads)}"
+
+
+def _counted(heads: int) -> str:
+    return f"{heads} KV head{'s' * (heads > 1)}"
