@@ -7,7 +7,7 @@ import pytest
 from made_evidence import damage, make_evidence
 from makers import block_spec
 
-from ffn_fusion.analysis.evidence import Evidence, Geometry, MeasuredRun, Removal
+from ffn_fusion.analysis.evidence import Evidence, Geometry, MeasuredRun, MeasuredSideBySide, Removal
 from ffn_fusion.analysis.explain import explain
 from ffn_fusion.analysis.explanation import Explanation
 from ffn_fusion.analysis.settings import PlanSettings
@@ -93,6 +93,22 @@ def test_dependency_is_read_along_the_right_axis(evidence: Evidence) -> None:
     assert found.part == "ffn"
     assert [(link.block, link.distance) for link in found.depends_on] == [(1, 0.6), (0, 0.2)]
     assert [(link.block, link.distance) for link in found.needed_by] == [(5, 0.3)]
+
+
+def test_blocks_side_by_side_are_among_the_choices(evidence: Evidence) -> None:
+    """What it saves is counted with its FFN: two steps, no attention dropped."""
+    pair = MeasuredSideBySide(first=3, last=4, damage=damage(0.12))
+    evidence = evidence.model_copy(update={"side_by_side": (pair,)})
+    blueprint = Blueprint.identity(evidence.parent).side_by_side(3, 4)
+    found = explain(blueprint, evidence, 3, budget=BUDGET)
+    chosen = found.choices[0]
+    assert (chosen.merged, chosen.dropped, chosen.runs) == (((3, 4),), (), ((3, 4),))
+    assert (chosen.steps, chosen.damage, chosen.chosen) == (2, pytest.approx(0.12), True)
+    assert chosen.per_step == pytest.approx(0.06)
+    assert [choice.merged for choice in found.choices[1:]] == [()] * (len(found.choices) - 1)
+    assert (found.chosen_by, found.least) == ("programme", pytest.approx(0.12))
+    elsewhere = explain(Blueprint.identity(evidence.parent).drop_attention([6]), evidence, 3, budget=BUDGET)
+    assert any(row.merged == ((3, 4),) for row in elsewhere.choices)
 
 
 def test_counterfactuals(explained: Explanation) -> None:

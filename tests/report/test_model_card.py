@@ -143,7 +143,10 @@ def repaired(*places: tuple[str, str | None], bias: bool = False) -> dict[str, A
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        (repaired(("ffn", None)), "The output projection of 1 FFN was solved in closed form, on 4,096 tokens"),
+        (
+            repaired(("ffn", None)),
+            "on 4,096 tokens of text. The output projection of 1 FFN was solved in",
+        ),
         (
             repaired(("attention", None), ("ffn", None), ("attention", None), ("ffn", None), ("ffn", None)),
             "The output projections of 2 attentions and 3 FFNs were solved",
@@ -166,4 +169,4 @@ def test_mapped_inputs_are_said(small: Any) -> None:
     record["places"][1]["inputs"] = {"5": 0.46, "6": 0.58}
     card = model_card("child", small.blueprint, "0.1.0", repairs=record)
     assert "The input of the FFN of blocks 5-6 was mapped to its own in the parent: 46% to 58% of the squared" in card
-    assert "All other weights are its own" in card
+    assert "All other weights are the parent's own." in card

@@ -7,9 +7,10 @@ import sys
 from typing import Any
 
 import pytest
+from makers import block_spec
 from rich.console import Console, RenderableType
 
-from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.blueprint import Blueprint, Parent
 from ffn_fusion.families.spec import AttentionSpec, BlockSpec, FfnSpec, ModelSpec
 from ffn_fusion.report.blocks_figure import blocks_diagram
 from ffn_fusion.report.diagram import block_diagram
@@ -18,7 +19,7 @@ from ffn_fusion.report.grid import Grid
 from ffn_fusion.report.latency_grids import latency_grid
 from ffn_fusion.report.model_grids import inspect_grid, plan_grid
 from ffn_fusion.report.quality_grids import quality_grid
-from ffn_fusion.report.summary import sentence
+from ffn_fusion.report.summary import key_figures, sentence
 from ffn_fusion.report.terminal import rich_table
 
 
@@ -219,3 +220,20 @@ def test_narrowed_ffns_are_shown(small: Any) -> None:
     assert "▪ narrowed FFN" in lines[6]
     assert "1 FFN was narrowed (block 1)" in sentence(blueprint)
     assert f"FFN {width // 2:,} wide, narrowed from {width:,}" in blocks_diagram(blueprint)
+
+
+def test_sub_blocks_changed_by_themselves_are_in_the_sentence() -> None:
+    block = block_spec(attention="attention", ffn="gated", ffn_width=512)
+    whole = Blueprint.identity(Parent(name="m", blocks=(block,) * 8))
+    changed = whole.side_by_side(2, 3).make_linear([5, 7], "attention").make_linear([5], "ffn").pool_heads(1, 1)
+    said = sentence(changed)
+    for part in (
+        "2 attentions were put side by side (run 2-3)",
+        "1 attention was pooled (block 1)",
+        "2 attentions were made linear (blocks 5, 7)",
+        "1 FFN was made linear (block 5)",
+        "8 blocks became 7",
+    ):
+        assert part in said
+    figures = {figure.label: figure.value for figure in key_figures(changed, None, None)}
+    assert figures["attentions side by side"] == "2 → 1"

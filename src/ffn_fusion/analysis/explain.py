@@ -204,6 +204,8 @@ def _choices(table: ChoiceTable, block: int, taken: Sequence[TableChoice], may: 
             last=choice.last,
             dropped=choice.dropped,
             runs=choice.runs,
+            merged=choice.merged,
+            steps=table.saved(choice).steps,
             damage=choice.score,
             damage_error=choice.error,
             per_step=per_step(choice),
@@ -244,4 +246,5 @@ def _counterfactual(
         more=found.score - own.score if found and own else None,
         dropped=found.dropped if found else (),
         runs=found.runs if found else (),
+        merged=found.merged if found else (),
     )

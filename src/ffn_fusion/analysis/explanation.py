@@ -46,15 +46,18 @@ class Neighbour(Frozen):
 
 
 class Choice(Frozen):
-    """A measured change that touches the block: an attention dropped alone, or a run.
+    """A measured change that touches the block: an attention dropped alone, a run, or blocks side by side.
 
-    ``allowed``: not above the plan's ``max_damage``. ``per_step``: damage for each sequential step saved.
+    ``allowed``: not above the plan's ``max_damage``. ``merged``: runs whose blocks are side by side. ``per_step``:
+    damage for each of the sequential ``steps`` saved.
     """
 
     first: int
     last: int
     dropped: tuple[int, ...]
     runs: tuple[tuple[int, int], ...]
+    merged: tuple[tuple[int, int], ...]
+    steps: int
     damage: float
     damage_error: float
     per_step: float
@@ -90,6 +93,7 @@ class Counterfactual(Frozen):
     more: float | None
     dropped: tuple[int, ...]
     runs: tuple[tuple[int, int], ...]
+    merged: tuple[tuple[int, int], ...]
 
 
 class Explanation(Frozen):

@@ -37,7 +37,7 @@ def analyze(
     from ffn_fusion.pipeline.run import begin
     from ffn_fusion.pipeline.workspace import Workspace
     from ffn_fusion.report.estimate_grids import passes_grid, passes_json
-    from ffn_fusion.report.evidence_grids import importance_grid, reverse_order_grid
+    from ffn_fusion.report.evidence_grids import importance_grid, reverse_order_grid, side_by_side_grid
 
     sections = {"calibration": calibration, "analysis": analysis}
     recipe = Recipe(
@@ -61,6 +61,8 @@ def analyze(
         return
     for part in analysis.scores:
         say(importance_grid(evidence, part=part), err=False)
+    if evidence.side_by_side:
+        say(side_by_side_grid(evidence, limit=10), err=False)
     if evidence.reverse_order:
         say(reverse_order_grid(evidence), err=False)
     say(f"evidence: {output}", err=False)

@@ -151,7 +151,7 @@ def _legend(blueprint: Blueprint) -> Text:
         if shown(blueprint):
             text.append(glyph, _STYLES.get(glyph, "")).append(f" {meaning}   ")
     if blueprint.runs:
-        merged = "sub-blocks merged" if any(len(b.attention.sources) > 1 for b in blueprint.blocks) else "FFNs fused"
+        merged = "sub-blocks merged" if blueprint.merged else "FFNs fused"
         text.append("┣━3━┫", _FUSED_STYLE).append(f" 3 {merged} into one")
     blocks = f"{len(blueprint.parent.blocks)} → {len(blueprint.kept_blocks)} blocks"
     return text.append(f"\n{blocks}, {before} → {after} sub-blocks one after the other")

@@ -120,6 +120,28 @@ def runs_grid(evidence: Evidence, blueprint: Blueprint, limit: int | None = None
     )
 
 
+def side_by_side_grid(evidence: Evidence, blueprint: Blueprint | None = None, limit: int | None = None) -> Grid:
+    """The runs of blocks that were measured side by side, least damage first (repaired, where that was measured).
+
+    Args:
+        blueprint: marks those that a child has.
+        limit: how many at most.
+    """
+    chosen = blueprint.merged if blueprint else ()
+    ranked = sorted(evidence.side_by_side, key=lambda row: row.judged().kl)
+    return Grid.of(
+        ranked[:limit],
+        (words("side by side"), lambda row: format_runs([(row.first, row.last)])),
+        (words("in the child", optional=True), lambda row: "yes" if (row.first, row.last) in chosen else None),
+        (kl_column(), lambda row: damage_kl(row.damage)),
+        (_REPAIRED, lambda row: damage_kl(row.repaired) if row.repaired else None),
+        (LOSS, lambda row: row.damage.loss_increase),
+        (AGREEMENT, lambda row: row.damage.agreement),
+        tone=lambda row: "marked" if (row.first, row.last) in chosen else "",
+        notes=[f"Whole blocks as one: their attentions on one state, then their FFNs. {_means(evidence)}"],
+    )
+
+
 def _per_attention(run: MeasuredRun) -> float:
     return run.judged().kl / max(len(run.dropped), 1)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ffn_fusion.blueprint.ranges import format_blocks, format_runs
 from ffn_fusion.report.formats import NOTHING, Measured, kl
 from ffn_fusion.report.grid import Column, Grid, kl_column, words
+from ffn_fusion.report.quality_grids import SIDE_BY_SIDE, merged_runs
 
 if TYPE_CHECKING:  # numpy stays out of --help
     from ffn_fusion.analysis.evidence import Part
@@ -73,12 +74,10 @@ def _choices(found: Explanation) -> Grid:
         found.choices,
         (words("attentions dropped"), lambda choice: format_blocks(choice.dropped)),
         (words("FFNs fused"), lambda choice: format_runs(choice.runs)),
+        (SIDE_BY_SIDE, lambda choice: merged_runs(choice.merged)),
         (words(""), lambda choice: "chosen" if choice.chosen else "" if choice.allowed else "above max-damage"),
         (kl_column(), lambda choice: Measured(choice.damage, choice.damage_error)),
-        (
-            Column("steps saved"),
-            lambda choice: len(choice.dropped) + sum(last - first for first, last in choice.runs),
-        ),
+        (Column("steps saved"), lambda choice: choice.steps),
         (kl_column("KL per step"), lambda choice: choice.per_step),
         title="Measured changes that touch the block",
     )
@@ -122,6 +121,7 @@ def _counterfactuals(found: Explanation) -> Grid:
         (Column("more", "{:+.4f}".format), lambda other: other.more),
         (words("attentions dropped"), lambda other: None if other.damage is None else format_blocks(other.dropped)),
         (words("FFNs fused"), lambda other: None if other.damage is None else format_runs(other.runs)),
+        (SIDE_BY_SIDE, lambda other: merged_runs(other.merged)),
         title="Other choices at the same size",
         notes=[
             "The best child of the same size in which the block had another fate, by the exact programme.",

@@ -122,6 +122,7 @@ def _context(report: ReportData) -> dict[str, Any]:
         "importance": _importance(evidence) if evidence else [],
         "measured_runs": evidence_grids.runs_grid(evidence, blueprint, _RUNS_SHOWN) if evidence else None,
         "all_measured_runs": evidence_grids.runs_grid(evidence, blueprint) if evidence else None,
+        "side_by_side": evidence_grids.side_by_side_grid(evidence, blueprint) if evidence else None,
         "reverse_order": evidence_grids.reverse_order_grid(evidence) if evidence else None,
         "MODEL": MODEL,
         "colours": _colours(report),

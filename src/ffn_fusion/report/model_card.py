@@ -104,11 +104,11 @@ def _training(repairs: Mapping[str, Any] | None) -> str:
             f"**Not trained after surgery.** Repair on {tokens:,} tokens of text improved no output projection on "
             "held-out text, so every weight is the parent's, rearranged.\n"
         )
-    solved = f"{what or 'No output projection was'} solved in closed form, on {tokens:,} tokens of text, so that the "
-    solved += "states come close to the parent's"
+    done = [f"{what} solved in closed form, so that the states come close to the parent's."] if what else []
+    done += [mapped] if mapped else []
     return (
-        f"**Repaired, not trained.** {solved}{f'. {mapped} All' if mapped else '; all'} other weights are its own. "
-        "Distillation or fine-tuning can bring it closer.\n"
+        f"**Repaired, not trained**, on {tokens:,} tokens of text. {' '.join(done)} All other weights are the parent's "
+        "own. Distillation or fine-tuning can bring it closer.\n"
     )
 
 

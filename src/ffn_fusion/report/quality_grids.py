@@ -18,12 +18,18 @@ if TYPE_CHECKING:  # numpy stays out of a plain table on a terminal
 LOSS = Column("loss increase", increase)
 AGREEMENT = Column("same token", share, "%")
 HIDDEN_DISTANCE = Column("hidden distance", kl)
+SIDE_BY_SIDE = words("side by side", optional=True)
 
 _NO_CONTROLS = ("parent", "pruned", "fused", "distilled")
 
 
 def damage_kl(damage: Damage | Score) -> Measured:
     return Measured(damage.kl, damage.kl_error)
+
+
+def merged_runs(runs: Sequence[tuple[int, int]]) -> str | None:
+    """The cell of ``SIDE_BY_SIDE``."""
+    return format_runs(runs) if runs else None
 
 
 def quality_grid(quality: Quality) -> Grid:
@@ -41,7 +47,7 @@ def quality_grid(quality: Quality) -> Grid:
         rule=lambda row: row.name == row.first_control,
         notes=[
             f"± is the standard error over windows of {contexts} tokens. KL is to the parent, and same token how often "
-            "the most likely next token is the parent's. Pruned: the same attentions dropped, no FFN fused."
+            "the most likely next token is the parent's. Pruned: the same attentions dropped, nothing fused."
         ],
         grouped=True,
     )
@@ -94,6 +100,7 @@ def compared_grid(compared: Sequence[Compared]) -> Grid:
         (words("chosen by"), lambda row: row.name),
         (words("attentions dropped"), lambda row: format_blocks(row.dropped)),
         (words("FFNs fused"), lambda row: format_runs(row.runs)),
+        (SIDE_BY_SIDE, lambda row: merged_runs(row.merged)),
         (kl_column("summed KL"), lambda row: row.damage),
         title="Other rules at the same size",
         notes=["–: not every run in it was measured."] if any(row.damage is None for row in compared) else [],  # noqa: RUF001

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
-from ffn_fusion.blueprint import Blueprint
+from ffn_fusion.blueprint import NAMES, PARTS, Blueprint
 from ffn_fusion.blueprint.ranges import format_blocks, format_runs
 from ffn_fusion.report.formats import printable, times
 from ffn_fusion.report.model_grids import sequential_steps
@@ -26,24 +27,28 @@ class KeyFigure:
 
 def sentence(blueprint: Blueprint) -> str:
     """What was done, in one sentence."""
-    dropped, runs = blueprint.dropped_attentions, blueprint.runs
+    dropped, runs, merged = blueprint.dropped_attentions, blueprint.runs, blueprint.merged
     blocks = len(blueprint.parent.blocks)
-    others: dict[str, list[int]] = {}  # what became of FFNs that were changed each by itself
-    for block in blueprint.blocks:
-        if block.ffn.changes and len(block.ffn.sources) == 1:
-            others.setdefault(block.ffn.fate, []).extend(block.ffn.sources)
-    if not dropped and not runs and not others:
+    others: dict[tuple[str, str], list[int]] = {}  # what became of sub-blocks that were changed each by itself
+    for block, part in product(blueprint.blocks, PARTS):
+        kind = block.part(part)
+        if kind.changes and len(kind.sources) == 1:
+            others.setdefault((NAMES[part], kind.fate), []).extend(kind.sources)
+    if not dropped and not runs and not merged and not others:
         return f"Nothing was changed: the child has the parent's {blocks} blocks."
     done = []
     if dropped:
         were = "was" if len(dropped) == 1 else "were"
         which = _named("block", format_blocks(dropped))
         done.append(f"{len(dropped)} of {attentions(blueprint)} attentions {were} dropped ({which})")
+    if merged:
+        count = sum(len(block.attention.sources) for block in blueprint.blocks if block.side_by_side)
+        done.append(f"{count} attentions were put side by side ({_named('run', format_runs(merged))})")
     if runs:
         wide = "one wide FFN" if len(runs) == 1 else f"{len(runs)} wide FFNs"
         done.append(f"{fused_ffns(blueprint)} FFNs were fused into {wide} ({_named('run', format_runs(runs))})")
-    for fate, blocks_ in others.items():
-        were = "FFN was" if len(blocks_) == 1 else "FFNs were"
+    for (name, fate), blocks_ in others.items():
+        were = f"{name} was" if len(blocks_) == 1 else f"{name}s were"
         done.append(f"{len(blocks_)} {were} {fate} ({_named('block', format_blocks(blocks_))})")
     return f"{' and '.join(done)}: {blocks} blocks became {len(blueprint.kept_blocks)}."
 
@@ -69,6 +74,10 @@ def key_figures(blueprint: Blueprint, quality: Quality | None, latency: Latency 
     figures = []
     if dropped:
         figures.append(_dropped(blueprint))
+    if merged := blueprint.merged:
+        count = sum(len(block.attention.sources) for block in blueprint.blocks if block.side_by_side)
+        which = _named("run", format_runs(merged))
+        figures.append(KeyFigure(f"{count} → {len(merged)}", "attentions side by side", which))
     if runs:
         figures.append(
             KeyFigure(f"{fused_ffns(blueprint)} → {len(runs)}", "FFNs fused", _named("run", format_runs(runs)))

@@ -74,7 +74,7 @@ _TOO_LITTLE = "Not measured: there was too little text to hold some out."
 def gains_grid(record: Record) -> Grid:
     """KL to the parent before and after the repair, text by text, where text was held out."""
     names = ("pruned", "unrepaired", "repaired")
-    about = "Windows that took no part in the repair. Pruned: the same attentions dropped, no FFN fused."
+    about = "Windows that took no part in the repair. Pruned: the same attentions dropped, nothing fused."
     return Grid.of(
         record.get("gains", ()),
         (words("KL to the parent on"), lambda row: row["text"]),
