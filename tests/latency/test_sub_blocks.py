@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from makers import nas_config, random_ids, write_model
+from makers import llama_config, nas_config, random_ids, write_model
 
 from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.families import ModelSpec
@@ -16,6 +16,7 @@ from ffn_fusion.latency.sub_block_costs import SubBlocks, distinct_shapes, shape
 from ffn_fusion.latency.sub_blocks import _Stack, time_sub_blocks
 from ffn_fusion.latency.traffic import Traffic
 from ffn_fusion.modeling.load import load_model
+from ffn_fusion.surgery.child import Child
 
 BLOCKS = [(2, 256), (None, 512), (4, 256), ("linear", None), (2, "linear")]
 CPU = torch.device("cpu")
@@ -61,6 +62,19 @@ def test_a_stack_computes_what_the_model_does(folder: Path, spec: ModelSpec) -> 
         held, filled = decode["past_key_values"], prefill["past_key_values"]
         held.keys[:, :, :5], held.values[:, :, :5] = filled.keys[:, :, :5], filled.values[:, :, :5]
         assert torch.allclose(layer(hidden[:, 5:], **decode), want[:, 5:], atol=1e-5)
+
+
+def test_a_wide_attention_has_its_own_number_of_heads(tmp_path: Path) -> None:
+    """One of eight heads in a model whose other attentions have four."""
+    wide = open_folder(write_model(tmp_path / "w", llama_config()).folder).blueprint().side_by_side(1, 2)
+    spec = Child(open_folder(tmp_path / "w"), wide, 1).spec
+    (shape,) = (shape for shape, _ in distinct_shapes([spec]) if shape.heads == 8)
+    stack = _Stack.make(shape, spec, torch.float32, CPU, 1)
+    attention = stack.layers[0].self_attn
+    assert attention.q_proj.weight.shape == (8 * spec.head_dim, spec.hidden_size)
+    hidden = torch.randn(2, 6, spec.hidden_size)
+    (prefill,) = stack._words(hidden, 6, 1)
+    assert stack.layers[0](hidden, **prefill).isfinite().all()
 
 
 def test_work_adds_up_to_the_models(spec: ModelSpec) -> None:

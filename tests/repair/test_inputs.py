@@ -18,7 +18,7 @@ from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.modeling.load import load_model, realise
 from ffn_fusion.repair.fit import SLOT, Windows
-from ffn_fusion.repair.inputs import channels_to_map, fold_inputs, solve_input
+from ffn_fusion.repair.inputs import channels_to_map, fold_input, solve_input
 from ffn_fusion.repair.places import places
 from ffn_fusion.repair.program import make_program
 from ffn_fusion.repair.repair import Repair, repair_child
@@ -118,7 +118,8 @@ def test_folded_maps_are_maps_of_the_input(name: str, made: Made, tmp_path: Path
         return slice(ends[k], ends[k + 1])
 
     before = [_inner(block, normed(x) + normed(x) @ read[k].mT)[..., channels(k)] for k in range(2)]
-    fold_inputs(block, [(channels(k), read[k]) for k in range(2)], lambda name: torch.float64)
+    for k in range(2):
+        fold_input(block, channels(k), read[k], lambda name: torch.float64)
     after = _inner(block, normed(x))
     assert (after - torch.cat(before, -1)).abs().max() < 1e-12 * after.abs().max()
 

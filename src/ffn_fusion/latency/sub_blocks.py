@@ -233,7 +233,9 @@ def _config(shape: Shape, spec: ModelSpec) -> Any:
     part = _part(shape)
     block = BlockSpec(part, None) if isinstance(part, AttentionSpec) else BlockSpec(None, part)
     timed = stand_in(spec) if family_of(spec).form else spec
-    config = DeciLMConfig(**child_config(replace(timed, family="nemotron-nas", blocks=(block,)), 1))
+    heads = shape.heads or spec.heads
+    config = DeciLMConfig(**child_config(replace(timed, family="nemotron-nas", blocks=(block,), heads=heads), 1))
+    config.num_attention_heads = heads  # an attention alone may have more heads than a config is read with
     config._attn_implementation = "sdpa"
     return config
 

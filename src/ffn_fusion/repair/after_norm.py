@@ -8,7 +8,7 @@ residuals and weights:
     X = argmin  sum_t (w_t / rms_t^2) |h_t X^T - rms_t r_t|^2  +  lambda s |X|^2        r_t = goal_t - m(W0 h_t)
 
 The error on held-out tokens, which chooses lambda and decides whether X is taken at all, is that of m itself, with
-rms(W h_t). Fixing rms_t again at what W gives doesn't lower that error (docs/repair.md).
+rms(W h_t). rms_t is fixed once: fixed again at what W gives, it would cost another regression a place.
 
 A channel whose |g| is below 1e-3 of the root mean square of g keeps W0: it adds next to nothing, and X / g would be
 huge. Shapes: N tokens, F channels of the projection's input, D of its output.

@@ -11,7 +11,7 @@ from ffn_fusion.blockwise.pace import Pace
 from ffn_fusion.blockwise.room import Room
 from ffn_fusion.blockwise.work import attention_flops, ffn_flops, row_bytes
 from ffn_fusion.families import ModelSpec
-from ffn_fusion.families.layout import block_parameters, head_parameters, norms_after
+from ffn_fusion.families.layout import block_parameters, head_parameters, norms_after, sub_block_parameters
 from ffn_fusion.repair.fit import CHANNELS
 from ffn_fusion.repair.places import Place
 from ffn_fusion.repair.program import Program, Step
@@ -93,16 +93,20 @@ def make_estimate(
     found = [EstimatedPlace(p, F, _is_dual(F, tokens, settings.solver)) for p, F in zip(places, widths, strict=True)]
     blocks, widest = _blocks_bytes(program, teacher, child, dtype), max(widths)
     normed = norms_after(child)
+    maps = [step.block for step in program.steps if step.what == "input"]
+    # the matrices that read the state as they were, and as they are stored
+    folding = 2 * dtype.itemsize * max((sub_block_parameters(child, child.blocks[k].ffn) for k in maps), default=0)
 
     def peak(rows: int, tokens: int) -> int:
         kept = widest * dtype.itemsize  # what a projection reads is kept
         solver = max(_solver_bytes(F, tokens, hidden, settings.solver, dtype, normed) for F in widths)
-        if settings.inputs:
-            solver = max(solver, _solver_bytes(hidden, tokens, hidden, "primal", dtype, False))
+        if maps:
+            solver = max(solver + folding, _solver_bytes(hidden, tokens, hidden, "primal", dtype, False))
         return room.peak(blocks + rows * (row_bytes(hidden, widest, dtype) + kept) + solver)
 
     rows = _rows(peak, room, widest, windows, context, tokens)
     disk = 4 * windows * context * hidden * dtype.itemsize  # both models' states, before and after a block
+    disk += len(maps) * hidden * hidden * torch.float32.itemsize
     if disk > room.disk:
         states = f"the states of {windows * context:,} tokens"
         raise room.disk_full(states, disk, "free some space, or repair on less text (--tokens)")

@@ -10,7 +10,7 @@ The same holds for the FFN of a block that lost its attention. Shapes: D hidden,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +55,7 @@ def channels_to_map(blueprint: Blueprint, spec: ModelSpec) -> dict[int, Channels
 
 
 def _mapped(blueprint: Blueprint, block: Planned, spec: ModelSpec) -> tuple[int, ...]:
-    if spec.side_by_side or len(block.attention.sources) > 1 or not block.ffn.present:
+    if spec.side_by_side or block.side_by_side or not block.ffn.present:
         return ()
     if isinstance(block.ffn, FusedFfn):
         return block.ffn.sources if block.ffn.norm == "own" else ()
@@ -119,17 +119,14 @@ class InputMaps:
         Returns:
             The child's new tensors by name; empty where there is no map.
         """
-        self._before = []
-        changes = []
+        self._before = [(weight, weight.clone()) for _, _, weight in block.into("ffn")]
+        found: dict[str, Tensor] = {}
         for source, channels in self._channels.get(block_number, {}).items():
             tables = self._journal.load(f"input-{source}")
             assert tables is not None
             if tables["change"].size:
-                changes.append((channels, torch.from_numpy(tables["change"])))
-        if not changes:
-            return {}
-        self._before = [(weight, weight.clone()) for _, _, weight in block.into("ffn")]
-        return fold_inputs(block, changes, stored)
+                found = fold_input(block, channels, torch.from_numpy(tables["change"]), stored)
+        return found
 
     def swap(self) -> None:
         """Exchange the matrices with what they were before the last call of ``put_in``; again: the other way round."""
@@ -160,23 +157,22 @@ class _Into:
 
 
 @torch.inference_mode()
-def fold_inputs(
-    block: Block, changes: Sequence[tuple[slice, Tensor]], stored: Callable[[str], torch.dtype]
+def fold_input(
+    block: Block, channels: slice, change_DD: Tensor, stored: Callable[[str], torch.dtype]
 ) -> dict[str, Tensor]:
-    """Put maps into the matrices of a block that read the normalised state, rounded as the child stores them.
+    """Put the map of one FFN into the matrices of a block that read the normalised state.
 
     Args:
-        changes: for each FFN its channels, and A - I [D, D].
-        stored: (name) -> the dtype in which the child stores that tensor.
+        channels: those of the FFN in the block's.
+        change_DD: A - I.
+        stored: (name) -> the dtype in which the child stores that tensor, to which the result is rounded.
 
     Returns:
         The child's new tensors by name.
     """
     found = {}
     for into in (_Into(*each) for each in block.into("ffn")):
-        for channels, change_DD in changes:
-            for part_FD in into.part(channels):
-                mapped = part_FD + part_FD @ change_DD.to(part_FD)
-                part_FD.copy_(mapped.to(stored(into.name)))
+        for part_FD in into.part(channels):
+            part_FD.copy_((part_FD + part_FD @ change_DD.to(part_FD)).to(stored(into.name)))
         found[into.name] = into.weight.to(stored(into.name)).cpu()
     return found

@@ -78,15 +78,13 @@ def solve_dual(
     ridge, count = path.chosen.ridge, len(tokens.root)
     again = tokens.solve(CholeskySolver([tokens.kernel], tolerance), count, ridge)
     final = again or path.solution
-    dual = torch.zeros_like(tokens.residual)
-    dual[: len(final.a_ND)] = final.a_ND * tokens.root[: len(final.a_ND), None]
     return Fit(
         ridge,
         bias_D=final.bias_D,
         path=path.points,
         residual=final.residual,
         refitted=again is not None,
-        dual_ND=dual,
+        dual_ND=tokens.dual(final),
     )
 
 
@@ -140,6 +138,12 @@ class _Tokens:
             return None
         a = solution.x_FD if bias is None else solution.x_FD[:, 1:] - solution.x_FD[:, :1] * bias
         return _Dual(a, bias, solution.judged, solution.residual)
+
+    def dual(self, solution: _Dual) -> Tensor:
+        """Return b [N, D] of a solution; 0 for the tokens that it wasn't fitted to."""
+        b_ND, count = torch.zeros_like(self.residual), len(solution.a_ND)
+        b_ND[:count] = solution.a_ND * self.root[:count, None]
+        return b_ND
 
     def explained(self, dual: _Dual, count: int) -> Tensor:
         """Return what a solution for the first ``count`` tokens adds to the others' outputs; 0 where w is 0."""
