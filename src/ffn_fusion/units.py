@@ -45,6 +45,19 @@ def parse_count(text: str) -> int:
     return count
 
 
+def parse_seconds(text: str) -> float:
+    """``"20ms"``, ``"1.5s"``, ``"300us"`` or plain seconds -> seconds.
+
+    Raises:
+        UsageError: not a time.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?(?:e-?\d+)?)\s*(s|ms|us|µs|)", text.strip().lower())
+    seconds = float(found[1]) * {"ms": 1e-3, "us": 1e-6, "µs": 1e-6}.get(found[2], 1) if found else 0.0
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"{text!r} isn't a time", "write it like 20ms or 1.5s")
+    return seconds
+
+
 def parse_stage(text: str) -> tuple[int, int]:
     """``"200k:512"`` -> 200,000 tokens in windows of 512.
 

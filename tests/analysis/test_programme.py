@@ -25,7 +25,7 @@ from ffn_fusion.analysis.choices import choices_of
 from ffn_fusion.analysis.cost_count import costs_of, counted_speedup, steps
 from ffn_fusion.analysis.evidence import Evidence, MeasuredRun
 from ffn_fusion.analysis.plan import plan
-from ffn_fusion.analysis.programme import Frontier, made_of
+from ffn_fusion.analysis.programme import Frontier, least_that_saves, made_of
 from ffn_fusion.analysis.programme import size_of as size_of_child
 from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Blueprint
@@ -33,6 +33,9 @@ from ffn_fusion.blueprint.choices import Choice, ChoiceTable, Selection, Size
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families import read_spec
 from ffn_fusion.families.layout import model_tensors
+from ffn_fusion.search.candidates import from_choices
+from ffn_fusion.search.search import search
+from ffn_fusion.search.settings import SearchSettings
 
 
 def choice_of(
@@ -241,3 +244,22 @@ def test_an_ffn_too_wide_to_fuse_rules_out_its_runs_alone() -> None:
     with pytest.raises(BlueprintError, match="900 wide"):
         choices_of(evidence.model_copy(update={"runs": evidence.runs[:1]}), 1, 200)
     assert size_of(choices_of(evidence, 1).rows) == (8 + 3 + 3, 2, 0)
+
+
+@given(evidence_of_every_kind(), st.integers(0, 12))
+def test_the_search_agrees_with_the_exact_programme(evidence: Evidence, saved: int) -> None:
+    """What is summed, and what is chosen from it, is the same; so is a budget that is out of reach."""
+    table = choices_of(evidence, np.inf, ffns=True, narrow=(0.75, 0.5))
+    steps = sum(costs.steps for costs in table.kept)
+    exact, _ = least_that_saves(table, lambda choice: table.saved(choice).steps, saved)
+    of = from_choices(table)
+    if steps <= saved:
+        return
+    asked = SearchSettings(max_steps=str(steps - saved))  # type: ignore[arg-type]
+    if exact is None:
+        with pytest.raises(BlueprintError, match="sequential steps"):
+            search(of, asked)
+    else:
+        found = search(of, asked).found[0]
+        assert found.score == pytest.approx(exact.score, abs=1e-7)
+        assert found.values["steps"] <= steps - saved
