@@ -301,12 +301,14 @@ class ReplaceBlocks(OwnWindows):
     Args:
         child: the stack of a checkpoint, or of a child that exists only as a blueprint.
         blocks: the child's blocks that replace the parent's; they are loaded at ``last``, one after another.
+        same_attention: whether the one block differs in its FFN alone, so that the parent's attention serves.
     """
 
     first: int
     last: int
     child: Stack = field(repr=False)
     blocks: tuple[int, ...]
+    same_attention: bool = False
     _loaded: dict[int, Block] = field(default_factory=dict, repr=False, compare=False)
 
     def carries(self, i: int) -> int:
@@ -316,15 +318,23 @@ class ReplaceBlocks(OwnWindows):
         state = x if i == self.first else carried[0]
         if i < self.last:
             return (state,)
+        if self.same_attention:
+            ffn = self._block(self.blocks[0]).ffn(block.ffn_input(x, parent.attention)) if self.blocks else 0.0
+            return (x + parent.attention + ffn,)
         for k in self.blocks:
-            if k not in self._loaded:
-                self._loaded[k] = self.child.block(k)
-            added = self._loaded[k].contributions(state)
+            added = self._block(k).contributions(state)
             state = state + added.attention + added.ffn
         return (state,)
 
     def costs(self, i: int) -> tuple[Cost, ...]:
-        return (Cost(len(self.blocks), len(self.blocks)),) if i == self.last else ()
+        attentions = 0 if self.same_attention else len(self.blocks)
+        held = sum(block_parameters(self.child.spec, k) for k in self.blocks) * self.child.dtype.itemsize
+        return (Cost(attentions, len(self.blocks), held=held),) if i == self.last else ()
 
     def release(self) -> None:
         self._loaded.clear()
+
+    def _block(self, k: int) -> Block:
+        if k not in self._loaded:
+            self._loaded[k] = self.child.block(k)
+        return self._loaded[k]

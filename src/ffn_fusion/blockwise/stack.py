@@ -240,13 +240,17 @@ class Block:
         result: Tensor = self._module.normed(x)
         return result
 
+    def parameters(self, part: Part) -> Iterator[tuple[SubBlockTensor, nn.Parameter]]:
+        """Yield the tensors of a sub-block, with what each of them is; output matrices are [D, F]."""
+        for owner, tensor in block_tensors(self._spec, self._number):
+            if owner == part:
+                yield tensor, self._module.parameter(part, names_of(self._spec).inner[tensor.key])
+
     def into(self, part: Part) -> Iterator[tuple[str, SubBlockTensor, Tensor]]:
         """Return the matrices of a sub-block that read the normalised state: name in the model, what it is, weight."""
-        names = names_of(self._spec)
-        for owner, tensor in block_tensors(self._spec, self._number):
-            if owner == part and tensor.role == "into":
-                weight: Tensor = self._module.parameter(part, names.inner[tensor.key]).data
-                yield names.of(self._number, tensor.key), tensor, weight
+        for tensor, weight in self.parameters(part):
+            if tensor.role == "into":
+                yield names_of(self._spec).of(self._number, tensor.key), tensor, weight.data
 
     def projection(self, part: Part) -> nn.Linear:
         """Return the output projection: weight [D, F], and a bias [D] if the model has one."""

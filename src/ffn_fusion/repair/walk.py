@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from torch import Tensor
 from ffn_fusion.blockwise.journal import Journal
 from ffn_fusion.blockwise.stack import Block, ReadAhead, Stack
 from ffn_fusion.blockwise.states import FileStates
-from ffn_fusion.processes import current
+from ffn_fusion.blockwise.steps_done import StepsDone
 from ffn_fusion.repair.fit import SLOT, Windows, error_left, solve_place, take_change
 from ffn_fusion.repair.inputs import Channels, InputMaps, solve_input
 from ffn_fusion.repair.places import Place
@@ -87,7 +86,7 @@ def walk(
     """
     journal = Journal() if journal is None else journal
     maps = InputMaps(mapped, journal)
-    steps_done = _StepsDone(journal, pair)
+    steps_done = StepsDone(journal, theirs=pair.theirs, ours=pair.ours)
     done = steps_done.resume()
     if not done:
         for part in windows.parts:
@@ -160,34 +159,6 @@ class _Hand:
             self._block = None  # freed before the next one is loaded
             self._at, self._block = i, self._ahead.take(i)
         return self._block
-
-
-class _StepsDone:
-    """The steps that are done. Processes keep in step, so none is more than one step ahead: the note before the last
-    one is kept as well, and all processes resume from the step that all have reached.
-    """
-
-    def __init__(self, journal: Journal, pair: Pair) -> None:
-        self._journal, self._pair = journal, pair
-
-    def resume(self) -> int:
-        """Return the step to resume from; 0 if the states are not what they were."""
-        last = self._journal.values
-        known = {note["step"]: note for note in (last.get("before"), last) if note and "step" in note}
-        step = min(current().gather([max(known, default=0)]))
-        fine = step in known and self._restore(known[step])
-        if not step or not all(current().gather([fine])):
-            return 0
-        return step
-
-    def note(self, step: int) -> None:
-        before = {name: value for name, value in self._journal.values.items() if name != "before"}
-        stamps = {"theirs": self._pair.theirs.stamp(), "ours": self._pair.ours.stamp()}
-        self._journal.write({"step": step, **stamps, "before": before or None})
-        current().gather([None])  # no process is more than one step ahead
-
-    def _restore(self, note: dict[str, Any]) -> bool:
-        return self._pair.theirs.restore(note["theirs"]) and self._pair.ours.restore(note["ours"])
 
 
 def _copy(pair: Pair, windows: Windows) -> None:
