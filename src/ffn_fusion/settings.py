@@ -47,6 +47,7 @@ class Option:
         separator: what separates the items of a list in one word; nothing: one item a word.
         one_word: the value is a single word, which the field's own reader takes apart.
         hidden: no option at all.
+        has_none: ``none`` is an item of the list like any other; elsewhere it stands for an empty list.
     """
 
     name: str = ""
@@ -54,6 +55,7 @@ class Option:
     separator: str = ","
     one_word: bool = False
     hidden: bool = False
+    has_none: bool = False
 
 
 def _beside(value: Any, folder: Path) -> Any:

@@ -172,7 +172,7 @@ class _Given:
             place = values
             for name in field.path[:-1]:
                 place = place.setdefault(name, {})
-            place[field.path[-1]] = _split(word, field.marker.separator) if field.is_list else word
+            place[field.path[-1]] = _split(word, field.marker) if field.is_list else word
         try:
             return self.kind(**values)
         except ValidationError as error:
@@ -202,12 +202,12 @@ def _marker(about: FieldInfo) -> Option:
     return next((mark for mark in marks if isinstance(mark, Option)), Option())
 
 
-def _split(words: Sequence[str], separator: str) -> list[str]:
+def _split(words: Sequence[str], marker: Option) -> list[str]:
     """Each word, or the parts of each."""
-    if not separator:
+    if not marker.separator:
         return list(words)
-    parts = (part.strip() for word in words for part in word.split(separator))
-    return [part for part in parts if part not in ("", "none")]
+    parts = (part.strip() for word in words for part in word.split(marker.separator))
+    return [part for part in parts if part and (marker.has_none or part != "none")]
 
 
 def _alternatives(kind: Any) -> list[Any]:
