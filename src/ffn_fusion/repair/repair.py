@@ -55,6 +55,7 @@ class Repair:
         dtype: of the forward passes.
         device: with "cuda" and several processes, each takes a GPU of its own.
         memory: bytes that a process may use; None: half of the free memory.
+        base: weights that the child has before the repair, e.g. those of a library; others are as surgery makes them.
 
     Raises:
         BlueprintError: the blueprint is of another model. DataError: too little text.
@@ -68,6 +69,7 @@ class Repair:
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     memory: int | None = None
+    base: Repairs | None = None
 
     def __post_init__(self) -> None:
         check_blueprint(self.parent, self.blueprint)
@@ -90,7 +92,7 @@ class Repair:
 
     @cached_property
     def child(self) -> Child:
-        return Child(self.parent, self.blueprint, 1)
+        return Child(self.parent, self.blueprint, 1, self.base)
 
     @cached_property
     def teacher(self) -> Checkpoint | Child:
@@ -166,7 +168,7 @@ class Repair:
             tokens = {"texts": [text.label for text in self.texts], "tokens": int(self.ids_NT.numel())}
             ledger.finish({"version": 1, "calibration": tokens, "settings": self.settings.method()}, self.places)
         here.gather([None])  # the others read what the first has written
-        return Repairs(self.folder)
+        return Repairs(self.folder).over(self.base)
 
     def _walk(self, plan: RepairEstimate, progress: Progress) -> Any:
         here = current()

@@ -54,6 +54,13 @@ class Repairs(Mapping[str, TensorInfo]):
                 raise DataError(f"{file}: doesn't hold {name}", again)
             self._infos[name] = tensors[name]
 
+    def over(self, base: Repairs | None) -> Repairs:
+        """The same weights, and those of ``base`` that they don't replace."""
+        if base is not None:
+            self._infos = {**base.tensors, **self._infos}
+            self.record = {**self.record, "library": base.record["library"]}
+        return self
+
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows of a repaired tensor, in its own dtype."""
         info = self._infos[name]
