@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
-from ffn_fusion.analysis.evidence import Damage, Evidence, MeasuredRun
+from ffn_fusion.analysis.evidence import Damage, Evidence
 from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.analysis.widths import narrower
 from ffn_fusion.blueprint import Block, Blueprint, FusedFfn, FusionNorm, NarrowedFfn, NoSubBlock
@@ -55,7 +56,7 @@ def choices_of(
         if damage.kl > max_damage:
             continue
         try:
-            blocks = tuple(_run_blocks(identity, run, norm, max_width))
+            blocks = tuple(run_blocks(identity, run, norm, max_width))
         except BlueprintError as error:
             too_wide = error
             continue
@@ -138,8 +139,26 @@ def _side_by_side(
             yield table.choice((block,), max(damage.kl, 0.0), damage.kl_error)
 
 
-def _run_blocks(identity: Blueprint, run: MeasuredRun, norm: FusionNorm, max_width: int | None) -> Iterator[Block]:
-    """The child's blocks in place of a measured run."""
+class Run(Protocol):
+    """A run of blocks: its attentions are dropped, but maybe the first, and FFNs ``first..fused_last`` fused."""
+
+    @property
+    def first(self) -> int: ...
+
+    @property
+    def last(self) -> int: ...
+
+    @property
+    def fused_last(self) -> int: ...
+
+    @property
+    def keeps_attention(self) -> bool: ...
+
+
+def run_blocks(
+    identity: Blueprint, run: Run, norm: FusionNorm = "own", max_width: int | None = None
+) -> Iterator[Block]:
+    """The child's blocks in place of a run."""
     head = identity.blocks[run.first].attention if run.keeps_attention else NoSubBlock()
     parts = identity.split(run.first, run.fused_last, max_width)
     for first, last in (*parts, *((i, i) for i in range(run.fused_last + 1, run.last + 1))):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ffn_fusion.analysis.plan import Plan
     from ffn_fusion.checkpoint.reader import Checkpoint
     from ffn_fusion.distillation.estimate import DistillEstimate
+    from ffn_fusion.puzzle.estimate import LibraryEstimate
     from ffn_fusion.repair.estimate import RepairEstimate
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
@@ -122,6 +123,11 @@ class TerminalListener(Listener):
         from ffn_fusion.report.estimate_grids import passes_grid
 
         say(passes_grid([plan]))
+
+    def stocking(self, making: LibraryEstimate, scoring: PassEstimate) -> None:
+        from ffn_fusion.report.library_grids import library_estimate_grid
+
+        say(library_estimate_grid(making, scoring))
 
     def repairing(self, plan: RepairEstimate) -> None:
         from ffn_fusion.report.estimate_grids import repair_estimate_grid

@@ -22,6 +22,7 @@ from ffn_fusion.checkpoint.staging import check_target, exclusive
 from ffn_fusion.compute import compute_dtype
 from ffn_fusion.errors import OutputError
 from ffn_fusion.families import family_of
+from ffn_fusion.families.child_spec import child_spec
 from ffn_fusion.pipeline.estimate import remaining_seconds
 from ffn_fusion.pipeline.listener import Listener
 from ffn_fusion.pipeline.planning import given_plan, make_plan
@@ -29,10 +30,12 @@ from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.widths import limited
 from ffn_fusion.pipeline.workspace import Workspace, stage_key
 from ffn_fusion.processes import Progress
+from ffn_fusion.puzzle.store import Library, LibraryWeights
 from ffn_fusion.repair.places import places
 from ffn_fusion.settings import DtypeName
 from ffn_fusion.surgery.build import check_blueprint, child_bytes
 from ffn_fusion.surgery.child import Child
+from ffn_fusion.surgery.repairs import Repairs
 
 
 def _nothing(job: Job) -> tuple[Path, ...]:
@@ -163,6 +166,24 @@ class Job:
         possible = family_of(self.parent.spec).can("repair") is None
         return self.recipe.repair.enabled and possible and bool(places(self.blueprint))
 
+    @cached_property
+    def from_library(self) -> LibraryWeights | None:
+        """The weights of the library that the child is built from, if there is one.
+
+        Raises:
+            DataError: no library, or damaged. BlueprintError: it is of another model.
+        """
+        folder = self.recipe.build.library
+        if folder is None:
+            return None
+        library = Library.open(folder)
+        return LibraryWeights(library, library.used(self.blueprint), child_spec(self.parent.spec, self.blueprint, 1))
+
+    @property
+    def weights(self) -> Repairs | None:
+        """The child's weights that aren't those that surgery makes: of the library, and repaired ones over them."""
+        return Repairs(self.space.repairs).over(self.from_library) if self.repairs else self.from_library
+
     @property
     def analyzed(self) -> Checkpoint | Child:
         """The model to analyze: the parent, or the child of a given blueprint."""
@@ -171,7 +192,7 @@ class Job:
     @property
     def child(self) -> Child:
         """The child as it is decided, unrepaired."""
-        return Child(self.parent, self.blueprint, self.recipe.build.width_multiple)
+        return Child(self.parent, self.blueprint, self.recipe.build.width_multiple, self.from_library)
 
     @property
     def built(self) -> Path:

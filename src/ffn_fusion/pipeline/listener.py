@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ffn_fusion.analysis.plan import Plan
     from ffn_fusion.checkpoint.reader import Checkpoint
     from ffn_fusion.distillation.estimate import DistillEstimate
+    from ffn_fusion.puzzle.estimate import LibraryEstimate
     from ffn_fusion.repair.estimate import RepairEstimate
 
 
@@ -30,6 +31,9 @@ class Listener:
 
     def measuring(self, plan: PassEstimate) -> None:
         """What a pass of the analysis will take; called before it begins."""
+
+    def stocking(self, making: LibraryEstimate, scoring: PassEstimate) -> None:
+        """What making a library, and scoring its entries, will take; called before it begins."""
 
     def repairing(self, plan: RepairEstimate) -> None:
         """What the repair will take; called before it begins."""

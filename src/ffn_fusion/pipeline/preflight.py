@@ -38,6 +38,7 @@ def _texts(recipe: Recipe) -> Mapping[str, tuple[TextEntry, ...]]:
     trainings = recipe.distillation.trainings if recipe.distillation.enabled else ()
     return {
         "analyze": recipe.calibration.texts,
+        "library": recipe.library.texts if recipe.library.enabled else (),
         "repair": recipe.repair.texts if recipe.repair.enabled else (),
         "distill": tuple(text for section in trainings for text in section.texts),
         "evaluate": recipe.evaluation.texts,

@@ -20,14 +20,14 @@ from ffn_fusion.portability.check import check
 from ffn_fusion.report.html import ReportData, write_report
 from ffn_fusion.report.model_card import model_card
 from ffn_fusion.surgery.child_config import form_of
-from ffn_fusion.surgery.repairs import Repairs, is_repaired
+from ffn_fusion.surgery.repairs import read_repairs
 
 
 def publish(job: Job) -> None:
     """Write report.html in the workspace and README.md in the child."""
     recipe, result, evidence = job.planned_recipe, result_of(job), job.evidence
     blueprint, child = result.plan.blueprint, open_folder(recipe.output)
-    repairs = Repairs(result.workspace.repairs).record if is_repaired(recipe.output) else None
+    repairs = read_repairs(recipe.output)
     card = model_card(
         recipe.output.name,
         blueprint,

@@ -17,6 +17,7 @@ from ffn_fusion.engines.settings import BenchSettings
 from ffn_fusion.errors import RecipeError
 from ffn_fusion.evaluation.settings import EvaluationSettings
 from ffn_fusion.latency.settings import PredictSettings
+from ffn_fusion.puzzle.settings import LibrarySettings
 from ffn_fusion.repair.settings import RepairSettings
 from ffn_fusion.settings import ComputeSettings, Settings
 from ffn_fusion.surgery.settings import BuildSettings
@@ -47,6 +48,7 @@ class Recipe(ComputeSettings, _Models):
 
     calibration: TextSettings = Field(TextSettings(), description="Text that blocks and runs are judged on.")
     analysis: AnalysisSettings = Field(AnalysisSettings(), description="What to measure.")
+    library: LibrarySettings = Field(LibrarySettings(), description="Cheaper sub-blocks to make.")
     plan: PlanSettings = Field(PlanSettings(), description="What to aim for.")
     repair: RepairSettings = Field(RepairSettings(), description="How changed blocks are repaired.")
     build: BuildSettings = Field(BuildSettings(), description="How the child is written.")

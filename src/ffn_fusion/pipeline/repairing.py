@@ -53,7 +53,17 @@ def repair_windows(job: Job) -> Windows:
 
 def _repair(job: Job, windows: Sequence[TokenWindows]) -> Repair:
     settings, dtype = job.recipe.repair, job.dtype(job.recipe.repair.dtype)
-    return Repair(job.parent, job.blueprint, windows, job.space.repairs, settings, dtype, job.recipe.device, job.memory)
+    return Repair(
+        job.parent,
+        job.blueprint,
+        windows,
+        job.space.repairs,
+        settings,
+        dtype,
+        job.recipe.device,
+        job.memory,
+        base=job.from_library,
+    )
 
 
 def _gains(job: Job, repairs: Repairs, texts: Sequence[TokenWindows]) -> list[dict[str, Any]]:
@@ -63,7 +73,7 @@ def _gains(job: Job, repairs: Repairs, texts: Sequence[TokenWindows]) -> list[di
     models: dict[str, TensorSource] = {
         PARENT: job.parent,
         PRUNED: Child(job.parent, job.blueprint.unfused()),
-        UNREPAIRED: Child(job.parent, job.blueprint),
+        UNREPAIRED: Child(job.parent, job.blueprint, 1, job.from_library),
         REPAIRED: Child(job.parent, job.blueprint, 1, repairs),
     }
     dtype = job.dtype(job.recipe.repair.dtype)

@@ -28,6 +28,7 @@ from ffn_fusion.pipeline.benching import measure_widths_for, time_models
 from ffn_fusion.pipeline.distilling import check_distillation, distill, distillation_estimates, distinct_texts
 from ffn_fusion.pipeline.estimate import pace_of
 from ffn_fusion.pipeline.job import Job, Stage
+from ffn_fusion.pipeline.libraries import library, library_estimate, library_windows
 from ffn_fusion.pipeline.models import scored_models
 from ffn_fusion.pipeline.planning import check_early, given_plan
 from ffn_fusion.pipeline.predicting import check_places
@@ -37,12 +38,13 @@ from ffn_fusion.pipeline.result import Sample
 from ffn_fusion.pipeline.texts import calibration_windows, check_prompts, held_out_windows, state
 from ffn_fusion.pipeline.widths import limited, measures_widths
 from ffn_fusion.processes import current
+from ffn_fusion.puzzle.store import COSTS, SCORES, WORK
 from ffn_fusion.report.model_card import model_card
 from ffn_fusion.surgery.build import build as write_child
 from ffn_fusion.surgery.build import build_id, child_bytes
 from ffn_fusion.surgery.child import Child
 from ffn_fusion.surgery.child_config import form_of
-from ffn_fusion.surgery.repairs import RECORD, Repairs
+from ffn_fusion.surgery.repairs import RECORD
 
 
 def analyze(job: Job) -> None:
@@ -103,7 +105,7 @@ def build(job: Job) -> None:
         OutputError: another child is there, or the disk is too small.
     """
     section, output = job.recipe.build, job.built
-    repairs = Repairs(job.space.repairs) if job.repairs else None
+    repairs = job.weights
     child = Child(job.parent, job.blueprint, section.width_multiple, repairs)
     if output.exists():  # finished, and killed before it was noted
         if (read_manifest(output) or {}).get("build") == build_id(child, section.max_shard_bytes):
@@ -187,6 +189,18 @@ def _analysis_inputs(job: Job) -> object:
     return recipe.seed, recipe.device, recipe.calibration, recipe.analysis, state(recipe.calibration)
 
 
+def _library_inputs(job: Job) -> object:
+    recipe = job.recipe
+    return (
+        recipe.seed,
+        recipe.device,
+        recipe.library,
+        recipe.calibration,
+        state(recipe.calibration),
+        state(recipe.library),
+    )
+
+
 def _widths_inputs(job: Job) -> object:
     bench, spec, device = job.recipe.bench, job.parent.spec, job.recipe.device
     how = bench.engine, bench.engine_program, bench.batches, bench.dtype, device, machine(device)
@@ -202,7 +216,8 @@ def _check_plan(job: Job) -> None:
 
 def _repair_inputs(job: Job) -> object:
     recipe = job.recipe
-    return recipe.repair, recipe.calibration, state(recipe.calibration), state(recipe.repair)
+    base = job.from_library.digest if job.from_library else None
+    return recipe.repair, recipe.calibration, state(recipe.calibration), state(recipe.repair), base
 
 
 def _distillation_inputs(job: Job) -> object:
@@ -229,6 +244,16 @@ STAGES = (
         wanted=measures_widths,
     ),
     Stage(
+        "library",
+        library,
+        inputs=_library_inputs,
+        results=lambda job: [job.space.library / name for name in (*SCORES.values(), COSTS)],
+        scratch=lambda job: [job.space.library / WORK],
+        wanted=lambda recipe: recipe.library.enabled,
+        check=library_windows,
+        estimate=library_estimate,
+    ),
+    Stage(
         "plan",
         plan,
         inputs=lambda job: job.plan_settings,
@@ -248,7 +273,7 @@ STAGES = (
     Stage(
         "build",
         build,
-        inputs=lambda job: (job.recipe.build, job.has("distill")),
+        inputs=lambda job: (job.recipe.build, job.has("distill"), job.from_library and job.from_library.digest),
         results=lambda job: [job.built / "config.json"],
         after=("plan", "repair"),
         check=_check_plan,

@@ -25,10 +25,17 @@ class Workspace:
         folder: the workspace; by default ``OUT.run`` beside the child ``OUT``.
         evidence: the folder of the evidence, if it isn't in the workspace.
         child: the child to distil, if the job doesn't build it.
+        library: the folder of the library, if it isn't in the workspace.
     """
 
     def __init__(
-        self, output: Path, folder: Path | None = None, *, evidence: Path | None = None, child: Path | None = None
+        self,
+        output: Path,
+        folder: Path | None = None,
+        *,
+        evidence: Path | None = None,
+        child: Path | None = None,
+        library: Path | None = None,
     ) -> None:
         self.output = output
         self.folder = folder or output.with_name(output.name + ".run")
@@ -36,6 +43,7 @@ class Workspace:
         self.recipe = self.folder / "recipe.yaml"
         self.evidence = evidence or self.folder / "evidence"
         self.child_evidence = self.folder / "child-evidence"
+        self.library = library or self.folder / "library"
         self.repairs = self.folder / "repairs"
         self.undistilled = child or self.folder / "undistilled"
         self.distillation = self.folder / ".distillation"  # checkpoints, during the training
@@ -53,9 +61,12 @@ class Workspace:
         self.lock = self.folder / ".lock"
 
     @classmethod
-    def hidden(cls, output: Path, *, evidence: Path | None = None, child: Path | None = None) -> Workspace:
+    def hidden(
+        cls, output: Path, *, evidence: Path | None = None, child: Path | None = None, library: Path | None = None
+    ) -> Workspace:
         """The workspace ``.OUT.work`` of a job that leaves nothing but its output; it is removed at the end."""
-        return cls(output, output.with_name(f".{output.name}.work"), evidence=evidence, child=child)
+        folder = output.with_name(f".{output.name}.work")
+        return cls(output, folder, evidence=evidence, child=child, library=library)
 
     def create(self) -> None:
         """Make the folder."""

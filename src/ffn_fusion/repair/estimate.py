@@ -90,7 +90,7 @@ def make_estimate(
     hidden = child.hidden_size
     places = [step.place for step in program.steps if step.place]
     widths = [width(child, place) for place in places]
-    found = [EstimatedPlace(p, F, _is_dual(F, tokens, settings.solver)) for p, F in zip(places, widths, strict=True)]
+    found = [EstimatedPlace(p, F, is_dual(F, tokens, settings.solver)) for p, F in zip(places, widths, strict=True)]
     blocks, widest = _blocks_bytes(program, teacher, child, dtype), max(widths)
     normed = norms_after(child)
     maps = [step.block for step in program.steps if step.what == "input"]
@@ -99,9 +99,9 @@ def make_estimate(
 
     def peak(rows: int, tokens: int) -> int:
         kept = widest * dtype.itemsize  # what a projection reads is kept
-        solver = max(_solver_bytes(F, tokens, hidden, settings.solver, dtype, normed) for F in widths)
+        solver = max(solver_bytes_of(F, tokens, hidden, settings.solver, dtype, normed) for F in widths)
         if maps:
-            solver = max(solver + folding, _solver_bytes(hidden, tokens, hidden, "primal", dtype, False))
+            solver = max(solver + folding, solver_bytes_of(hidden, tokens, hidden, "primal", dtype, False))
         return room.peak(blocks + rows * (row_bytes(hidden, widest, dtype) + kept) + solver)
 
     rows = _rows(peak, room, widest, windows, context, tokens)
@@ -156,17 +156,17 @@ def width(child: ModelSpec, place: Place) -> int:
     return block.ffn.width or child.hidden_size
 
 
-def _is_dual(F: int, tokens: int, solver: Solver) -> bool:
+def is_dual(F: int, tokens: int, solver: Solver = "auto") -> bool:
     """Return whether the dual has fewer numbers, which makes it faster too. Free memory does not matter: processes may
     have different amounts, and all have to take the same form.
     """
     return solver == "dual" or (solver == "auto" and tokens < F)
 
 
-def _solver_bytes(F: int, tokens: int, hidden: int, solver: Solver, dtype: torch.dtype, normed: bool) -> int:
+def solver_bytes_of(F: int, tokens: int, hidden: int, solver: Solver, dtype: torch.dtype, normed: bool) -> int:
     """Return the bytes of a place's solver; ``normed``: a norm follows the projection (``repair.after_norm``)."""
     sums = torch.float64 if dtype == torch.float64 else torch.float32
-    if not _is_dual(F, tokens, solver):
+    if not is_dual(F, tokens, solver):
         judged = F * hidden * sums.itemsize * normed  # a change while its error after the norm is measured
         return primal_bytes(F, hidden, sums) + adding_bytes(F, hidden, sums) + judged
     states = 3 * tokens * hidden * dtype.itemsize  # of both models, and one of them while it is gathered
@@ -221,7 +221,7 @@ def _flops(
             solved += 3.0 * rows * hidden * hidden + factors
         if step.place:
             once = windows * _step_flops(step, child, context)
-            solved += _place_flops(planned[step.place], child.hidden_size, windows * context, tokens, once)
+            solved += place_flops(planned[step.place], child.hidden_size, windows * context, tokens, once)
     return walked + solved
 
 
@@ -232,7 +232,7 @@ def _step_flops(step: Step, spec: ModelSpec, context: int) -> float:
     return attention + (ffn_flops(spec, step.block, context) if step.what != "attention" else 0.0)
 
 
-def _place_flops(place: EstimatedPlace, hidden: int, mine: int, tokens: int, once: float) -> float:
+def place_flops(place: EstimatedPlace, hidden: int, mine: int, tokens: int, once: float) -> float:
     """Return the FLOPs of the activations (``once``, and again for the dual's change), of this process's share of G or
     K, and of a factorisation for every lambda.
     """

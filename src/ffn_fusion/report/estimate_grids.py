@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from ffn_fusion.distillation.estimate import DistillEstimate
     from ffn_fusion.repair.estimate import RepairEstimate
 
-_TOKENS = Column("tokens")
+TOKENS = Column("tokens")
 _TFLOPS = Column("TFLOPs", tera)
 _READ = Column("weights read", gb)
-_DISK = Column("disk for states", gb)
-_MEMORY = Column("peak memory", gib)
-_TIME = Column("estimated time", duration)
+DISK = Column("disk for states", gb)
+MEMORY = Column("peak memory", gib)
+TIME = Column("estimated time", duration)
 
 
-def _each_of(processes: int) -> str:
+def each_of(processes: int) -> str:
     return f"For each of {processes} processes." if processes > 1 else ""
 
 
@@ -36,7 +36,7 @@ def passes_grid(plans: Sequence[PassEstimate]) -> Grid:
         plans,
         (words("to measure"), lambda plan: plan.name),
         (Column("variants"), lambda plan: plan.variants),
-        (_TOKENS, lambda plan: plan.windows * plan.work.context),
+        (TOKENS, lambda plan: plan.windows * plan.work.context),
         (Column("block evaluations"), lambda plan: plan.windows * plan.work.block_evaluations),
         (
             Column("TFLOPs, blocks + heads", str),
@@ -46,10 +46,10 @@ def passes_grid(plans: Sequence[PassEstimate]) -> Grid:
         (_READ, lambda plan: plan.schedule.weight_bytes),
         (Column("chunks of windows"), lambda plan: plan.schedule.chunks),
         (Column("states written and read", str), lambda plan: _states(plan.schedule)),
-        (_DISK, lambda plan: plan.schedule.disk_bytes),
-        (_MEMORY, lambda plan: plan.schedule.peak_memory),
-        (_TIME, lambda plan: plan.seconds),
-        notes=[_each_of(plans[0].processes), plans[0].schedule.alternative],
+        (DISK, lambda plan: plan.schedule.disk_bytes),
+        (MEMORY, lambda plan: plan.schedule.peak_memory),
+        (TIME, lambda plan: plan.seconds),
+        notes=[each_of(plans[0].processes), plans[0].schedule.alternative],
     ).transposed()
 
 
@@ -100,13 +100,13 @@ def repair_estimate_grid(plan: RepairEstimate) -> Grid:
         (Column("places"), lambda plan: len(plan.places)),
         (Column("widest"), lambda plan: max(found.width for found in plan.places)),
         (Column("solved by the dual"), lambda plan: sum(found.dual for found in plan.places)),
-        (_TOKENS, lambda plan: plan.tokens),
+        (TOKENS, lambda plan: plan.tokens),
         (_TFLOPS, lambda plan: plan.flops),
         (_READ, lambda plan: plan.weight_bytes),
-        (_DISK, lambda plan: plan.disk_bytes),
-        (_MEMORY, lambda plan: plan.peak_memory),
-        (_TIME, lambda plan: plan.seconds),
-        notes=[_each_of(plan.processes)],
+        (DISK, lambda plan: plan.disk_bytes),
+        (MEMORY, lambda plan: plan.peak_memory),
+        (TIME, lambda plan: plan.seconds),
+        notes=[each_of(plan.processes)],
     ).transposed()
 
 
@@ -129,7 +129,7 @@ def distill_estimate_grid(plans: Sequence[DistillEstimate], child_bytes: int = 0
     return Grid.of(
         enumerate(plans, 1),
         (words("to distil"), lambda pair: f"stage {pair[0]}" if several else ""),
-        (_TOKENS, lambda pair: pair[1].tokens),
+        (TOKENS, lambda pair: pair[1].tokens),
         (Column("steps"), lambda pair: pair[1].steps),
         (Column("windows per step"), lambda pair: pair[1].batch),
         (Column("context"), lambda pair: pair[1].context),
@@ -141,9 +141,9 @@ def distill_estimate_grid(plans: Sequence[DistillEstimate], child_bytes: int = 0
         (Column("disk for checkpoints", gb), lambda pair: pair[1].disk_bytes),
         (Column("disk for the teacher cache", gb, optional=True), lambda pair: pair[1].cache_bytes or None),
         (Column("peak memory, about", gib), lambda pair: pair[1].peak_memory),
-        (_TIME, lambda pair: pair[1].seconds),
+        (TIME, lambda pair: pair[1].seconds),
         notes=[
-            _each_of(plans[0].processes),
+            each_of(plans[0].processes),
             f"{sum(plan.tokens for plan in plans):,} tokens in all{_in_all(plans)}." if several else "",
             "Checkpoints of one stage are kept at a time." if several else "",
             f"Disk for the child before and after: {gb(2 * child_bytes)}." if child_bytes else "",

@@ -17,6 +17,7 @@ from ffn_fusion.report.quality_grids import quality_grid
 from ffn_fusion.report.summary import sentence
 from ffn_fusion.report.training_grids import (
     distillation_grid,
+    from_library,
     mapped_inputs,
     solved_projections,
     stages_grid,
@@ -98,16 +99,19 @@ def _training(repairs: Mapping[str, Any] | None) -> str:
             "was lost stays lost until the model is distilled or fine-tuned.\n"
         )
     what, tokens = solved_projections(repairs), repairs["calibration"]["tokens"]
-    mapped = mapped_inputs(repairs)
-    if what is None and mapped is None:
+    mapped, chosen = mapped_inputs(repairs), from_library(repairs)
+    if what is None and mapped is None and chosen is None:
         return (
             f"**Not trained after surgery.** Repair on {tokens:,} tokens of text improved no output projection on "
             "held-out text, so every weight is the parent's, rearranged.\n"
         )
-    done = [f"{what} solved in closed form, so that the states come close to the parent's."] if what else []
+    done = [chosen] if chosen else []
+    done += [f"{what} solved in closed form, so that the states come close to the parent's."] if what else []
     done += [mapped] if mapped else []
+    trained = any(row["how"] == "trained" for row in repairs.get("library", ()))
+    how = "Trained sub-block by sub-block" if trained else "Repaired, not trained"
     return (
-        f"**Repaired, not trained**, on {tokens:,} tokens of text. {' '.join(done)} All other weights are the parent's "
+        f"**{how}**, on {tokens:,} tokens of text. {' '.join(done)} All other weights are the parent's "
         "own. Distillation or fine-tuning can bring it closer.\n"
     )
 

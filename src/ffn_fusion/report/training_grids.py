@@ -68,6 +68,17 @@ def solved_projections(record: Record) -> str | None:
     return f"The output projection{' of' if one else 's of'} {kinds}{with_bias * biases} {'was' if one else 'were'}"
 
 
+def from_library(record: Record) -> str | None:
+    """Say how many sub-blocks came from a library, and how they were made there; None where none did."""
+    rows = record.get("library", ())
+    if not rows:
+        return None
+    counts = {"solved": "solved in closed form", "trained": "trained"}
+    made = [f"{count} {word}" for how, word in counts.items() if (count := sum(row["how"] == how for row in rows))]
+    choices = "1 sub-block choice" if len(rows) == 1 else f"{len(rows)} sub-block choices"
+    return f"{choices} came from a library, {' and '.join(made)}, each by itself on the parent's own states."
+
+
 _TOO_LITTLE = "Not measured: there was too little text to hold some out."
 
 
