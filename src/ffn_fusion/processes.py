@@ -38,7 +38,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_FIRST_ONLY = ("progress", "on_plan")
+_FIRST_ONLY = ("progress", "on_plan", "on_scored")
 _SUMMED_AT_ONCE = 1 << 24  # elements, so that a GPU's tensors need little of the host's memory on the way
 _PATIENCE = timedelta(days=7)  # the others wait while the first builds, and while it times both models
 
@@ -194,8 +194,8 @@ def neighbours() -> int:
 def together(work: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function that all processes carry out when the first one calls it.
 
-    Its arguments travel to the others, all but the keywords ``progress`` and ``on_plan``, which only the first process
-    calls.
+    Its arguments travel to the others, all but the keywords ``progress``, ``on_plan`` and ``on_scored``, which only the
+    first process calls.
     """
 
     @wraps(work)

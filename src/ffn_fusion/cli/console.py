@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ffn_fusion.analysis.plan import Plan
     from ffn_fusion.checkpoint.reader import Checkpoint
     from ffn_fusion.distillation.estimate import DistillEstimate
+    from ffn_fusion.evaluation.task_estimate import TasksEstimate
     from ffn_fusion.puzzle.estimate import LibraryEstimate
     from ffn_fusion.repair.estimate import RepairEstimate
 
@@ -138,6 +139,11 @@ class TerminalListener(Listener):
         from ffn_fusion.report.estimate_grids import distill_estimate_grid
 
         say(distill_estimate_grid(plans, child_bytes))
+
+    def asking(self, plan: TasksEstimate) -> None:
+        from ffn_fusion.report.task_grids import tasks_estimate_grid
+
+        say(tasks_estimate_grid(plan))
 
     def planned(self, checkpoint: Checkpoint, plan: Plan, remaining: Mapping[str, float]) -> None:
         show_plan(checkpoint, plan)

@@ -39,7 +39,7 @@ def optimize(
     output: Output,
     plan: Annotated[PlanSettings, Without(*NAMED, "repair")],
     calibration: Annotated[TextSettings, Only("texts")],
-    evaluation: Annotated[EvaluationSettings, Only("texts"), Named(texts="--eval-text")],
+    evaluation: Annotated[EvaluationSettings, Only("texts", "tasks"), Named(texts="--eval-text")],
     bench: Annotated[BenchSettings, Only("engine", "engine_program")],
     compute: ComputeSettings,
     opening: OpenSettings,
@@ -76,9 +76,12 @@ def _show(result: Result) -> None:
     from ffn_fusion.report.latency_grids import latency_grid
     from ffn_fusion.report.model_grids import engines_line
     from ffn_fusion.report.quality_grids import quality_grid
+    from ffn_fusion.report.task_grids import tasks_grid
 
     assert result.quality is not None
     say(quality_grid(result.quality), err=False)
+    if result.quality.tasks:
+        say(tasks_grid(result.quality.tasks), err=False)
     if result.latency:
         say(latency_grid(result.latency), err=False)
     for sample in result.samples:

@@ -18,10 +18,8 @@ from ffn_fusion.blockwise.sweep import Final, sweep
 from ffn_fusion.blockwise.work import count_work
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import CheckpointError, DataError
-from ffn_fusion.evaluation.quality import Score, TextScores
+from ffn_fusion.evaluation.quality import PARENT, Score, TextScores
 from ffn_fusion.processes import Progress, current, silent, together
-
-PARENT = "parent"
 
 
 @together

@@ -1,8 +1,11 @@
-"""Quality: how far each model is from the parent, text by text. Plain data, JSON, no torch."""
+"""Quality: how far each model is from the parent, text by text and task by task. Plain data, JSON, no torch."""
 
 from __future__ import annotations
 
 from ffn_fusion.settings import Frozen
+
+PARENT = "parent"
+"""What the model that all others are compared with is called."""
 
 
 class Score(Frozen):
@@ -27,6 +30,43 @@ class TextScores(Frozen):
     scores: dict[str, Score]
 
 
+class TaskScore(Frozen):
+    """One model on one task.
+
+    Args:
+        error: standard error over examples; None where there is a single example.
+        difference: score minus the parent's, on the same examples; None for the parent itself.
+        difference_error: standard error of that difference, example by example, which is smaller than the two errors
+            together since both models find the same examples hard; None for metrics that aren't means over examples.
+    """
+
+    score: float
+    error: float | None = None
+    difference: float | None = None
+    difference_error: float | None = None
+
+
+class TaskScores(Frozen):
+    """All models by one metric of one task, or of a group of tasks; ``scores`` in the order of ``TextScores``.
+
+    Args:
+        task: its name in the lm-evaluation-harness, or in its YAML file.
+        metric: the metric's name, like ``acc_norm``; followed by a comma and the filter of the answers if it has one.
+        few_shot: solved examples before each example.
+        group: the group of tasks that this one is a part of, if it is.
+        dataset: its id on the hub; None if it is in files.
+    """
+
+    task: str
+    metric: str
+    higher_is_better: bool
+    examples: int
+    few_shot: int
+    scores: dict[str, TaskScore]
+    group: str | None = None
+    dataset: str | None = None
+
+
 class Control(Frozen):
     """A child of the same size that another rule chose (``analysis.rules``), to compare with."""
 
@@ -37,11 +77,12 @@ class Control(Frozen):
 
 
 class Quality(Frozen):
-    """``texts`` one by one; ``controls`` says what the further columns are."""
+    """``texts`` and ``tasks`` one by one; ``controls`` says what the further columns are."""
 
     texts: tuple[TextScores, ...]
     controls: tuple[Control, ...] = ()
+    tasks: tuple[TaskScores, ...] = ()
 
     @property
     def models(self) -> tuple[str, ...]:
-        return tuple(self.texts[0].scores)
+        return tuple(self.texts[0].scores if self.texts else self.tasks[0].scores)

@@ -11,7 +11,7 @@ from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.engines.bench import bench_in
 from ffn_fusion.engines.settings import BenchRequest
 from ffn_fusion.engines.width_curves import CONTEXT, widths_in
-from ffn_fusion.evaluation.evaluate import PARENT
+from ffn_fusion.evaluation.quality import PARENT
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.latency.measure import bench
 from ffn_fusion.latency.timing import Latency

@@ -30,7 +30,8 @@ from ffn_fusion.distillation.tracking import Tracking
 from ffn_fusion.distillation.training import Description, Training
 from ffn_fusion.distillation.write import AsStored, Weights, distilled_id, write_distilled
 from ffn_fusion.errors import OutputError, UsageError
-from ffn_fusion.evaluation.evaluate import PARENT, evaluate
+from ffn_fusion.evaluation.evaluate import evaluate
+from ffn_fusion.evaluation.quality import PARENT
 from ffn_fusion.families.layout import sub_block_parameters
 from ffn_fusion.pipeline.job import Job
 from ffn_fusion.pipeline.recipe import Recipe

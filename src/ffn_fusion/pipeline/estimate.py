@@ -39,7 +39,7 @@ def remaining_seconds(
     Args:
         spec: the parent.
         child_bytes: size of the child.
-        estimates: what the repair and the distillation will take, by the names of the stages.
+        estimates: what repair, distillation and tasks will take, by the names of the stages.
     """
     token = (_block_flops(spec) + 2.0 * head_parameters(spec)) / pace.block_flops
     texts = max(1, len(recipe.evaluation.texts))
@@ -56,6 +56,8 @@ def remaining_seconds(
         learning = sum(plan.flops for plan in distillation) / pace.block_flops
         found["distill"] = learning + 2 * len(recipe.distillation.trainings) * one_model
     found["evaluate"] = scored * one_model
+    if tasks := estimates.get("tasks"):
+        found["tasks"] = tasks.tokens * token / current().world
     if recipe.bench.enabled:
         bench = recipe.bench
         workloads = product(bench.batches, bench.contexts)

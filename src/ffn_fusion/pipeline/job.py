@@ -252,6 +252,8 @@ class Job:
         size = child_bytes(self.child)
         if self.estimates.get("distill"):
             self.listener.distilling(self.estimates["distill"], size)
+        if self.estimates.get("tasks"):
+            self.listener.asking(self.estimates["tasks"])
         remaining = remaining_seconds(self.recipe, self.parent.spec, size, self.estimates, pace) if pace else {}
         self.listener.planned(self.parent, self.plan, remaining)
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ffn_fusion.analysis.plan import Plan
     from ffn_fusion.checkpoint.reader import Checkpoint
     from ffn_fusion.distillation.estimate import DistillEstimate
+    from ffn_fusion.evaluation.task_estimate import TasksEstimate
     from ffn_fusion.puzzle.estimate import LibraryEstimate
     from ffn_fusion.repair.estimate import RepairEstimate
 
@@ -44,6 +45,9 @@ class Listener:
         Args:
             child_bytes: size of the child that is built first and kept, 0 if there is none.
         """
+
+    def asking(self, plan: TasksEstimate) -> None:
+        """What the tasks will ask of every model."""
 
     def planned(self, checkpoint: Checkpoint, plan: Plan, remaining: Mapping[str, float]) -> None:
         """The plan, before anything is built.

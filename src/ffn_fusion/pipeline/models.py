@@ -7,9 +7,8 @@ from ffn_fusion.analysis.rules import control_plans
 from ffn_fusion.blockwise.stack import TensorSource
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.blueprint.ranges import format_blocks, format_runs
-from ffn_fusion.checkpoint.reader import open_folder
-from ffn_fusion.evaluation.evaluate import PARENT
-from ffn_fusion.evaluation.quality import Control
+from ffn_fusion.checkpoint.reader import Checkpoint, open_folder
+from ffn_fusion.evaluation.quality import PARENT, Control
 from ffn_fusion.pipeline.job import Job
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.surgery.child import Child
@@ -24,21 +23,29 @@ def name_of_child(recipe: Recipe) -> str:
     return DISTILLED if recipe.distillation.enabled else FUSED
 
 
-def scored_models(job: Job) -> tuple[dict[str, TensorSource], list[Control]]:
-    """Return all models to score by name, and descriptions of those that only serve as controls.
+def main_models(job: Job) -> dict[str, Checkpoint | Child]:
+    """Return the parent, the child on the way to its last form, and that form, by name.
 
-    The child is scored as it is on disk; pruned is the same child with its FFNs one after another. Children that other
-    rules would have chosen are never written.
+    The child is scored as it is on disk; pruned is the same child with its FFNs one after another.
     """
-    parent, blueprint, distilled = job.parent, job.blueprint, job.has("distill")
-    models: dict[str, TensorSource] = {
-        PARENT: parent,
-        PRUNED: Child(parent, blueprint.unfused()),
+    models: dict[str, Checkpoint | Child] = {
+        PARENT: job.parent,
+        PRUNED: Child(job.parent, job.blueprint.unfused()),
         FUSED: open_folder(job.built),
     }
-    controls = list[Control]()
-    if distilled:
+    if job.has("distill"):
         models[DISTILLED] = open_folder(job.space.output)
+    return models
+
+
+def scored_models(job: Job) -> tuple[dict[str, TensorSource], list[Control]]:
+    """Return all models to score on text by name, and descriptions of those that only serve as controls.
+
+    Children that other rules would have chosen are never written.
+    """
+    parent, blueprint, distilled = job.parent, job.blueprint, job.has("distill")
+    models: dict[str, TensorSource] = {**main_models(job)}
+    controls = list[Control]()
     if is_repaired(job.space.output):
         models[UNREPAIRED] = Child(parent, blueprint)
         which = "the fused" if distilled else "the same"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ffn_fusion.blueprint import Blueprint
 from ffn_fusion.checkpoint.reader import Checkpoint
-from ffn_fusion.evaluation.evaluate import PARENT
+from ffn_fusion.evaluation.quality import PARENT
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.child_spec import child_spec
 from ffn_fusion.latency.hardware import Prediction, check_setting, predict

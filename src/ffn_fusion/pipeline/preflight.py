@@ -9,6 +9,7 @@ from ffn_fusion.data.mixture import TextEntry, where
 from ffn_fusion.data.source import check_source
 from ffn_fusion.engines.bench import check_engine
 from ffn_fusion.errors import MissingExtraError
+from ffn_fusion.evaluation.task_estimate import check_extra
 from ffn_fusion.pipeline.predicting import places
 from ffn_fusion.pipeline.recipe import Recipe
 
@@ -25,6 +26,8 @@ def preflight(recipe: Recipe, stages: Collection[str]) -> None:
                 raise MissingExtraError(f"the report needs {package}", "pip install 'ffn-fusion[report]'")
     if "distill" in stages and recipe.distillation.enabled and find_spec("accelerate") is None:
         raise MissingExtraError("distillation needs accelerate", "pip install 'ffn-fusion[train]'")
+    if "tasks" in stages and recipe.evaluation.tasks:
+        check_extra()
     for stage, texts in _texts(recipe).items():
         for text in texts if stage in stages else ():
             check_source(where(text))

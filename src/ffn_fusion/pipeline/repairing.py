@@ -8,7 +8,8 @@ from typing import Any
 from ffn_fusion.blockwise.stack import TensorSource
 from ffn_fusion.checkpoint.staging import bytes_in, check_space
 from ffn_fusion.data.window_rows import TokenWindows
-from ffn_fusion.evaluation.evaluate import PARENT, evaluate
+from ffn_fusion.evaluation.evaluate import evaluate
+from ffn_fusion.evaluation.quality import PARENT
 from ffn_fusion.pipeline.job import Job
 from ffn_fusion.pipeline.models import PRUNED, REPAIRED, UNREPAIRED
 from ffn_fusion.pipeline.texts import Windows, calibration_windows, split_windows

@@ -14,6 +14,7 @@ from ffn_fusion.distillation.estimate import DistillEstimate
 from ffn_fusion.evaluation.quality import Quality
 from ffn_fusion.latency.timing import Latency
 from ffn_fusion.pipeline.job import Job
+from ffn_fusion.pipeline.tasks import read_quality
 from ffn_fusion.pipeline.workspace import Workspace
 
 
@@ -53,7 +54,7 @@ def result_of(job: Job) -> Result:
         job.parent,
         job.plan,
         space,
-        Quality.model_validate_json(space.quality.read_bytes()),
+        read_quality(job),
         Latency.model_validate_json(space.latency.read_bytes()) if job.has("bench") else None,
         tuple(Sample(**entry) for entry in json.loads(space.samples.read_bytes())),
         read_record(space.output),

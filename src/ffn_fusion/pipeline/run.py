@@ -78,7 +78,7 @@ def republish(folder: Path) -> Result:
     """
     output = folder.with_suffix("") if folder.suffix == ".run" else folder
     space = Workspace(output)
-    needed = (space.recipe, space.blueprint, space.quality, space.samples)
+    needed = [space.recipe, space.blueprint, space.quality, space.samples]
     missing = [path.name for path in needed if not path.is_file()]
     if missing:
         raise DataError(f"{space.folder}: no finished run there ({missing[0]} is missing)", "run its recipe first")

@@ -22,8 +22,11 @@ from ffn_fusion.data.settings import TextSettings
 from ffn_fusion.errors import OutputError
 from ffn_fusion.evaluation.evaluate import evaluate
 from ffn_fusion.evaluation.quality import Quality
+from ffn_fusion.evaluation.settings import TaskSettings
+from ffn_fusion.evaluation.task_estimate import check_tasks
 from ffn_fusion.latency.machine import machine
 from ffn_fusion.modeling.load import load_model
+from ffn_fusion.pipeline import tasks
 from ffn_fusion.pipeline.benching import measure_widths_for, time_models
 from ffn_fusion.pipeline.distilling import check_distillation, distill, distillation_estimates, distinct_texts
 from ffn_fusion.pipeline.estimate import pace_of
@@ -220,6 +223,11 @@ def _repair_inputs(job: Job) -> object:
     return recipe.repair, recipe.calibration, state(recipe.calibration), state(recipe.repair), base
 
 
+def _evaluation_inputs(job: Job) -> object:
+    section = job.recipe.evaluation
+    return section.model_dump(mode="json", exclude=set(TaskSettings.model_fields)), state(section)
+
+
 def _distillation_inputs(job: Job) -> object:
     recipe = job.recipe
     texts = TextSettings(texts=tuple(distinct_texts(recipe)))
@@ -292,10 +300,20 @@ STAGES = (
     Stage(
         "evaluate",
         score,
-        inputs=lambda job: (job.recipe.evaluation, state(job.recipe.evaluation)),
+        inputs=_evaluation_inputs,
         results=lambda job: [job.space.quality, job.space.child_evidence / "evidence.json"],
         after=("build", "distill"),
         check=lambda job: held_out_windows(job.parent, job.recipe.evaluation, job.recipe.seed),
+    ),
+    Stage(
+        "tasks",
+        tasks.tasks,
+        inputs=tasks.inputs,
+        results=lambda job: [job.space.tasks],
+        after=("build", "distill"),
+        wanted=lambda recipe: bool(recipe.evaluation.tasks),
+        check=lambda job: check_tasks(job.recipe.evaluation),
+        estimate=tasks.estimate,
     ),
     Stage(
         "bench",
@@ -318,7 +336,7 @@ STAGES = (
         publish,
         inputs=lambda job: job.planned_recipe,
         results=lambda job: [job.space.report],
-        after=("evaluate", "samples"),
+        after=("evaluate", "tasks", "samples"),
         check=lambda job: check_places(job.recipe, job.parent),
     ),
 )

@@ -54,6 +54,8 @@ class Workspace:
         self.blueprint = self.folder / "blueprint.json"
         self.plan = self.folder / "plan.json"
         self.quality = self.folder / "quality.json"
+        self.tasks = self.folder / "tasks.json"
+        self.task_results = self.folder / "tasks"  # of each model on each task, example by example
         self.benched = self.folder / ".bench"  # models, while they are timed
         self.latency = self.folder / "latency.json"
         self.samples = self.folder / "samples.json"

@@ -58,6 +58,18 @@ def share(value: float | Measured) -> str:
     return f"{100 * value:.1f}"
 
 
+def task_score(value: float | Measured) -> str:
+    """A score on a task: four decimals below 1, where accuracies are, two above."""
+    size = value.value if isinstance(value, Measured) else value
+    return _fixed(value, 4 if abs(size) <= 1 else 2)
+
+
+def task_difference(value: float | Measured) -> str:
+    """A difference of two scores on a task, with its sign."""
+    size = value.value if isinstance(value, Measured) else value
+    return ("+" if size > 0 else "") + task_score(value).replace("-", "\N{MINUS SIGN}")
+
+
 def change(fraction: float, decimals: int) -> str:
     """``-0.27`` -> ``−27 %``."""
     return f"{100 * fraction:+.{decimals}f} %".replace("-", "\N{MINUS SIGN}")

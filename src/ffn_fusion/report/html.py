@@ -19,6 +19,7 @@ from ffn_fusion.report.latency_grids import latency_grid, work_grid
 from ffn_fusion.report.machine_grids import modelled_grid
 from ffn_fusion.report.quality_grids import controls_grid, quality_grid
 from ffn_fusion.report.summary import KeyFigure, key_figures, sentence
+from ffn_fusion.report.task_grids import tasks_grid
 from ffn_fusion.report.training_grids import repairs_grid, stages_grid
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def _context(report: ReportData) -> dict[str, Any]:
         "costs": model_grids.costs_grid(report.costs),
         "quality": quality_grid(quality) if quality else None,
         "controls": controls_grid(quality.controls) if quality and quality.controls else None,
+        "tasks": tasks_grid(quality.tasks) if quality and quality.tasks else None,
         "engines": model_grids.engines_grid(report.engines) if report.engines else None,
         "latency": latency_grid(latency) if latency else None,
         "work": work_grid(latency) if latency else None,

@@ -14,7 +14,8 @@ from ffn_fusion.report.grid import plain_markdown as _plain
 from ffn_fusion.report.latency_grids import latency_grid
 from ffn_fusion.report.model_grids import plan_grid
 from ffn_fusion.report.quality_grids import quality_grid
-from ffn_fusion.report.summary import sentence
+from ffn_fusion.report.summary import MODELS, sentence
+from ffn_fusion.report.task_grids import model_index, tasks_grid
 from ffn_fusion.report.training_grids import (
     distillation_grid,
     from_library,
@@ -57,7 +58,7 @@ def model_card(
     """
     changed = blueprint != Blueprint.identity(blueprint.parent)
     parts = [
-        _front_matter(blueprint.parent.name, licence, form, changed),
+        _front_matter(blueprint.parent.name, licence, form, changed, _index(name, quality)),
         f"# {_plain(name)}\n",
         *(
             _surgery(blueprint, repairs, distillation)
@@ -158,7 +159,15 @@ def _learnt(record: Mapping[str, Any] | None, quality: Quality | None) -> list[s
     return ["## Distillation\n", *parts] if parts else []
 
 
-def _front_matter(parent: str, licence: str | None, form: str, changed: bool) -> str:
+def _index(name: str, quality: Quality | None) -> dict[str, object]:
+    """The child's scores on tasks; its name in the tables is that of the last form it has there."""
+    if not quality or not quality.tasks:
+        return {}
+    child = next(model for model in reversed(MODELS) if model in quality.models)
+    return {"model-index": model_index(name, quality.tasks, child)}
+
+
+def _front_matter(parent: str, licence: str | None, form: str, changed: bool, more: Mapping[str, object]) -> str:
     about: dict[str, object] = {}
     if licence:
         about["license"] = licence
@@ -169,6 +178,7 @@ def _front_matter(parent: str, licence: str | None, form: str, changed: bool) ->
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["ffn-fusion", form, *(["pruned"] if changed else [])],
+        **more,
     }
     return f"---\n{yaml.safe_dump(about, sort_keys=False, allow_unicode=True)}---\n"
 
@@ -176,9 +186,10 @@ def _front_matter(parent: str, licence: str | None, form: str, changed: bool) ->
 def _measured(quality: Quality | None, latency: Latency | None) -> list[str]:
     parts = []
     if quality:
-        parts += ["## Quality\n", markdown(quality_grid(quality))]
+        parts += ["## Quality\n", *([markdown(quality_grid(quality))] if quality.texts else [])]
         parts += [f"- {_plain(c.name)}: {_plain(c.meaning)}" for c in quality.controls]
         parts += [""] if quality.controls else []
+        parts += [markdown(tasks_grid(quality.tasks))] if quality.tasks else []
     if latency:
         parts += ["## Latency\n", markdown(latency_grid(latency))]
     return parts
