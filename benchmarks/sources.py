@@ -37,6 +37,7 @@ SOURCES: Mapping[str, tuple[str, ...]] = {
     "hardware": ("benchmarks/hardware.py", "benchmarks/published.*", *_LATENCY),
     "hardware_cpu": ("benchmarks/hardware_cpu.py", *_LATENCY),
     "hardware_gpu": ("benchmarks/hardware_gpu.py", *_LATENCY),
+    "library": ("benchmarks/library*.py", "src/ffn_fusion/puzzle/*.py", *_REPAIR),
     "multipliers": ("benchmarks/multipliers*.py", *_ENGINES),
     "qwen": ("benchmarks/qwen.py", *_ANALYSIS, *_REPAIR, *_SURGERY, "src/ffn_fusion/evaluation/*.py"),
     "parallel": ("benchmarks/parallel*.py", "benchmarks/quality_bench.py", *_ANALYSIS, *_REPAIR, *_SURGERY),

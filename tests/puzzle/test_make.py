@@ -76,7 +76,7 @@ def test_the_errors_are_those_of_the_children(
         request.getfixturevalue(which), tmp_path / "lib", training={"epochs": epochs, "learning_rate": 0.01}
     )
     library = make_library(parent)
-    assert len(library.entries) == len(parent.space({}).entries)
+    assert len(library.entries) == len(parent.space.entries)
     assert any(entry.solved for entry in library.entries)
     assert any(entry.trained for entry in library.entries) == bool(epochs)
     for stored in library.entries:
@@ -237,7 +237,7 @@ def test_a_larger_space_goes_on_from_what_is_there(made: Made, tmp_path: Path) -
     first = make_library(making(made, tmp_path / "lib", windows=8, space=small)).entries
     both = make_library(making(made, tmp_path / "lib", windows=8)).entries
     assert {e.model_dump_json() for e in first} <= {e.model_dump_json() for e in both}  # seconds and all
-    assert len(both) == len(making(made, tmp_path / "lib").space({}).entries)
+    assert len(both) == len(making(made, tmp_path / "lib").space.entries)
 
 
 @pytest.mark.parametrize("name", [*OWN_FORM, *REWRITTEN])

@@ -14,11 +14,11 @@ from ffn_fusion.checkpoint.reader import open_folder
 from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families.child_spec import child_spec
 from ffn_fusion.puzzle.settings import SpaceSettings
-from ffn_fusion.puzzle.space import Entry, Space, make_space
+from ffn_fusion.puzzle.space import Entry, Space, keep_largest, make_space
 
 
 def space_of(folder: Path, **changes: object) -> Space:
-    return make_space(open_folder(folder).spec, {}, SpaceSettings.model_validate({**SPACE, **changes}))
+    return make_space(open_folder(folder).spec, SpaceSettings.model_validate({**SPACE, **changes}))
 
 
 def test_every_choice_of_a_llama(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_entries_are_children(tmp_path: Path) -> None:
     """Each is a possible child, the parent elsewhere; only what it names is changed."""
     parent = open_folder(mixed_parent(tmp_path / "m").folder)
     identity = parent.spec.parent("p")
-    for entry in make_space(parent.spec, {}, SpaceSettings.model_validate(SPACE)).entries:
+    for entry in make_space(parent.spec, SpaceSettings.model_validate(SPACE)).entries:
         blueprint = entry.blueprint(identity)
         child = child_spec(parent.spec, blueprint, 1)
         kept = blueprint.kept_blocks[entry.place(identity) :][: len(entry.kept_blocks)]
@@ -55,18 +55,19 @@ def test_entries_are_children(tmp_path: Path) -> None:
             whole = Blueprint.identity(identity).blocks[entry.first]
             assert block.part(other) == whole.part(other)
             assert block.part(entry.part) != whole.part(entry.part)
-    names = [entry.name for entry in make_space(parent.spec, {}, SpaceSettings.model_validate(SPACE)).entries]
+    names = [entry.name for entry in make_space(parent.spec, SpaceSettings.model_validate(SPACE)).entries]
     assert "attention 1: none" not in names  # it has none
     assert "ffn 2: none" not in names
     assert [name for name in names if name.startswith("attention 3")] == ["attention 3: none"]  # linear already
 
 
 def test_the_largest_contributions_stay(tmp_path: Path) -> None:
-    parent = open_folder(small_parent(tmp_path / "m").folder)
-    contributions = {1: np.arange(24.0)}
-    space = make_space(parent.spec, contributions, SpaceSettings.model_validate(SPACE))
-    (entry,) = (entry for entry in space.entries if entry.name == "ffn 1: 50%")
-    assert entry.blocks[0].ffn == NarrowedFfn(source=1, channels=tuple(range(12, 24)))
+    space = space_of(small_parent(tmp_path / "m").folder)
+    entries = {entry.name: keep_largest(entry, np.arange(24.0)) for entry in space.entries if entry.last == 1}
+    kept = NarrowedFfn(source=1, channels=tuple(range(12, 24)))
+    assert entries["ffn 1: 50%"].blocks[0].ffn == entries["blocks 1: 1 KV head+50%"].blocks[0].ffn == kept
+    others = [entry for entry in space.entries if entry.last == 1 and "50%" not in entry.name]
+    assert all(entries[entry.name] == entry for entry in others)
 
 
 def test_blocks_runs_and_ranges(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_blocks_runs_and_ranges(tmp_path: Path) -> None:
 def test_what_a_family_does_not_take_is_named(name: str, tmp_path: Path) -> None:
     write_family(tmp_path / "m", OWN_FORM[name])
     parent = open_folder(tmp_path / "m")
-    space = make_space(parent.spec, {}, SpaceSettings.model_validate({**SPACE, "max_side_by_side": 2}))
+    space = make_space(parent.spec, SpaceSettings.model_validate({**SPACE, "max_side_by_side": 2}))
     assert "attention linear" in space.left_out
     assert not [entry for entry in space.entries if "linear" in entry.choice]
     for entry in space.entries:

@@ -97,6 +97,6 @@ def _making(job: Job, windows: list[TokenWindows]) -> Making:
 def _scoring(job: Job, making: Making, found: Library | None, windows: list[TokenWindows]) -> Scoring:
     """Score what a library has; None: what it will have."""
     kept: dict[Entry, StoredEntry | None] = {stored.entry: stored for stored in found.entries} if found else {}
-    entries = list((kept or dict.fromkeys(making.space({}).entries)).items())
+    entries = list((kept or dict.fromkeys(making.space.entries)).items())
     place = making.folder / WORK
     return Scoring(job.parent, found, entries, windows, making.dtype, job.recipe.device, job.memory, place)

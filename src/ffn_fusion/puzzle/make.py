@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -21,13 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ffn_fusion.analysis.channels import Contributions, contributions_of
 from ffn_fusion.blockwise.journal import Journal
 from ffn_fusion.blockwise.stack import Block, ReadAhead, Stack
 from ffn_fusion.blockwise.states import FileStates
 from ffn_fusion.blockwise.steps_done import StepsDone
 from ffn_fusion.blockwise.sweep import ROWS
-from ffn_fusion.blueprint import Parent
+from ffn_fusion.blueprint import NarrowedFfn, Parent
 from ffn_fusion.checkpoint.reader import Checkpoint, torch_dtype
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.errors import DataError
@@ -36,14 +35,16 @@ from ffn_fusion.processes import Progress, current, silent, together
 from ffn_fusion.puzzle.lesson import Lesson, View
 from ffn_fusion.puzzle.settings import LibrarySettings
 from ffn_fusion.puzzle.solve import solve_entry
-from ffn_fusion.puzzle.space import Entry, Space, make_space
+from ffn_fusion.puzzle.space import Entry, Space, keep_largest, make_space
 from ffn_fusion.puzzle.store import WORK, Library, StoredEntry
 from ffn_fusion.puzzle.train import train_entry
+from ffn_fusion.puzzle.work import Counting
 from ffn_fusion.repair.estimate import is_dual
 from ffn_fusion.repair.fit import Windows
 from ffn_fusion.repair.repair import split_windows
 from ffn_fusion.repair.settings import RepairSettings
 from ffn_fusion.surgery.child import Child
+from ffn_fusion.surgery.narrow_ffn import channel_contribution
 
 _LEAST_WINDOWS = 4
 _NOT_METHOD = {"enabled", "texts", "tokens", "context", "space", "score_tokens"}
@@ -107,9 +108,18 @@ class Making:
         size = max(1, ROWS // self.ids_NT.shape[1])
         return Windows(_slices(0, fitted, size), _slices(fitted, fitted + deciding, size))
 
-    def space(self, channels: Contributions) -> Space:
-        """Return all entries."""
-        return make_space(self.parent.spec, channels, self.settings.space)
+    @property
+    def counting(self) -> Counting:
+        """What the work of an entry depends on."""
+        fitted, deciding = map(len, self.mine)
+        count, context = self.ids_NT.shape
+        dtype, stored = torch.promote_types(self.dtype, torch.float32), torch_dtype(self.parent.dtype).itemsize
+        return Counting(self.parent.spec, self.identity, self.settings, fitted, deciding, count, context, dtype, stored)
+
+    @cached_property
+    def space(self) -> Space:
+        """All entries; those with narrowed FFNs get their channels when their block is there."""
+        return make_space(self.parent.spec, self.settings.space)
 
     @property
     def key(self) -> str:
@@ -139,7 +149,7 @@ def make_library(making: Making, *, progress: Progress = silent) -> Library:
     """Make all entries that aren't there yet; see ``Making``.
 
     Args:
-        progress: counts entries.
+        progress: counts the FLOPs of entries.
 
     Raises:
         OutputError: the folder holds something else, or the disk is full.
@@ -149,34 +159,22 @@ def make_library(making: Making, *, progress: Progress = silent) -> Library:
         Library.claim(making.folder, making.key, making.header)
     here.gather([None])
     library = Library(making.folder, making.header)
-    space = making.space(_channels(making, progress))
-    _Walk(making, library, space.entries, progress).carry_out()
+    _Walk(making, library, progress).carry_out()
     return Library(making.folder, making.header)
-
-
-def _channels(making: Making, progress: Progress) -> Contributions:
-    """Return what each channel contributes, from an earlier call where there was one."""
-    here = current()
-    journal = Journal(making.folder / WORK / f"channels-{here.rank}-of-{here.world}", making.key)
-    found = journal.load("contributions")
-    if not all(here.gather([found is not None])):
-        stack = Stack(making.parent, dtype=making.dtype, device=making.stack.device, resident=False)
-        sums = contributions_of(stack, making.ids_NT, progress=progress)  # in inference mode, so on a stack of its own
-        found = {str(i): contribution for i, contribution in sums.items()}
-        journal.save("contributions", found)
-    assert found is not None
-    return {int(i): contribution for i, contribution in found.items()}
 
 
 class _Walk:
     """The walk through the parent; ``x`` slots hold its states before the blocks that open entries need."""
 
-    def __init__(self, making: Making, library: Library, entries: Iterable[Entry], progress: Progress) -> None:
+    def __init__(self, making: Making, library: Library, progress: Progress) -> None:
         self.making, self.library, self.progress = making, library, progress
+        entries = making.space.entries
         self.by_last: dict[int, list[Entry]] = {}
         for entry in entries:
             self.by_last.setdefault(entry.last, []).append(entry)
-        self.total, self.done = sum(map(len, self.by_last.values())), 0
+        count = making.counting
+        self.work = {entry.name: round(count.entry(entry).flops) for entry in entries}
+        self.total, self.done = sum(self.work.values()), 0
         fitted, deciding = making.mine
         self.ids_NT, self.parts = making.ids_NT[fitted + deciding], making.windows.parts
         here = current()
@@ -188,8 +186,8 @@ class _Walk:
     def carry_out(self) -> None:
         stop = 1 + max(self.by_last, default=-1)
         spans = sorted({(entry.first, entry.last) for ending in self.by_last.values() for entry in ending})
-        journal = Journal(self.folder / "notes", f"{self.making.key} {spans}")
-        steps = StepsDone(journal, states=self.states)
+        self.journal = Journal(self.folder / "notes", f"{self.making.key} {spans}")
+        steps = StepsDone(self.journal, states=self.states)
         done = steps.resume()
         if not done:
             self._embed()
@@ -200,8 +198,9 @@ class _Walk:
                 if i >= done:
                     self._go_on(i, block)
                     steps.note(i + 1)
+                found = self.journal.load(f"channels-{i}")
                 for entry in self.by_last.get(i, ()):
-                    self._make(entry)
+                    self._make(keep_largest(entry, found["contribution"]) if found else entry)
         finally:
             self.states.close(keep=True)
 
@@ -214,18 +213,37 @@ class _Walk:
 
     @torch.no_grad()
     def _go_on(self, i: int, block: Block) -> None:
-        """The parent's states go through block i; those before and after it, and after its attention, are kept."""
+        """The parent's states go through block i; those before and after it, and after its attention, are kept.
+
+        On the way its channels are measured, if an entry chooses among them.
+        """
         began = time.perf_counter()
         later = (entry for last, ending in self.by_last.items() if last >= i for entry in ending)
         open_from = min((entry.first for entry in later), default=i)
+        narrows = any(isinstance(e.blocks[0].ffn, NarrowedFfn) for e in self.by_last.get(i, ()))
+        used = torch.zeros(
+            self.making.parent.spec.blocks[i].ffn_width, dtype=torch.float64, device=self.making.stack.device
+        )
         for part in self.parts:
             for j in range(min(open_from, i), i + 1):
                 x = self.states.read(("x", j), part)
                 self.states.write(("x", j), part, x)
-            added = block.contributions(x)
-            self.states.write(("y", 0), part, x + added.attention)
-            self.states.write(("x", i + 1), part, x + added.attention + added.ffn)
+            attention = block.attention(x)
+            inner, ffn = self._ffn(block, block.ffn_input(x, attention))
+            if narrows:
+                used += inner.flatten(0, 1).to(used.dtype).abs().sum(0)
+            self.states.write(("y", 0), part, x + attention)
+            self.states.write(("x", i + 1), part, x + attention + ffn)
+        if narrows:
+            current().add_up(used)
+            contribution = channel_contribution(used, block.projection("ffn").weight) / self.making.ids_NT.numel()
+            self.journal.save(f"channels-{i}", {"contribution": contribution.cpu().numpy()})
         self.states.turn(time.perf_counter() - began)
+
+    def _ffn(self, block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not block.has_ffn:
+            return x[..., :0], torch.zeros_like(x)
+        return block.inner_and_outer("ffn", x)
 
     def _make(self, entry: Entry) -> None:
         """Make one entry, unless it is there; the first process keeps it."""
@@ -236,7 +254,7 @@ class _Walk:
             stored, weights = make_entry(self.making, self._lesson(entry), self.folder / "scratch")
             if not here.rank:
                 self.library.add(stored.model_copy(update={"seconds": time.perf_counter() - began}), weights)
-        self.done += 1
+        self.done += self.work[entry.name]
         self.progress("entries", self.done, self.total)
 
     def _lesson(self, entry: Entry) -> Lesson:

@@ -8,7 +8,8 @@ choice that they are, so that what they do to each other is in its score.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -37,7 +38,6 @@ from ffn_fusion.puzzle.words import ALL, LINEAR, NONE, WHOLE, kv_heads, width_sh
 
 Changed = Literal["attention", "ffn", "block"]
 """Which sub-blocks an entry changes: the attention or the FFN of one block, or both of each of its blocks."""
-Contributions = Mapping[int, npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,20 @@ class Space:
     left_out: Mapping[str, str]
 
 
-def make_space(spec: ModelSpec, channels: Contributions, settings: SpaceSettings) -> Space:
-    """Return every entry that the settings ask for.
+def keep_largest(entry: Entry, contribution: npt.NDArray[np.float64]) -> Entry:
+    """Return the entry with the channels of the largest contribution [F] (``analysis.channels``) in narrowed FFNs."""
 
-    Args:
-        channels: how much each channel of an FFN contributes (``analysis.channels``); the largest stay. Blocks without
-            any are narrowed to their first channels, which is for estimates alone.
+    def kept(block: Block) -> Block:
+        if not isinstance(block.ffn, NarrowedFfn):
+            return block
+        channels = tuple(sorted(largest_first(contribution)[: len(block.ffn.channels)].tolist()))
+        return block.model_copy(update={"ffn": NarrowedFfn(source=block.ffn.source, channels=channels)})
+
+    return replace(entry, blocks=tuple(map(kept, entry.blocks)))
+
+
+def make_space(spec: ModelSpec, settings: SpaceSettings) -> Space:
+    """Return every entry that the settings ask for. Narrowed FFNs have their first channels: see ``keep_largest``.
 
     Raises:
         BlueprintError: a block outside the model.
@@ -108,7 +116,7 @@ def make_space(spec: ModelSpec, channels: Contributions, settings: SpaceSettings
     }
     if outside := sorted(i for i in named if i >= count):
         raise BlueprintError(f"block {outside[0]} is outside the model, which has {count}", "blocks count from 0")
-    maker = _Maker(spec, channels, settings)
+    maker = _Maker(spec, settings)
     only = set(settings.only or range(count))
     entries = [entry for entry in maker.entries() if set(range(entry.first, entry.last + 1)) <= only]
     entries.sort(key=lambda entry: (entry.last, entry.first))
@@ -116,8 +124,9 @@ def make_space(spec: ModelSpec, channels: Contributions, settings: SpaceSettings
 
 
 class _Maker:
-    def __init__(self, spec: ModelSpec, channels: Contributions, settings: SpaceSettings) -> None:
-        self.spec, self.channels, self.settings = spec, channels, settings
+    def __init__(self, spec: ModelSpec, settings: SpaceSettings) -> None:
+        self.spec, self.settings = spec, settings
+        self.first_channels = cache(lambda width: tuple(range(width)))
         self.whole = Blueprint.identity(spec.parent(""))
         self.left_out: dict[str, str] = {}
 
@@ -180,8 +189,7 @@ class _Maker:
         width = narrower(had.width, width_share(word))
         if width >= had.width or not self._can("narrow", "narrower FFNs"):
             return None
-        order = largest_first(self.channels[i]) if i in self.channels else np.arange(had.width)
-        return word, NarrowedFfn(source=i, channels=tuple(sorted(order[:width].tolist())))
+        return word, NarrowedFfn(source=i, channels=self.first_channels(width))
 
     def _runs(self) -> Iterator[Entry]:
         if not (self.settings.runs or self.settings.max_run > 1) or not self._can("fuse", "fused runs"):
