@@ -43,7 +43,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_it_leaves(made: Path) -> None:
     assert sorted(path.name for path in (made / "lib").iterdir()) == [
-        "costs.csv", "entries", "library.json", "scores-cosine.csv", "scores-loss.csv", "scores.csv", "weights",
+        "costs.csv", "entries", "library.json", "map.svg", "scores-cosine.csv", "scores-loss.csv",
+        "scores.csv", "weights",
     ]  # fmt: skip
     library = Library.open(made / "lib")
     names = {entry.entry.name for entry in library.entries}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 from ffn_fusion.analysis.passes import PassEstimate
 from ffn_fusion.blockwise.pace import measure_pace
+from ffn_fusion.checkpoint.notes import write_atomic
 from ffn_fusion.checkpoint.reader import torch_dtype
 from ffn_fusion.checkpoint.staging import check_space
 from ffn_fusion.data.window_rows import TokenWindows
@@ -16,9 +19,9 @@ from ffn_fusion.puzzle.estimate import LibraryEstimate, estimate_library
 from ffn_fusion.puzzle.make import Making, make_library
 from ffn_fusion.puzzle.scores import Scoring, count_costs, score_entries
 from ffn_fusion.puzzle.space import Entry
-from ffn_fusion.puzzle.store import COSTS, SCORES, WORK, Library, StoredEntry
+from ffn_fusion.puzzle.store import COSTS, MAP, SCORES, WORK, Library, StoredEntry
 from ffn_fusion.repair.repair import split_windows
-from ffn_fusion.search.table import write_costs, write_scores
+from ffn_fusion.search.table import read_scores, write_costs, write_scores
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,17 @@ def library(job: Job) -> None:
         write_scores(making.folder / SCORES[metric], rows)
     entries = [entry for entry, _ in scoring.entries]
     size = torch_dtype(job.parent.dtype).itemsize
+    if find_spec("matplotlib"):
+        write_map(job, found, making.folder / MAP)
     write_costs(making.folder / COSTS, count_costs(job.parent.spec, making.identity, entries, size))
+
+
+def write_map(job: Job, library: Library, path: Path) -> None:
+    """Draw the map of errors and scores."""
+    from ffn_fusion.report.library_figure import library_map
+
+    scores = read_scores(library.folder / SCORES["kl"])
+    write_atomic(path, library_map(library.entries, scores, len(job.parent.spec.blocks)).encode())
 
 
 def library_estimate(job: Job) -> LibraryEstimates:

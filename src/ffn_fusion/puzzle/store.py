@@ -2,6 +2,7 @@
 
     library.json              what it was made of: parent, text, settings
     scores*.csv, costs.csv    what each entry does alone in the parent, and what it takes (docs/search.md)
+    map.svg                   a drawing of both
     entries/NAME.json         an entry: what it changes, and what was measured
     weights/SHA256.safetensors    tensors by "number of the block among the entry's own" + "." + the family's key
 
@@ -38,7 +39,7 @@ from ffn_fusion.surgery.repairs import Repairs
 HEADER, ENTRIES, WEIGHTS, WORK = "library.json", "entries", "weights", ".work"
 SCORES = {"kl": "scores.csv", "loss": "scores-loss.csv", "cosine": "scores-cosine.csv"}
 """The tables of scores in a library's folder, by metric."""
-COSTS = "costs.csv"
+COSTS, MAP = "costs.csv", "map.svg"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -49,33 +49,49 @@ def library_json(making: LibraryEstimate, scoring: PassEstimate) -> dict[str, An
     }
 
 
-def library_grid(entries: Sequence[StoredEntry], scores: Iterable[ScoreRow]) -> Grid:
-    """The median over the blocks of what each choice left of the error, and of its score."""
-    by_key: Mapping[tuple[int, int, str, str], ScoreRow] = {tuple(row.key): row for row in scores}  # type: ignore[misc]
-    groups: dict[tuple[str, str], list[StoredEntry]] = {}
+Key = tuple[str, str]
+"""A part and the word of a choice."""
+
+
+def in_order(entries: Iterable[StoredEntry], scores: Iterable[ScoreRow]) -> list[tuple[Key, list[StoredEntry]]]:
+    """The entries of each part and choice; within a part, those first that do the least alone."""
+    groups: dict[Key, list[StoredEntry]] = {}
     for entry in entries:
         groups.setdefault((entry.part, entry.choice), []).append(entry)
-
-    def score(group: list[StoredEntry]) -> float | None:
-        found = [by_key.get((e.first, e.last, e.part, e.choice)) for e in group]
-        return median([row.score for row in found if row]) if any(found) else None
-
-    def middle(group: list[StoredEntry], name: str) -> float | None:
-        known = [value for e in group if (value := getattr(e, name)) is not None]
-        return median(known) if known else None
-
+    known: dict[Key, list[float]] = {}
+    for row in scores:
+        known.setdefault((row.part, row.choice), []).append(row.score)
     order = {part: k for k, part in enumerate(_PARTS)}
-    rows = sorted(groups.items(), key=lambda pair: (order[pair[0][0]], score(pair[1]) or 0.0))
+    return sorted(groups.items(), key=lambda pair: (order[pair[0][0]], median(known.get(pair[0], [0.0]))))
+
+
+def library_grid(entries: Sequence[StoredEntry], scores: Sequence[ScoreRow]) -> Grid:
+    """The median over the blocks of what each choice left of the error, and of its score."""
+    alone = {tuple(row.key): row.score for row in scores}
+
+    def score(entry: StoredEntry) -> float | None:
+        return alone.get((entry.first, entry.last, entry.part, entry.choice))
+
+    def middle(value: Callable[[StoredEntry], float | None]) -> Callable[[Any], float | None]:
+        def of(row: tuple[Key, list[StoredEntry]]) -> float | None:
+            known = [found for entry in row[1] if (found := value(entry)) is not None]
+            return median(known) if known else None
+
+        return of
+
+    def column(heading: str, optional: bool = False) -> Column:
+        return Column(heading, "{:.4f}".format, optional=optional)
+
     return Grid.of(
-        rows,
+        in_order(entries, scores),
         (words("part"), lambda row: {"ffn": "FFN"}.get(row[0][0], row[0][0])),
         (words("choice"), lambda row: row[0][1]),
         (Column("entries"), lambda row: len(row[1])),
-        (Column("removed", "{:.4f}".format), lambda row: middle(row[1], "removed")),
-        (Column("as made", "{:.4f}".format), lambda row: middle(row[1], "initial")),
-        (Column("solved", "{:.4f}".format, optional=True), lambda row: middle(row[1], "solved")),
-        (Column("trained", "{:.4f}".format, optional=True), lambda row: middle(row[1], "trained")),
-        (Column("KL alone", "{:.4f}".format, optional=True), lambda row: score(row[1])),
+        (column("removed"), middle(lambda entry: entry.removed)),
+        (column("as made"), middle(lambda entry: entry.initial)),
+        (column("solved", optional=True), middle(lambda entry: entry.solved)),
+        (column("trained", optional=True), middle(lambda entry: entry.trained)),
+        (column("KL alone", optional=True), middle(score)),
         title="Sub-blocks of the library, medians over the blocks",
         notes=[
             "Errors on held-out windows: |o_p - o_c|^2 / |o_p|^2 of the state after the sub-blocks, mean over tokens."
