@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from ffn_fusion.errors import FfnFusionError
     from ffn_fusion.evaluation.evaluate import evaluate
     from ffn_fusion.evaluation.quality import Quality
+    from ffn_fusion.evaluation.settings import TaskSettings
+    from ffn_fusion.evaluation.tasks import score_tasks
     from ffn_fusion.export.forms import export_model, plan_export
     from ffn_fusion.families.pattern import pattern_spec
     from ffn_fusion.latency.hardware import Prediction, predict, sub_block_seconds

@@ -19,14 +19,15 @@ def child_spec(parent: ModelSpec, blueprint: Blueprint, width_multiple: int) -> 
         FamilyError: no form holds the child.
     """
     kept = blueprint.kept_blocks
-    blocks = tuple(_block(parent, block, width_multiple) for block in kept)
+    blocks = tuple(block_spec(parent, block, width_multiple) for block in kept)
     # A block's place in the parent is that of its attention, on which the lists of transformers' configs bear.
     places = [block.attention.sources[0] if block.attention.present else block.parent_blocks[0] for block in kept]
     config = cut_lists(parent.config, places, [block.attention is not None for block in blocks])
     return in_child_form(replace(parent, blocks=blocks, config=config))
 
 
-def _block(parent: ModelSpec, block: Block, width_multiple: int) -> BlockSpec:
+def block_spec(parent: ModelSpec, block: Block, width_multiple: int) -> BlockSpec:
+    """Return the sizes of one block of a child. Raises: BlueprintError: it can't be made of the parent's."""
     attention, ffn = _sub_block(parent, block, "attention"), _sub_block(parent, block, "ffn")
     assert isinstance(attention, AttentionSpec | None)
     assert isinstance(ffn, FfnSpec | None)

@@ -76,8 +76,8 @@ def shapes_of(spec: ModelSpec) -> Iterator[Shape]:
     for block in spec.blocks:
         for part in (block.attention, block.ffn):
             if part:
-                yield _shape(spec, part)
-    yield Shape(part="head", hidden_size=spec.hidden_size, size=spec.vocab_size)
+                yield shape_of(spec, part)
+    yield shape_of(spec, None)
 
 
 def distinct_shapes(specs: Sequence[ModelSpec]) -> list[tuple[Shape, ModelSpec]]:
@@ -89,8 +89,11 @@ def distinct_shapes(specs: Sequence[ModelSpec]) -> list[tuple[Shape, ModelSpec]]
     return sorted(found.items(), key=lambda entry: (entry[0].part, entry[0].hidden_size, entry[0].size))
 
 
-def _shape(spec: ModelSpec, part: AttentionSpec | FfnSpec) -> Shape:
+def shape_of(spec: ModelSpec, part: AttentionSpec | FfnSpec | None) -> Shape:
+    """Return the shape of a sub-block of a model, or of its head (None)."""
     D = spec.hidden_size
+    if part is None:
+        return Shape(part="head", hidden_size=D, size=spec.vocab_size)
     if isinstance(part, FfnSpec):
         return Shape(part="ffn" if part.kind != "linear" else "linear ffn", hidden_size=D, size=part.width)
     if part.kind == "linear":
