@@ -44,7 +44,7 @@ def parent(spec: ModelSpec) -> Parent:
 @pytest.fixture(scope="module")
 def entries(spec: ModelSpec) -> Sequence[Entry]:
     asked = SpaceSettings(max_run=3, max_side_by_side=2)
-    return make_space(spec, {}, asked).entries
+    return make_space(spec, asked).entries
 
 
 def timings(spec: ModelSpec, dtype: str = "float32") -> SubBlocks:
