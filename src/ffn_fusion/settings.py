@@ -61,7 +61,7 @@ class Option:
 def _beside(value: Any, folder: Path) -> Any:
     if isinstance(value, Path):  # a link stays: it may be a virtual environment's Python
         return Path(os.path.abspath(folder / value.expanduser()))  # noqa: PTH100
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):  # values with names of their own hold no paths
         return tuple(_beside(entry, folder) for entry in value)
     return value.beside(folder) if isinstance(value, Settings) else value
 

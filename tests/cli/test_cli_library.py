@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from forks import command, forked, forked_together
 from tiny import tiny_model, tiny_text
 
@@ -224,3 +225,65 @@ def assert_same_scores(one: list[ScoreRow], two: list[ScoreRow]) -> None:
     for a, b in zip(one, two, strict=True):
         assert a.key == b.key
         assert a.score == pytest.approx(b.score, rel=1e-2, abs=1e-5)
+
+
+def recipe(made: Path, folder: Path, **search: object) -> Path:
+    text = {"texts": [str(made / "t.txt")], "context": 32}
+    content = {
+        "model": str(made / "parent"),
+        "output": str(folder / "child"),
+        "calibration": {**text, "tokens": 128},
+        "analysis": {"max_run": 1},
+        "library": {
+            **text, "tokens": 512, "score_tokens": 128,
+            "space": {"attention": ["1", "none"], "ffn": ["50%", "none"], "max_run": 1},
+        },
+        "search": search,
+        "repair": {**text, "tokens": 256},
+        "build": {"width_multiple": 1},
+        "evaluation": {**text, "tokens": 96, "controls": False},
+        "bench": {"enabled": False},
+        "samples": {"new_tokens": 2},
+    }  # fmt: skip
+    (folder / "r.yaml").write_text(yaml.safe_dump(content))
+    return folder / "r.yaml"
+
+
+def test_a_job_chooses_from_a_library(made: Path, tmp_path: Path, ffn_fusion: Run) -> None:
+    """The blueprint keeps to the budgets, and the child has the library's weights under its repair."""
+    given = recipe(made, tmp_path, max_kv="0.5x", max_parameters="0.97x")
+    code, out, err = ffn_fusion("run", given, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    child, parent = open_folder(tmp_path / "child"), open_folder(made / "parent")
+    assert child.spec.kv_bytes_per_token(4) <= parent.spec.kv_bytes_per_token(4) / 2
+    assert child.nbytes <= 0.97 * parent.nbytes
+    record = read_repairs(tmp_path / "child")
+    assert record is not None
+    assert record["library"]
+    assert record["places"]
+    assert result["damage"] > 0
+    assert [score for text in result["quality"]["texts"] for score in text["scores"]]
+    page = (tmp_path / "child.run" / "report.html").read_text()
+    assert "came from a library" in (tmp_path / "child" / "README.md").read_text()
+    assert "</html>" in page
+    code, _, err = ffn_fusion("run", given)
+    assert (code, err.count("done already")) == (0, 8), err
+
+
+@pytest.mark.parametrize(
+    ("search", "code", "says"),
+    [
+        ({"max_parameters": "0.01x"}, 5, "no child has"),
+        ({"sweep": "kv=0.5x..1x:3"}, 2, "a job builds one child"),
+        ({"max_kv": "half"}, 6, "search.max_kv"),
+    ],
+)
+def test_budgets_that_no_job_can_keep(
+    search: dict[str, object], code: int, says: str, made: Path, tmp_path: Path, ffn_fusion: Run
+) -> None:
+    found, _, err = ffn_fusion("run", recipe(made, tmp_path, **search))
+    assert (found, says in err) == (code, True), err
+    assert not (tmp_path / "child").exists()
+    if code == 2:
+        assert not (tmp_path / "child.run").exists()

@@ -15,6 +15,7 @@ from ffn_fusion.cli.options import DryRun, Model, Output, Revision, with_device
 from ffn_fusion.data.settings import TextSettings
 from ffn_fusion.engines.settings import BenchSettings
 from ffn_fusion.evaluation.settings import EvaluationSettings
+from ffn_fusion.search.settings import BUDGETS, SearchSettings
 from ffn_fusion.settings import ComputeSettings
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def optimize(
     model: Model,
     output: Output,
     plan: Annotated[PlanSettings, Without(*NAMED, "repair")],
+    search: Annotated[SearchSettings, Only(*BUDGETS)],
     calibration: Annotated[TextSettings, Only("texts")],
     evaluation: Annotated[EvaluationSettings, Only("texts", "tasks"), Named(texts="--eval-text")],
     bench: Annotated[BenchSettings, Only("engine", "engine_program")],
@@ -50,7 +52,7 @@ def optimize(
     """The whole job with defaults; writes its recipe to OUT.run/recipe.yaml."""
     from ffn_fusion.pipeline.recipe import Recipe
 
-    sections = {"plan": plan, "calibration": calibration, "evaluation": evaluation, "bench": bench}
+    sections = {"plan": plan, "search": search, "calibration": calibration, "evaluation": evaluation, "bench": bench}
     recipe = Recipe(
         model=model, revision=revision, output=output, **dict(with_device(compute)), **dict(opening), **sections
     )

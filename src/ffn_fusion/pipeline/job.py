@@ -25,7 +25,7 @@ from ffn_fusion.families import family_of
 from ffn_fusion.families.child_spec import child_spec
 from ffn_fusion.pipeline.estimate import remaining_seconds
 from ffn_fusion.pipeline.listener import Listener
-from ffn_fusion.pipeline.planning import given_plan, make_plan
+from ffn_fusion.pipeline.planning import given_plan, make_plan, searched_plan
 from ffn_fusion.pipeline.recipe import Recipe
 from ffn_fusion.pipeline.widths import limited
 from ffn_fusion.pipeline.workspace import Workspace, stage_key
@@ -138,7 +138,7 @@ class Job:
 
     @cached_property
     def plan(self) -> Plan:
-        """The decision: given, named in the recipe, or chosen by the evidence.
+        """The decision: given, named in the recipe, chosen from a library, or chosen by the evidence.
 
         Raises:
             BlueprintError: not possible for this model, or the budget is out of reach. CheckError: an engine that must
@@ -147,6 +147,8 @@ class Job:
         multiple = self.recipe.build.width_multiple
         if self.decided is not None:
             return given_plan(self.parent, self.decided, self.recipe.plan.for_engines, multiple)
+        if self.recipe.search.budgets:
+            return searched_plan(self.parent, self.space.library, self.recipe.search, multiple)
         evidence = None if self.plan_settings.explicit else self.evidence
         return make_plan(self.parent, evidence, self.plan_settings, width_multiple=multiple)
 
@@ -173,8 +175,8 @@ class Job:
         Raises:
             DataError: no library, or damaged. BlueprintError: it is of another model.
         """
-        folder = self.recipe.build.library
-        if folder is None:
+        folder = self.recipe.build.library or (self.space.library if self.recipe.search.budgets else None)
+        if folder is None or not (self.recipe.build.library or self.has("library")):
             return None
         library = Library.open(folder)
         return LibraryWeights(library, library.used(self.blueprint), child_spec(self.parent.spec, self.blueprint, 1))

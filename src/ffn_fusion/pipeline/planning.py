@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from ffn_fusion.analysis.cost_count import counted_speedup
+from ffn_fusion.analysis.cost_count import counted_speedup, price_of
 from ffn_fusion.analysis.evidence import Evidence
 from ffn_fusion.analysis.loadable import plan_problems
 from ffn_fusion.analysis.plan import Plan, plan
 from ffn_fusion.analysis.settings import PlanSettings
 from ffn_fusion.blueprint import Blueprint
-from ffn_fusion.blueprint.choices import Selection
+from ffn_fusion.blueprint.choices import ChoiceTable, Selection
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.portability.rule import Engine, EngineCheck
+from ffn_fusion.puzzle.store import COSTS, SCORES
+from ffn_fusion.search.candidates import Candidate, read_tables
+from ffn_fusion.search.child import blueprint_of, loadable
+from ffn_fusion.search.search import search
+from ffn_fusion.search.settings import SearchSettings
 from ffn_fusion.surgery.build import check_blueprint
 
 
@@ -48,6 +55,33 @@ def _named_changes(checkpoint: Checkpoint, settings: PlanSettings) -> Blueprint:
         blueprint = blueprint.pool_heads(block, settings.kv_heads or 1)
     check_blueprint(checkpoint, blueprint)
     return blueprint
+
+
+def searched_plan(checkpoint: Checkpoint, library: Path, settings: SearchSettings, width_multiple: int) -> Plan:
+    """Return the plan of the best child that a library and some budgets allow.
+
+    Raises:
+        BlueprintError: no child keeps to the budgets. DataError: tables that can't be used. CheckError: an engine asked
+            for can't load the child.
+    """
+    candidates = read_tables(library / SCORES["kl"], library / COSTS)
+    engines, identity = settings.for_engines, checkpoint.blueprint()
+    allowed = loadable(candidates, checkpoint.spec, engines) if engines else None
+    found = search(candidates, settings, allowed).found[0]
+    blueprint = blueprint_of(found.chosen, identity.parent)
+    check_blueprint(checkpoint, blueprint)
+    table = ChoiceTable(identity.parent, price_of(checkpoint.spec))
+    damages: dict[tuple[int, int], list[Candidate]] = {}
+    for candidate in found.chosen:
+        if not candidate.kept:
+            damages.setdefault(candidate.key[:2], []).append(candidate)
+    choices = []
+    for (first, last), there in sorted(damages.items()):
+        blocks = [block for block in blueprint.blocks if first <= block.parent_blocks[0] <= last]
+        error = math.hypot(*(candidate.error for candidate in there))
+        choices.append(table.choice(blocks, math.fsum(candidate.score for candidate in there), error))
+    made = Plan(blueprint, Selection(tuple(choices)), counted_speedup(checkpoint.spec, blueprint))
+    return for_engines(made, checkpoint.spec, engines, width_multiple)
 
 
 def given_plan(

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from ffn_fusion.data.mixture import TextEntry, where
 from ffn_fusion.data.source import check_source
 from ffn_fusion.engines.bench import check_engine
-from ffn_fusion.errors import MissingExtraError
+from ffn_fusion.errors import MissingExtraError, UsageError
 from ffn_fusion.evaluation.task_estimate import check_extra
 from ffn_fusion.pipeline.predicting import places
 from ffn_fusion.pipeline.recipe import Recipe
@@ -31,9 +31,28 @@ def preflight(recipe: Recipe, stages: Collection[str]) -> None:
     for stage, texts in _texts(recipe).items():
         for text in texts if stage in stages else ():
             check_source(where(text))
+    if "plan" in stages:
+        _check_search(recipe)
     if "bench" in stages and recipe.bench.enabled:
         check_engine(recipe.bench)
     places(recipe)
+
+
+def _check_search(recipe: Recipe) -> None:
+    """A job makes one decision, from a library or from evidence."""
+    budgets = recipe.search.budgets
+    if recipe.search.sweep or recipe.search.solutions > 1:
+        raise UsageError(
+            "a job builds one child: a sweep or several solutions are for `ffn-fusion search`",
+            "leave out search.sweep and search.solutions",
+        )
+    decided = [name for name in ("steps", "speedup", "parameters") if getattr(recipe.plan, name) is not None]
+    decided += ["changes named by block"] * recipe.plan.explicit
+    if budgets and decided:
+        raise UsageError(
+            f"{decided[0]} and a budget of {next(iter(budgets))}: one plans by evidence, the other from a library",
+            "give budgets of one of them, see docs/library.md",
+        )
 
 
 def _texts(recipe: Recipe) -> Mapping[str, tuple[TextEntry, ...]]:

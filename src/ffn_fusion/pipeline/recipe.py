@@ -19,6 +19,7 @@ from ffn_fusion.evaluation.settings import EvaluationSettings
 from ffn_fusion.latency.settings import PredictSettings
 from ffn_fusion.puzzle.settings import LibrarySettings
 from ffn_fusion.repair.settings import RepairSettings
+from ffn_fusion.search.settings import SearchSettings
 from ffn_fusion.settings import ComputeSettings, Settings
 from ffn_fusion.surgery.settings import BuildSettings
 
@@ -49,6 +50,9 @@ class Recipe(ComputeSettings, _Models):
     calibration: TextSettings = Field(TextSettings(), description="Text that blocks and runs are judged on.")
     analysis: AnalysisSettings = Field(AnalysisSettings(), description="What to measure.")
     library: LibrarySettings = Field(LibrarySettings(), description="Cheaper sub-blocks to make.")
+    search: SearchSettings = Field(
+        SearchSettings(), description="Budgets for a child chosen from the library; without any, the plan decides."
+    )
     plan: PlanSettings = Field(PlanSettings(), description="What to aim for.")
     repair: RepairSettings = Field(RepairSettings(), description="How changed blocks are repaired.")
     build: BuildSettings = Field(BuildSettings(), description="How the child is written.")
@@ -95,7 +99,7 @@ class Recipe(ComputeSettings, _Models):
         """Return the recipe with what some settings imply for others.
 
         The plan is also for the engine that times the child, and uses repaired damage only if the child is repaired;
-        the analysis measures what the plan may do to FFNs.
+        the analysis measures what the plan may do to FFNs. Budgets of a search need a library.
         """
         engine, engines = self.bench.engine, self.plan.for_engines
         if self.bench.enabled and engine not in ("transformers", *engines):
@@ -106,7 +110,12 @@ class Recipe(ComputeSettings, _Models):
             scores = (*scores, "ffn")
         narrow = self.analysis.narrow or plan.narrow
         analysis = self.analysis.model_copy(update={"scores": scores, "narrow": narrow})
-        return self.model_copy(update={"plan": plan, "analysis": analysis})
+        search = self.search.model_copy(
+            update={"for_engines": tuple({**dict.fromkeys(engines), **dict.fromkeys(self.search.for_engines)})}
+        )
+        library = self.library.model_copy(update={"enabled": self.library.enabled or bool(self.search.budgets)})
+        changed = {"plan": plan, "analysis": analysis, "search": search, "library": library}
+        return self.model_copy(update=changed)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

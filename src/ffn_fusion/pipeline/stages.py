@@ -264,9 +264,9 @@ STAGES = (
     Stage(
         "plan",
         plan,
-        inputs=lambda job: job.plan_settings,
+        inputs=lambda job: (job.plan_settings, job.recipe.search),
         results=lambda job: [job.space.blueprint, job.space.plan],
-        after=("analyze",),
+        after=("analyze", "library"),
     ),
     Stage(
         "repair",

@@ -183,3 +183,7 @@ class SearchSettings(Settings):
             for name, resource in RESOURCES.items()
         }
         return {name: amount for name, field in fields.items() if (amount := getattr(self, field)) is not None}
+
+
+BUDGETS = tuple(name for name in SearchSettings.model_fields if name.startswith(("max_", "min_")))
+"""The settings that are budgets."""
