@@ -251,7 +251,7 @@ def recipe(made: Path, folder: Path, **search: object) -> Path:
 
 def test_a_job_chooses_from_a_library(made: Path, tmp_path: Path, ffn_fusion: Run) -> None:
     """The blueprint keeps to the budgets, and the child has the library's weights under its repair."""
-    given = recipe(made, tmp_path, max_kv="0.5x", max_parameters="0.97x")
+    given = recipe(made, tmp_path, max_kv="0.5x", max_parameters="0.97x", max_latency="0.95x")
     code, out, err = ffn_fusion("run", given, "--json")
     assert code == 0, err
     result = json.loads(out)

@@ -9,8 +9,9 @@ import typer
 
 from ffn_fusion.checkpoint.settings import OpenSettings
 from ffn_fusion.cli.console import JsonFlag, TerminalListener, emit, progress_bars, say
-from ffn_fusion.cli.from_settings import Without, options
+from ffn_fusion.cli.from_settings import Named, Only, Without, options
 from ffn_fusion.cli.options import DryRun, Model, Revision, with_device
+from ffn_fusion.engines.settings import BenchSettings
 from ffn_fusion.puzzle.settings import LibrarySettings
 from ffn_fusion.settings import ComputeSettings
 
@@ -20,6 +21,9 @@ def library(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the library.")],
     settings: Annotated[LibrarySettings, Without("enabled")],
+    bench: Annotated[
+        BenchSettings, Only("batches", "contexts"), Named(batches="--bench-batch", contexts="--bench-context")
+    ],
     compute: ComputeSettings,
     opening: OpenSettings,
     revision: Revision = None,
@@ -35,8 +39,9 @@ def library(
     from ffn_fusion.search.table import read_scores
 
     section = settings.model_copy(update={"enabled": True})
+    sections = {"library": section, "bench": bench}
     recipe = Recipe(
-        model=model, revision=revision, output=output, **dict(with_device(compute)), **dict(opening), library=section
+        model=model, revision=revision, output=output, **dict(with_device(compute)), **dict(opening), **sections
     )
     with progress_bars() as bars:
         space = Workspace.hidden(output, library=output)

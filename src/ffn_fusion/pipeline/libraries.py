@@ -13,6 +13,9 @@ from ffn_fusion.checkpoint.notes import write_atomic
 from ffn_fusion.checkpoint.reader import torch_dtype
 from ffn_fusion.checkpoint.staging import check_space
 from ffn_fusion.data.window_rows import TokenWindows
+from ffn_fusion.engines.bench_settings import dtype_of
+from ffn_fusion.latency.choice_costs import Measured, costs_of, timed_model
+from ffn_fusion.latency.sub_blocks import time_sub_blocks
 from ffn_fusion.pipeline.job import Job
 from ffn_fusion.pipeline.texts import calibration_windows
 from ffn_fusion.puzzle.estimate import LibraryEstimate, estimate_library
@@ -21,7 +24,7 @@ from ffn_fusion.puzzle.scores import Scoring, count_costs, score_entries
 from ffn_fusion.puzzle.space import Entry
 from ffn_fusion.puzzle.store import COSTS, MAP, SCORES, WORK, Library, StoredEntry
 from ffn_fusion.repair.repair import split_windows
-from ffn_fusion.search.table import read_scores, write_costs, write_scores
+from ffn_fusion.search.table import CostRow, read_scores, write_costs, write_scores
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,25 @@ def library(job: Job) -> None:
     for metric, rows in score_entries(scoring, progress=job.progress).items():
         write_scores(making.folder / SCORES[metric], rows)
     entries = [entry for entry, _ in scoring.entries]
-    size = torch_dtype(job.parent.dtype).itemsize
     if find_spec("matplotlib"):
         write_map(job, found, making.folder / MAP)
-    write_costs(making.folder / COSTS, count_costs(job.parent.spec, making.identity, entries, size))
+    write_costs(making.folder / COSTS, _costs(job, making, entries))
+
+
+def _costs(job: Job, making: Making, entries: Sequence[Entry]) -> Sequence[CostRow]:
+    spec, bench, multiple = job.parent.spec, job.recipe.bench, job.recipe.build.width_multiple
+    if not job.recipe.library.timed:
+        return count_costs(spec, making.identity, entries, torch_dtype(job.parent.dtype).itemsize)
+    timings = time_sub_blocks(
+        [timed_model(spec, entries, multiple)],
+        batches=bench.batches,
+        contexts=bench.contexts,
+        rounds=bench.rounds,
+        dtype=dtype_of(bench.dtype),
+        device=job.recipe.device,
+        progress=job.progress,
+    )
+    return costs_of(spec, making.identity, entries, Measured(timings), multiple)
 
 
 def write_map(job: Job, library: Library, path: Path) -> None:

@@ -113,7 +113,9 @@ class Recipe(ComputeSettings, _Models):
         search = self.search.model_copy(
             update={"for_engines": tuple({**dict.fromkeys(engines), **dict.fromkeys(self.search.for_engines)})}
         )
-        library = self.library.model_copy(update={"enabled": self.library.enabled or bool(self.search.budgets)})
+        seconds = self.library.timed or self.search.needs_seconds
+        enabled = self.library.enabled or bool(self.search.budgets)
+        library = self.library.model_copy(update={"enabled": enabled, "timed": seconds})
         changed = {"plan": plan, "analysis": analysis, "search": search, "library": library}
         return self.model_copy(update=changed)
 

@@ -194,14 +194,9 @@ def _analysis_inputs(job: Job) -> object:
 
 def _library_inputs(job: Job) -> object:
     recipe = job.recipe
-    return (
-        recipe.seed,
-        recipe.device,
-        recipe.library,
-        recipe.calibration,
-        state(recipe.calibration),
-        state(recipe.library),
-    )
+    timed = (recipe.bench, recipe.build) if recipe.library.timed else ()
+    texts = state(recipe.calibration), state(recipe.library)
+    return recipe.seed, recipe.device, recipe.library, recipe.calibration, *texts, *timed
 
 
 def _widths_inputs(job: Job) -> object:

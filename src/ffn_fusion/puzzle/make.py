@@ -47,7 +47,7 @@ from ffn_fusion.surgery.child import Child
 from ffn_fusion.surgery.narrow_ffn import channel_contribution
 
 _LEAST_WINDOWS = 4
-_NOT_METHOD = {"enabled", "texts", "tokens", "context", "space", "score_tokens"}
+_NOT_METHOD = {"enabled", "texts", "tokens", "context", "space", "score_tokens", "timed"}
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,10 @@ class LibrarySettings(TextSettings):
         gt=0,
         description="Tokens that each sub-block is scored on, alone in the parent; they are not solved or trained on.",
     )
+    timed: bool = Field(
+        False,
+        description="Also time each sub-block here, at the bench's batches and contexts: for budgets of seconds.",
+    )
     dtype: DtypeName = Field(
         "auto", description="Precision of the forward passes; auto: float32 on a CPU, otherwise the model's own."
     )

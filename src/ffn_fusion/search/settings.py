@@ -184,6 +184,11 @@ class SearchSettings(Settings):
         }
         return {name: amount for name, field in fields.items() if (amount := getattr(self, field)) is not None}
 
+    @property
+    def needs_seconds(self) -> bool:
+        """Whether a budget can't be kept to without timings."""
+        return any(column.endswith("_seconds") for name in self.budgets for column in RESOURCES[name].needs)
+
 
 BUDGETS = tuple(name for name in SearchSettings.model_fields if name.startswith(("max_", "min_")))
 """The settings that are budgets."""
