@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from makers import Made
@@ -310,3 +311,28 @@ def test_what_it_takes(parent: Checkpoint, child: Child, write_task: WriteTask) 
     assert less.peak_memory <= plan.peak_memory - (1 << 20)
     with pytest.raises(UsageError, match=r"is too little: scoring .* needs"):
         score_models({"parent": parent}, asked, memory=1 << 20)
+
+
+def test_a_group_by_name(
+    parent: Checkpoint, child: Child, write_task: WriteTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.tasks import TaskManager
+
+    folder = write_task(tag="mine").parent
+    write_task(name="more", task="more", tag="mine", doc_to_text="{{number}}:")
+    rule = {"metric": "acc", "aggregation": "mean", "weight_by_size": True}
+    (folder / "pair.yaml").write_text(
+        yaml.safe_dump({"group": "pair", "task": ["after", "more"], "aggregate_metric_list": [rule]})
+    )
+    manager = TaskManager(include_defaults=False, include_path=folder)
+    monkeypatch.setattr(harness, "_built_in", lambda: manager)
+    monkeypatch.chdir(folder)  # where the harness looks for data files
+    found = score_models({"parent": parent, "child": child}, TaskSettings(tasks=("pair",)))
+    assert [(s.task, s.metric, s.group, s.examples) for s in found] == [
+        ("pair", "acc", None, 40), ("after", "acc", "pair", 20), ("after", "acc_norm", "pair", 20),
+        ("more", "acc", "pair", 20), ("more", "acc_norm", "pair", 20),
+    ]  # fmt: skip
+    one, other = found[1].scores["child"], found[3].scores["child"]
+    assert found[0].scores["child"].score == pytest.approx((one.score + other.score) / 2)
+    tagged = score_models({"parent": parent}, TaskSettings(tasks=("mine",)))
+    assert [(s.task, s.group) for s in tagged if s.metric == "acc"] == [("after", None), ("more", None)]

@@ -97,16 +97,19 @@ def estimate_tasks(
     opened = check_tasks(settings)
     tokenizer = load_tokenizer(folder_of(models[PARENT]))
     each = tuple(_count(task, settings, seed, tokenizer) for task in opened.each.values())
-    needs = {name: _memory(model, dtype_of(model, device)) for name, model in models.items()}
-    name, (weights, per_token) = max(needs.items(), key=lambda need: sum(need[1]))
+    longest = max(task.longest for task in each)
+    needs = {name: _memory(model, dtype_of(model, device), longest) for name, model in models.items()}
+    name, (weights, file, request) = max(needs.items(), key=lambda need: sum(need[1]))
     room = Room.here(torch.device(device), None, memory)
-    row = per_token * max(task.longest for task in each)
-    most = next((b for b in range(settings.task_batch, 1, -1) if room.peak(weights + b * row) <= room.budget), 1)
-    peak = room.peak(weights + most * row)
-    if peak > room.budget:
+
+    def peak(batch: int) -> int:
+        return room.peak(weights + max(file, batch * request))  # the file is closed before the first request
+
+    most = next((batch for batch in range(settings.task_batch, 1, -1) if peak(batch) <= room.budget), 1)
+    if peak(most) > room.budget:
         hint = "raise --memory, or score on a device with more; tasks need each model in memory"
-        raise room.too_little(f"scoring {name} on tasks", peak, "for its weights and one request", hint)
-    return TasksEstimate(each, len(models), most, peak)
+        raise room.too_little(f"scoring {name} on tasks", peak(most), "for its weights and one request", hint)
+    return TasksEstimate(each, len(models), most, peak(most))
 
 
 def _count(task: Any, settings: TaskSettings, seed: int, tokenizer: Any) -> TaskEstimate:
@@ -132,10 +135,12 @@ def _count(task: Any, settings: TaskSettings, seed: int, tokenizer: Any) -> Task
     )
 
 
-def _memory(model: Model, dtype: torch.dtype) -> tuple[int, int]:
-    """Return the bytes of a model's weights, and of what a token of a request needs: logits twice, and one FFN."""
+def _memory(model: Model, dtype: torch.dtype, tokens: int) -> tuple[int, int, int]:
+    """Return the bytes of a model's weights, of the file that they're read from, and of a request of ``tokens`` tokens:
+    its logits twice, and one FFN."""
     widest = max((block.ffn_width for block in model.spec.blocks), default=0)
-    return parameters(model) * dtype.itemsize, dtype.itemsize * (2 * model.spec.vocab_size + 3 * widest)
+    file = (model.parent if isinstance(model, Child) else model).nbytes
+    return parameters(model) * dtype.itemsize, file, tokens * dtype.itemsize * (2 * model.spec.vocab_size + 3 * widest)
 
 
 def dtype_of(model: Model, device: str) -> torch.dtype:
