@@ -43,6 +43,7 @@ SOURCES: Mapping[str, tuple[str, ...]] = {
     "parallel": ("benchmarks/parallel*.py", "benchmarks/quality_bench.py", *_ANALYSIS, *_REPAIR, *_SURGERY),
     "quantize": ("benchmarks/quantize.py", *_SURGERY, *_ENGINES),
     "repair": ("benchmarks/repair*.py", "benchmarks/quality_bench.py", *_REPAIR),
+    "search": ("benchmarks/search.py", "src/ffn_fusion/search/*.py"),
     "speed": ("benchmarks/speed.py", *_ENGINES, *_LATENCY),
     "tensor_parallel": ("benchmarks/tensor_parallel.py", *_LATENCY),
 }

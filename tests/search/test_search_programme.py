@@ -1,19 +1,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from brute_force import candidates, every_child, keeps_to, score_of, settings
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from made_tables import cost_rows, score_rows
+from scipy import optimize
+from scipy.optimize import OptimizeResult, milp
 
 from ffn_fusion.errors import BlueprintError, UsageError
-from ffn_fusion.search.candidates import Candidates
+from ffn_fusion.report.search_grids import child_grid
+from ffn_fusion.search.budgets import RESOURCES, parse_amount
+from ffn_fusion.search.candidates import Candidates, join
 from ffn_fusion.search.controls import best_per_block, greedy, random_child
 from ffn_fusion.search.problem import Problem
+from ffn_fusion.search.programme import NoTimeError
 from ffn_fusion.search.search import problems_of, search
 from ffn_fusion.search.settings import SearchSettings
+from ffn_fusion.units import parse_seconds
 
 _SOLVER_GAP = 1e-8
 """Absolute gap of the solver, 1e-6, in units of which the largest score is 1,000; scores are below 4."""
@@ -66,7 +74,7 @@ def check_against_every_child(data: st.DataObject) -> None:
         return
     best = best_of_all(problems, asked, [])
     if best is None:
-        with pytest.raises(BlueprintError, match=r"no child has|can't cover") as error:
+        with pytest.raises(BlueprintError, match=r"no child keeps to|can't cover") as error:
             search(of, asked)
         assert error.value.hint
         return
@@ -89,8 +97,6 @@ def check_against_every_child(data: st.DataObject) -> None:
 
 
 def _bound(problem: Problem, name: str, value: float) -> float:
-    from ffn_fusion.search.budgets import RESOURCES
-
     return RESOURCES[name].bound(value, problem.load)
 
 
@@ -107,7 +113,16 @@ def test_an_impossible_budget_is_named_with_the_least_that_is_possible(data: st.
     for child in every_child(of):  # without the conflict, or with any one of it relaxed, there is a child
         assert not keeps_to(problem, asked, child)
     assert "\n" not in error.value.message
-    assert "possible" in error.value.hint or "relax" in error.value.hint
+    # Whatever the hint says is possible is so: relaxed to it, that budget is in no conflict with the others named.
+    for said in filter(None, error.value.hint.partition(": ")[2].split(", or ")):
+        words, _, value = said.partition(" >= " if ">=" in said else " <= ")
+        name = next(name for name, resource in RESOURCES.items() if resource.words == words)
+        bound = problem.priced.bound(name, parse_amount(name, value))
+        named = {n for n in problem.bounds if RESOURCES[n].words in error.value.message}
+        rules = {n for n in problem.programme.names if n not in problem.bounds and n in error.value.message}
+        relaxed = problem.within(name, bound)
+        others = set(relaxed.programme.names) - named - rules
+        assert relaxed.programme.without(others).solve() is not None
 
 
 @given(st.data())
@@ -162,3 +177,64 @@ def test_controls_keep_to_everything_and_never_win(data: st.DataObject) -> None:
         assert again
         assert other
         assert again.solution.chosen == other.solution.chosen
+
+
+def test_what_is_not_proven_in_time_says_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = join(score_rows(6), cost_rows(6))
+    asked = SearchSettings.model_validate({"max_latency": "0.6x", "time_limit": 7})
+
+    def stopped(*words: Any, **options: Any) -> OptimizeResult:
+        assert 0 < options["options"]["time_limit"] <= 7
+        found = milp(*words, **options)
+        return OptimizeResult({**found, "status": 1, "mip_gap": 0.02})
+
+    monkeypatch.setattr(optimize, "milp", stopped)
+    outcome = search(of, asked)
+    assert not outcome.found[0].solution.optimal
+    assert outcome.found[0].solution.gap == 0.02
+    assert outcome.prices == {}
+    assert "the best may be up to 2.00% lower" in child_grid(outcome).title
+    monkeypatch.setattr(optimize, "milp", lambda *words, **options: OptimizeResult(x=None, status=1))
+    with pytest.raises(NoTimeError, match="no child was found within 7 s"):
+        search(of, asked)
+
+
+@given(st.data())
+def test_settings_survive_a_file(data: st.DataObject) -> None:
+    asked = data.draw(settings(data.draw(candidates())))
+    assert SearchSettings.model_validate(asked.model_dump(mode="json")) == asked
+
+
+@given(
+    st.sampled_from(["memory", "latency", "throughput", "cost", "steps", "parameters", "kv"]),
+    st.floats(1e-6, 1e13),
+    st.sampled_from([True, False, None]),
+)
+def test_values_are_shown_as_they_are_read(name: str, value: float, up: bool | None) -> None:
+    value = max(value, 1.0) if name in ("memory", "kv", "parameters") else value
+    resource = RESOURCES[name]
+    read = resource.parse(resource.show(value, up))
+    assert read == pytest.approx(value, rel=1e-3, abs=1 if name in ("memory", "kv", "parameters") else 0)
+    if up is not None and name not in ("memory", "kv", "parameters"):  # those are whole numbers
+        assert read >= value * (1 - 1e-9) if up else read <= value * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("20 ms", 0.02),
+        ("1.5s", 1.5),
+        ("300us", 3e-4),
+        ("0.25", 0.25),
+        ("1e-3", 1e-3),
+        ("ms", None),
+        ("-1s", None),
+        ("0", None),
+    ],
+)
+def test_times(text: str, said: float | None) -> None:
+    if said is None:
+        with pytest.raises(UsageError, match="isn't a time"):
+            parse_seconds(text)
+    else:
+        assert parse_seconds(text) == pytest.approx(said)

@@ -23,12 +23,14 @@ from tools.docs.quantisation import quantize_results
 from tools.docs.qwen import families_table, qwen_plans, qwen_table, qwen_time
 from tools.docs.recipe import recipe_table
 from tools.docs.repair import repair_scale
+from tools.docs.search import columns_table, resources_table, search_results
 from tools.docs.tensor_parallel import tensor_parallel_results
 
 __all__ = [
-    "analysis_results", "api_table", "benchmark_table", "demo_table", "engine_reasons", "engine_table", "exit_codes",
-    "families_table", "family_table", "fixes_table", "fusing_table", "hardware_drafts", "hardware_elsewhere",
-    "hardware_gpu_results", "hardware_results", "headline_table", "help_texts", "machine_sources", "machine_table",
-    "quantize_results", "qwen_plans", "qwen_table", "qwen_time", "recipe_table", "repair_scale", "results",
-    "scale_table", "speed_results", "tensor_parallel_results",
+    "analysis_results", "api_table", "benchmark_table", "columns_table", "demo_table", "engine_reasons", "engine_table",
+    "exit_codes", "families_table", "family_table", "fixes_table", "fusing_table", "hardware_drafts",
+    "hardware_elsewhere", "hardware_gpu_results", "hardware_results", "headline_table", "help_texts",
+    "machine_sources", "machine_table", "quantize_results", "qwen_plans", "qwen_table", "qwen_time", "recipe_table",
+    "repair_scale", "resources_table", "results", "scale_table", "search_results", "speed_results",
+    "tensor_parallel_results",
 ]  # fmt: skip

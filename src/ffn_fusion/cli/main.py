@@ -31,6 +31,7 @@ from ffn_fusion.cli import (
     report,
     run,
     score,
+    search,
     verify,
 )
 from ffn_fusion.errors import INTERRUPTED, FfnFusionError, UsageError
@@ -86,6 +87,7 @@ _VERBS: dict[str, dict[str, Callable[..., None]]] = {
         "analyze": analyze.analyze,
         "library": library.library,
         "plan": plan.plan,
+        "search": search.search,
         "build": build.build,
         "repair": repair.repair,
         "distill": distill.distill,

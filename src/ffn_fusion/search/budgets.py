@@ -129,7 +129,7 @@ class Amount(NamedTuple):
     relative: bool
 
     def __str__(self) -> str:
-        return f"{self.value:g}x" if self.relative else f"{self.value:.15g}"
+        return f"{self.value!r}".removesuffix(".0") + "x" * self.relative
 
 
 def parse_amount(name: str, text: Any) -> Any:
@@ -143,7 +143,7 @@ def parse_amount(name: str, text: Any) -> Any:
     word = str(text).strip().lower()
     if word.endswith("x"):
         return Amount(_plain(word[:-1]), True)
-    return Amount(RESOURCES[name].parse(str(text)), False)
+    return Amount(float(RESOURCES[name].parse(str(text))), False)
 
 
 def _field(name: str, metavar: str) -> Any:
@@ -169,10 +169,7 @@ class Priced:
     Attributes:
         takes: [candidates] of each resource, by its word.
         rest: what the model takes outside of its blocks.
-        notes: what had to be assumed.
-
-    Raises:
-        DataError: nothing was timed at this batch, or no prefill of as many tokens.
+        notes: what had to be assumed, and what wasn't timed under this load.
     """
 
     def __init__(self, candidates: Candidates, load: Load) -> None:
@@ -180,6 +177,7 @@ class Priced:
         self.takes: dict[str, Floats] = {}
         self.rest: dict[str, float] = {}
         self.notes: tuple[str, ...] = ()
+        self._refused: dict[str, DataError] = {}
         rows = [
             *candidates.rows,
             Candidate(candidates.rows[0].key, (), 0, 0, candidates.rest, candidates.rest_seconds),
@@ -199,8 +197,11 @@ class Priced:
 
         Raises:
             UsageError: the tables don't say what candidates take of it, or a price is missing.
+            DataError: nothing was timed at this batch, or no prefill of as many tokens.
         """
-        if name == "cost" and not self.load.price and not amount.relative:
+        if name in self._refused:
+            raise self._refused[name]
+        if name == "cost" and not self.load.price:
             raise UsageError("a budget for the cost of tokens needs the price of an hour", "give --price")
         if name not in self.takes:
             missing = ", ".join(sorted(RESOURCES[name].needs - self.candidates.known))
@@ -222,15 +223,25 @@ class Priced:
         known, load = self.candidates.known, self.load
         found: dict[str, Floats] = {}
         if "prefill_seconds" in known:
-            found["first-token"] = self._at(rows, 0, load.tokens_in, exact=True)
+            self._try(found, "first-token", lambda: self._at(rows, 0, load.tokens_in, exact=True))
         if "decode_seconds" in known:
-            found["latency"] = self._at(rows, 1, load.tokens_in + load.tokens_out // 2, exact=False)
+            tokens = load.tokens_in + load.tokens_out // 2
+            self._try(found, "latency", lambda: self._at(rows, 1, tokens, exact=False))
+        if "latency" in found and "first-token" not in self._refused:
             decode = load.tokens_out * found["latency"]
             found["request"] = decode + found["first-token"] if "first-token" in found else decode
             found["throughput"] = found["cost"] = found["request"]
             if "first-token" not in found:
                 self._note("the costs table has no prefill_seconds: requests are their decode steps alone")
         return found
+
+    def _try(self, found: dict[str, Floats], name: str, seconds: Callable[[], Floats]) -> None:
+        """Seconds that weren't timed under this load are refused once a budget needs them, and noted until then."""
+        try:
+            found[name] = seconds()
+        except DataError as error:
+            self._refused |= dict.fromkeys((name, "request", "throughput", "cost"), error)
+            self._note(error.message)
 
     def _at(self, rows: list[Candidate], which: int, context: int, *, exact: bool) -> Floats:
         """Seconds between the nearest contexts that were timed, by linear interpolation."""

@@ -64,6 +64,13 @@ class Candidate:
     def kept(self) -> bool:
         return self.key.choice == KEPT
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What its attentions and FFNs are, as far as the tables say it."""
+        blocks = self.content if isinstance(self.content, tuple) else ()
+        alone = (self.content,) if isinstance(self.content, Kind) else ()
+        return (*alone, *(block.part(part) for block in blocks for part in PARTS))
+
 
 @dataclass(frozen=True)
 class Candidates:

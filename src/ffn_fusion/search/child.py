@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 
 from pydantic import ValidationError
 
@@ -13,6 +14,7 @@ from ffn_fusion.errors import BlueprintError
 from ffn_fusion.families import ModelSpec
 from ffn_fusion.portability.rule import Engine
 from ffn_fusion.search.candidates import Candidate, Candidates, Cell
+from ffn_fusion.search.table import ScoreRow
 
 
 def blueprint_of(chosen: Sequence[Candidate], parent: Parent) -> Blueprint:
@@ -67,3 +69,17 @@ def loadable(candidates: Candidates, spec: ModelSpec, engines: Sequence[Engine])
 def check_loadable(blueprint: Blueprint, spec: ModelSpec, engines: Sequence[Engine]) -> None:
     """Raises: CheckError: an engine can't load this child."""
     plan_problems(spec, blueprint, engines)
+
+
+def score_rows(chosen: Sequence[Candidate], metric: str) -> list[ScoreRow]:
+    """Chosen candidates as rows of a scores table."""
+    return [
+        ScoreRow(
+            **row.key._asdict(),
+            score=row.score,
+            standard_error=None if isnan(row.error) else row.error,
+            metric=metric,
+            blocks=row.content,
+        )
+        for row in chosen
+    ]

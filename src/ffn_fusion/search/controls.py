@@ -36,6 +36,8 @@ def greedy(problem: Problem) -> Found | None:
                 continue
             gone = {taken[cell] for cell in row.cells}
             back = {cell: kept[cell] for g in gone for cell in rows[g].cells if cell not in row.cells}
+            if any(cell not in back for k in back.values() for cell in rows[k].cells):
+                continue  # a block that is kept as a whole can't come back in part
             new = [c, *dict.fromkeys(back.values())]
             change = takes[:, new].sum(axis=1) - takes[:, list(gone)].sum(axis=1)
             helps = float((over - np.maximum(over + change, 0)).sum())
@@ -86,7 +88,7 @@ def _kept_to(problem: Problem, chosen: Sequence[int]) -> Found | None:
     taken = np.zeros(count + programme.words, dtype=np.bool_)
     taken[list(chosen)] = True
     for row in programme.rows:
-        if row.columns.max(initial=0) >= count:  # the last variable stands for a word, as in ``uniform_rows``
+        if row.columns.max(initial=0) >= count and row.coefficients[-1] < 0:  # a variable that these switch on
             taken[row.columns[-1]] |= taken[row.columns[:-1]].any()
     if not all(programme.allowed[c] for c in chosen) or not all(row.holds(taken) for row in programme.rows):
         return None

@@ -19,9 +19,13 @@ from ffn_fusion.search.programme import (
     Solution,
     budget_row,
     count_row,
+    exclusive_rows,
     uniform_rows,
 )
 from ffn_fusion.search.settings import SearchSettings, Word
+
+_APART = ("linear", "wide")
+"""Kinds that no form of a child holds together."""
 
 
 @dataclass(frozen=True)
@@ -120,15 +124,23 @@ def make_problem(
     rows = [budget_row(name, priced.takes[name], bound - priced.rest[name]) for name, bound in bounds.items()]
     for count in settings.at_most:
         places = _places(candidates, count.word)
-        rows.append(count_row(f"at most {count.number} {count.word}", places, -inf, count.number))
+        rows.append(count_row(f"at most {count.number} times {count.word}", places, -inf, count.number))
     for count in settings.at_least:
         places = _places(candidates, count.word)
-        rows.append(count_row(f"at least {count.number} {count.word}", places, count.number, inf))
+        rows.append(count_row(f"at least {count.number} times {count.word}", places, count.number, inf))
     words = 0
     for part in dict.fromkeys(settings.uniform):
         found, needed = uniform_rows(candidates, part, len(candidates.rows) + words)
         rows += found
         words += needed
+    linear, wide = (
+        [c for c, row in enumerate(candidates.rows) if any(k.kind == of for k in row.kinds)] for of in _APART
+    )
+    if linear and wide:
+        rows += exclusive_rows(
+            "linear layers or blocks side by side, not both", linear, wide, len(candidates.rows) + words
+        )
+        words += 1
     may = np.ones(len(candidates.rows), dtype=np.bool_)
     if allowed is not None:
         may[:] = False
@@ -146,10 +158,8 @@ def points_of(problem: Problem, settings: SearchSettings) -> list[tuple[Amount, 
     """The problems of a sweep, one for each budget."""
     sweep = settings.sweep
     assert sweep
-    amounts = [
-        Amount(float(value), sweep.low.relative)
-        for value in np.linspace(sweep.low.value, sweep.high.value, sweep.points)
-    ]
+    values = np.linspace(sweep.low.value, sweep.high.value, sweep.points)
+    amounts = [Amount(float(f"{value:.12g}"), sweep.low.relative) for value in values]
     return [(amount, problem.within(sweep.name, problem.priced.bound(sweep.name, amount))) for amount in amounts]
 
 

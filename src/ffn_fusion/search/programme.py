@@ -11,11 +11,8 @@ One binary variable x_c for each candidate c, and for each uniform part one for 
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import fsum
@@ -25,9 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ffn_fusion.blueprint import Part
-from ffn_fusion.errors import BlueprintError, MissingExtraError
+from ffn_fusion.errors import BlueprintError
 from ffn_fusion.search.budgets import Floats
 from ffn_fusion.search.candidates import Candidates
+from ffn_fusion.search.highs import BinaryProgramme, scipy
 
 _EXACT = 1e-9
 """A sum may be above its budget by this share: what rounding adds up to."""
@@ -107,7 +105,8 @@ class Programme:
         return tuple(dict.fromkeys(row.name for row in self.rows))
 
     @cached_property
-    def _cover(self) -> tuple[Row, ...]:
+    def cover(self) -> tuple[Row, ...]:
+        """One row for every cell of the parent."""
         places: dict[Any, list[int]] = {cell: [] for cell in self.candidates.cells}
         for c, row in enumerate(self.candidates.rows):
             for cell in row.cells:
@@ -143,10 +142,9 @@ class Programme:
             programme = programme.with_rows(Row("exact", taken, np.ones(len(taken)), -np.inf, len(taken) - 1))
         raise NoTimeError(f"{_TRIES} children just above a budget were ruled out", "change that budget a little")
 
-    def _solve_once(self, objective: Floats, time_limit: float) -> tuple[npt.NDArray[np.bool_] | None, float]:
-        optimize, sparse = _scipy()
-        count = len(self.scores)
-        rows = (*self._cover, *self.rows)
+    def _solve_once(self, objective: Floats, seconds: float) -> tuple[npt.NDArray[np.bool_] | None, float]:
+        _, sparse = scipy()
+        count, rows = len(self.scores), (*self.cover, *self.rows)
         matrix = sparse.csr_array(
             (
                 np.concatenate([row.coefficients / row.scale for row in rows]),
@@ -155,26 +153,23 @@ class Programme:
             ),
             shape=(len(rows), count + self.words),
         )
-        ends = np.array([[row.low / row.scale, row.high / row.scale] for row in rows])
-        largest = float(np.abs(objective).max()) or 1.0
-        with _quiet():
-            found = optimize.milp(
-                np.concatenate([objective * (_SCALE / largest), np.zeros(self.words)]),
-                integrality=np.ones(count + self.words),
-                bounds=optimize.Bounds(0, np.concatenate([self.allowed, np.ones(self.words)])),
-                constraints=optimize.LinearConstraint(matrix, ends[:, 0], ends[:, 1]),
-                options={"time_limit": time_limit, "mip_rel_gap": 0},
+        found = BinaryProgramme(
+            costs=np.concatenate([objective * (_SCALE / (np.abs(objective).max() or 1.0)), np.zeros(self.words)]),
+            upper=np.concatenate([self.allowed, np.ones(self.words)]),
+            matrix=matrix,
+            low=np.array([row.low / row.scale for row in rows]),
+            high=np.array([row.high / row.scale for row in rows]),
+        ).solve(seconds)
+        if found is None:
+            raise NoTimeError(
+                f"no child was found within {self.time_limit:g} s", "raise --time-limit, or relax a budget"
             )
-        if found.x is not None:
-            return found.x > 0.5, 0.0 if found.status == 0 else float(found.mip_gap or 0.0) or np.inf
-        if found.status == 2:
-            return None, 0.0
-        raise NoTimeError(f"no child was found within {self.time_limit:g} s", "raise --time-limit, or relax a budget")
+        return found
 
 
 def covers_every_cell(programme: Programme) -> None:
     """Raises: BlueprintError: no candidate that is allowed covers some cell."""
-    for cell, row in zip(programme.candidates.cells, programme._cover, strict=True):
+    for cell, row in zip(programme.candidates.cells, programme.cover, strict=True):
         if not programme.allowed[row.columns].any():
             raise BlueprintError(
                 f"nothing is left for the {cell[1]} of block {cell[0]}", "pin less, or name fewer engines"
@@ -246,26 +241,10 @@ def uniform_rows(candidates: Candidates, part: Part, first: int) -> tuple[list[R
     return rows, len(words)
 
 
-# ---- SciPy
-
-
-def _scipy() -> tuple[Any, Any]:
-    try:
-        from scipy import optimize, sparse
-    except ImportError as error:
-        raise MissingExtraError("a search needs SciPy", "pip install 'ffn-fusion[search]'") from error
-    return optimize, sparse
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """HiGHS sometimes prints a line meant for its own developers to standard output, where JSON may be expected."""
-    sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
+def exclusive_rows(name: str, one: Sequence[int], other: Sequence[int], switch: int) -> list[Row]:
+    """Candidates of only one of two kinds may be taken. Args: switch: place of a variable of its own."""
+    many = float(max(len(one), len(other)))
+    return [
+        Row(name, np.array([*one, switch]), np.array([*(1.0 for _ in one), -many]), -np.inf, 0),
+        Row(name, np.array([*other, switch]), np.array([*(1.0 for _ in other), many]), -np.inf, many),
+    ]

@@ -9,7 +9,7 @@ from ffn_fusion.errors import BlueprintError
 from ffn_fusion.search.budgets import RESOURCES, Amount
 from ffn_fusion.search.candidates import Candidates
 from ffn_fusion.search.problem import Found, Problem, batches_of, make_problem, points_of
-from ffn_fusion.search.programme import conflict, covers_every_cell, least_total, unlike_row
+from ffn_fusion.search.programme import NoTimeError, conflict, covers_every_cell, least_total, unlike_row
 from ffn_fusion.search.settings import SearchSettings
 
 RELAXED = 0.01
@@ -47,7 +47,7 @@ class Outcome:
         found: the best child, then those unlike it; of a sweep, those of all points.
         problem: the one that the first of them solves.
         batches: the best child at each batch size; None: there is none.
-        prices: by the word of each budget; empty where the child isn't proven optimal.
+        prices: by the word of each budget; none where the child, or that of the relaxed budget, isn't proven in time.
         points: of a sweep. notes: what had to be assumed, and what wasn't found.
     """
 
@@ -79,7 +79,11 @@ def search(candidates: Candidates, settings: SearchSettings, allowed: Collection
     found, notes = [best], list(first.priced.notes)
     while len(found) < settings.solutions:
         rows = [unlike_row(candidates, earlier.solution, settings.alpha) for earlier in found]
-        another, _ = _best([problem.with_rows(*rows) for problem in problems])
+        try:
+            another, _ = _best([problem.with_rows(*rows) for problem in problems])
+        except NoTimeError as error:
+            notes.append(error.message)
+            break
         if another is None:
             notes.append(f"no further child shares at most {settings.alpha:.0%} with each of these {len(found)}")
             break
@@ -103,7 +107,6 @@ def impossible(problem: Problem) -> BlueprintError:
         return BlueprintError(
             "the choices that are left can't cover every block once", "pin less, or name fewer engines"
         )
-    apart = f" together (batch {problem.load.batch})" if len(names) > 1 else ""
     said = [_said(problem, name, problem.bounds[name]) if name in problem.bounds else name for name in names]
     leasts = []
     for name in names:
@@ -117,7 +120,7 @@ def impossible(problem: Problem) -> BlueprintError:
             leasts.append(_said(problem, name, total + problem.priced.rest[name], possible=True))
     others = " with the others as they are" if len(names) > 1 else ""
     hint = f"possible{others}: {', or '.join(leasts)}" if leasts else "relax one of them"
-    return BlueprintError(f"no child has {', '.join(said)}{apart}", hint)
+    return BlueprintError(f"no child keeps to {' and '.join(said)} (batch {problem.load.batch})", hint)
 
 
 def _said(problem: Problem, name: str, bound: float, possible: bool = False) -> str:
@@ -154,7 +157,10 @@ def _prices(problem: Problem, found: Found) -> dict[str, ShadowPrice]:
         return prices
     for name, bound in problem.bounds.items():
         more = bound + max(RELAXED * abs(bound), 1.0 if name == "steps" else 0.0)
-        relaxed = problem.within(name, more).solve()
+        try:
+            relaxed = problem.within(name, more).solve()
+        except NoTimeError:
+            continue
         assert relaxed
         saved = max(found.score - relaxed.score, 0.0)
         prices[name] = ShadowPrice(problem.value(name, bound), problem.value(name, more), saved)

@@ -222,14 +222,19 @@ def _read(path: Path, kind: type[RowT]) -> Iterator[RowT]:
             given = {
                 name: value for name, value in cells.items() if name in kind.model_fields and value not in ("", None)
             }
-            yield _row(f"{path}, {place}", kind, given)
+            yield read_row(f"{path}, {place}", kind, given)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}", "name a table of scores or costs") from error
     if not found:
         raise DataError(f"{path}: no rows", f"a table has the columns {', '.join(_required(kind))}, see docs/search.md")
 
 
-def _row(place: str, kind: type[RowT], cells: Mapping[str, Any]) -> RowT:
+def read_row(place: str, kind: type[RowT], cells: Mapping[str, Any]) -> RowT:
+    """One row of a table.
+
+    Raises:
+        DataError: it isn't; the line says that it's at ``place``, and names the column.
+    """
     try:
         return kind.model_validate(cells)
     except ValidationError as error:
