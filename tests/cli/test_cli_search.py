@@ -122,6 +122,7 @@ WRONG: dict[str, tuple[tuple[object, ...], int, str]] = {
     "nothing": (("--max-steps", "0"), 2, "isn't a number above 0"),
     "infinite": (("--max-latency", "infx"), 2, "isn't a number above 0"),
     "out of reach": (("--max-steps", "0.001x", "--pin", "0-3=kept"), 5, "no child keeps to sequential steps"),
+    "a sweep out of reach": (("--sweep", "throughput=1e6..1e7:3"), 5, "no child keeps to tokens a second >= 1000000"),
     "two of them": (("--max-parameters", "0.2x", "--at-least", "kept=6"), 5, "and at least 6 times kept"),
     "unknown choice": (("--at-most", "magic=3"), 2, "no choice is called 'magic'"),
     "unreadable count": (("--at-most", "linear"), 2, "isn't a choice and a number"),
@@ -166,6 +167,25 @@ def test_a_model_with_other_blocks(ffn_fusion: Run, tables: tuple[object, ...], 
     assert blocks != BLOCKS
     assert code == 7
     assert f"the tables are of 4 blocks, {parent} has {blocks}" in err
+
+
+@pytest.mark.parametrize("columns", ["", ",steps", ",batch,context,prefill_seconds,decode_seconds"])
+def test_costs_that_say_little_or_nothing(ffn_fusion: Run, tmp_path: Path, columns: str) -> None:
+    """Without any column of costs, and with zeros, there is still a child, and JSON of it."""
+    write_scores(tmp_path / "scores.csv", score_rows(BLOCKS))
+    values = {"": "", ",steps": ",0"}.get(columns, ",1,128,0,0")
+    keys = sorted({row.key for row in cost_rows(BLOCKS)})
+    lines = [f"{a},{b},{part},{choice}{values}" for a, b, part, choice in keys]
+    heading = f"first_block,last_block,part,choice{columns}"
+    (tmp_path / "costs.csv").write_text("\n".join([heading, *lines]))
+    words = ("search", "--scores", tmp_path / "scores.csv", "--costs", tmp_path / "costs.csv")
+    code, out, err = ffn_fusion(*words)
+    assert (code, err) == (0, "")
+    assert "score 0.0000" in out
+    budget = ("--max-steps", "0.5x") if columns == ",steps" else ("--min-throughput", "2x") if columns else ()
+    code, out, err = ffn_fusion(*words, *budget, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["children"][0]["score"] == 0
 
 
 def test_nothing_but_json_reaches_standard_output(capfd: pytest.CaptureFixture[str], tables: Any) -> None:

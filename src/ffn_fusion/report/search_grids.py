@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from math import isnan
+from math import isfinite, isnan
 
 from ffn_fusion.blueprint.ranges import format_runs
 from ffn_fusion.report.formats import Measured, kl
@@ -151,12 +151,15 @@ def outcome_values(outcome: Outcome) -> dict[str, object]:
     problem = outcome.problem
     return {
         "metric": problem.candidates.metric,
-        "parent": {name: parent_value(problem, name) for name in problem.priced.known()},
-        "budgets": {name: problem.value(name, bound) for name, bound in problem.bounds.items()},
+        "parent": {name: _finite(parent_value(problem, name)) for name in problem.priced.known()},
+        "budgets": {name: _finite(problem.value(name, bound)) for name, bound in problem.bounds.items()},
         "children": [found_values(found) for found in outcome.found],
         "batches": {str(batch): found.score if found else None for batch, found in outcome.batches.items()},
-        "shadow_prices": {name: vars(price) for name, price in outcome.prices.items()},
-        "sweep": [{"budget": p.budget, "score": p.found.score if p.found else None} for p in outcome.points],
+        "shadow_prices": {
+            name: {"budget": _finite(price.budget), "relaxed": _finite(price.relaxed), "saved": price.saved}
+            for name, price in outcome.prices.items()
+        },
+        "sweep": [{"budget": _finite(p.budget), "score": p.found.score if p.found else None} for p in outcome.points],
         "notes": list(outcome.notes),
     }
 
@@ -165,11 +168,16 @@ def found_values(found: Found) -> Mapping[str, object]:
     """One child as JSON."""
     return {
         "score": found.score,
-        "standard_error": None if isnan(found.error) else found.error,
+        "standard_error": _finite(found.error),
         "proven_optimal": found.solution.optimal,
-        "gap": found.solution.gap if found.solution.gap < float("inf") else None,
+        "gap": _finite(found.solution.gap),
         "seconds": found.solution.seconds,
         "load": vars(found.load),
-        "values": {name: value if value < float("inf") else None for name, value in found.values.items()},
+        "values": {name: _finite(value) for name, value in found.values.items()},
         "choices": [row.key._asdict() for row in found.chosen],
     }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if isfinite(value) else None

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import PlainSerializer
+from pydantic import PlainSerializer, WithJsonSchema
 
 from ffn_fusion.errors import DataError, UsageError
 from ffn_fusion.search.candidates import Candidate, Candidates, Scenario, Seconds
@@ -146,8 +146,12 @@ def parse_amount(name: str, text: Any) -> Any:
     return Amount(float(RESOURCES[name].parse(str(text))), False)
 
 
+AS_TEXT = (PlainSerializer(str), WithJsonSchema({"type": "string"}))
+"""How fields that are read from a word are written, and described."""
+
+
 def _field(name: str, metavar: str) -> Any:
-    return Annotated[Amount, read_by(partial(parse_amount, name)), PlainSerializer(str), Option(metavar=metavar)]
+    return Annotated[Amount, read_by(partial(parse_amount, name)), *AS_TEXT, Option(metavar=metavar)]
 
 
 Memory, Latency, FirstToken, Request, Throughput, Cost, Steps, Parameters, KvBytes = (

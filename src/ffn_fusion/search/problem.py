@@ -33,8 +33,8 @@ class Found:
     """A child that keeps to all budgets.
 
     Args:
+        solution: places of its candidates, and whether it's proven optimal.
         values: what it takes of each known resource, in the resource's own unit.
-        gap: as in :class:`Solution`. seconds: that the solver took.
     """
 
     solution: Solution

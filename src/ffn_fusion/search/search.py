@@ -146,7 +146,8 @@ def _swept(problems: Sequence[Problem], settings: SearchSettings) -> Outcome:
         points.append(Point(first.value(name, first.bounds[name]), amount, best))
     found = tuple(point.found for point in points if point.found)
     if not found:
-        raise impossible(points_of(problems[0], settings)[-1][1])
+        every = [problem for _, problem in points_of(problems[0], settings)]
+        raise impossible(max(every, key=lambda problem: problem.bounds[name]))
     return Outcome(found, problems[0], points=tuple(points), notes=problems[0].priced.notes)
 
 

@@ -6,14 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, PlainSerializer, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ffn_fusion.blueprint import Part
-from ffn_fusion.blueprint.ranges import parse_blocks
+from ffn_fusion.blueprint.ranges import format_channels, parse_blocks
 from ffn_fusion.errors import UsageError
 from ffn_fusion.portability.rule import Engines
 from ffn_fusion.search.budgets import (
+    AS_TEXT,
     RESOURCES,
     Amount,
     Cost,
@@ -57,7 +58,7 @@ class Pin(NamedTuple):
     word: Word
 
     def __str__(self) -> str:
-        return f"{','.join(map(str, self.blocks))}={self.word}"
+        return f"{format_channels(self.blocks)}={self.word}"
 
 
 class Sweep(NamedTuple):
@@ -113,10 +114,9 @@ def _sweep(value: Any) -> Any:
     return Sweep(name, low, high, int(found[4]))
 
 
-_AS_TEXT = PlainSerializer(str)
-Counted = Annotated[Count, read_by(_count), _AS_TEXT]
-Pinned = Annotated[Pin, read_by(_pin), _AS_TEXT]
-Swept = Annotated[Sweep, read_by(_sweep), _AS_TEXT, Option(metavar="<budget>=<from>..<to>:<n>")]
+Counted = Annotated[Count, read_by(_count), *AS_TEXT]
+Pinned = Annotated[Pin, read_by(_pin), *AS_TEXT]
+Swept = Annotated[Sweep, read_by(_sweep), *AS_TEXT, Option(metavar="<budget>=<from>..<to>:<n>")]
 _EACH = Option(metavar="<choice>=<n>", separator="")
 
 

@@ -72,8 +72,8 @@ class _Row(Frozen):
     @field_validator("choice")
     @classmethod
     def _printable(cls, choice: str) -> str:
-        if not choice.isprintable():
-            raise ValueError("control characters in the word of a choice")
+        if not choice.isprintable() or not choice.strip():
+            raise ValueError("the word of a choice is empty or has control characters")
         return choice.strip()
 
     @model_validator(mode="after")
