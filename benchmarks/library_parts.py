@@ -58,7 +58,12 @@ class LibraryBench(Bench):
     @property
     def blocks(self) -> str:
         """Blocks that are looked at."""
-        return BLOCKS
+        return BLOCKS if self.scale == 1 else "1"
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """How sub-blocks are trained where they are compared."""
+        return {"epochs": EPOCHS if self.scale == 1 else 1, "learning_rate": RATE}
 
     def making(self, name: str, **settings: Any) -> Making:
         """A library of the chosen blocks."""
@@ -69,7 +74,7 @@ class LibraryBench(Bench):
 
 def methods(bench: LibraryBench) -> Figures:
     """Errors and scores of each kind, medians over the blocks."""
-    training = {"epochs": EPOCHS, "learning_rate": RATE}
+    training = bench.training
     makers = {
         "as made": bench.making("plain", solve=False),
         "solved": bench.making("solved"),
