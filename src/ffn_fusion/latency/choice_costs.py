@@ -12,7 +12,7 @@ from typing import Protocol
 
 from ffn_fusion.blueprint import PARTS, Parent
 from ffn_fusion.errors import DataError
-from ffn_fusion.families import AttentionSpec, ModelSpec
+from ffn_fusion.families import ModelSpec
 from ffn_fusion.families.child_spec import block_spec
 from ffn_fusion.families.nemotron_nas import WIDTH_MULTIPLE
 from ffn_fusion.latency.hardware import work_seconds
@@ -130,10 +130,9 @@ def costs_of(
     for row in count_costs(spec, parent, entries, element_size=1):
         rest = row.part == "model"
         made: list[SubBlock | None] = [None] if rest else [*_made(spec, row, contents.get(row.key), width_multiple)]
-        kv_heads = sum(part.kv_heads for part in made if isinstance(part, AttentionSpec))  # as many as the child has
         sizes = {
             "weight_bytes": round((row.parameters or 0) * (source.dense_size if rest else source.weight_size)),
-            "kv_bytes": round(2 * kv_heads * spec.head_dim * source.kv_size),
+            "kv_bytes": round((row.kv_bytes or 0) * source.kv_size),
         }
         for batch, context in source.scenarios:
             took = {

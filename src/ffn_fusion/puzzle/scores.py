@@ -12,21 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ffn_fusion.analysis.cost_count import price_of
 from ffn_fusion.analysis.passes import Pass, PassEstimate, carry_out, estimate_pass
 from ffn_fusion.blockwise.edits import Edit, ReplaceBlocks
 from ffn_fusion.blockwise.head import Divergence, standard_error
 from ffn_fusion.blockwise.pace import Pace
 from ffn_fusion.blockwise.stack import Stack
 from ffn_fusion.blockwise.sweep import PARENT
-from ffn_fusion.blueprint import PARTS, Block, Blueprint, NoSubBlock, Parent, Part
-from ffn_fusion.blueprint.choices import Price
+from ffn_fusion.blueprint import PARTS, AttentionSpec, Block, Blueprint, Parent
 from ffn_fusion.checkpoint.reader import Checkpoint
 from ffn_fusion.data.window_rows import TokenWindows
 from ffn_fusion.families import ModelSpec
-from ffn_fusion.families.layout import outer_tensors
+from ffn_fusion.families.child_spec import block_spec
+from ffn_fusion.families.layout import outer_tensors, sub_block_parameters
 from ffn_fusion.processes import Progress, current, silent, together
-from ffn_fusion.puzzle.space import Entry
+from ffn_fusion.puzzle.space import Changed, Entry
 from ffn_fusion.puzzle.store import Library, LibraryWeights, StoredEntry
 from ffn_fusion.search import table
 from ffn_fusion.search.table import CostRow, ScoreRow
@@ -151,10 +150,11 @@ def count_costs(spec: ModelSpec, parent: Parent, entries: Sequence[Entry], eleme
     Args:
         element_size: bytes of a weight as it is served, and of a number in the KV cache.
     """
-    price, whole = price_of(spec, element_size), Blueprint.identity(parent).blocks
-    rows = [_cost(price, parent, entry.part, entry.choice, entry.blocks) for entry in entries]
+    whole = Blueprint.identity(parent).blocks
+    rows = [_cost(spec, entry.part, entry.choice, entry.blocks, element_size) for entry in entries]
     for block in whole:
-        rows += [_cost(price, parent, part, table.KEPT, (block,)) for part in PARTS if block.part(part).present]
+        parts = (part for part in PARTS if block.part(part).present)
+        rows += [_cost(spec, part, table.KEPT, (block,), element_size) for part in parts]
     rest = sum(int(np.prod(shape)) for shape in outer_tensors(spec).values())
     rows.append(
         CostRow(
@@ -165,17 +165,19 @@ def count_costs(spec: ModelSpec, parent: Parent, entries: Sequence[Entry], eleme
     return tuple(rows)
 
 
-def _cost(price: Price, parent: Parent, part: Part | str, choice: str, blocks: Sequence[Block]) -> CostRow:
-    others = [other for other in PARTS if part in PARTS and other != part]
-    counted = [block.model_copy(update=dict.fromkeys(others, NoSubBlock())) for block in blocks]
-    each = [price(parent, block) for block in counted]
+def _cost(spec: ModelSpec, part: Changed, choice: str, blocks: Sequence[Block], element_size: int) -> CostRow:
+    """What is counted: the child's sub-blocks as they will be, not padded."""
+    sizes = [block_spec(spec, block, 1) for block in blocks]
+    made = [found for block in sizes for each in PARTS if part in ("block", each) and (found := block.part(each))]
+    parameters = sum(sub_block_parameters(spec, sub_block) for sub_block in made)
+    kv_heads = sum(sub_block.kv_heads for sub_block in made if isinstance(sub_block, AttentionSpec))
     return CostRow(
         first_block=blocks[0].parent_blocks[0],
         last_block=blocks[-1].parent_blocks[1],
         part=part,
         choice=choice,
-        parameters=sum(cost.parameters for cost in each),
-        weight_bytes=sum(cost.weight_bytes for cost in each),
-        kv_bytes=sum(cost.kv_bytes for cost in each),
-        steps=sum(cost.steps for cost in each),
+        parameters=parameters,
+        weight_bytes=parameters * element_size,
+        kv_bytes=2 * kv_heads * spec.head_dim * element_size,
+        steps=len(made),
     )
