@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from itertools import islice
@@ -271,3 +272,36 @@ def test_mistakes(made: Made, tmp_path: Path) -> None:
         make_library(making(made, tmp_path / "lib", windows=4, space=small, solve=False))
     with pytest.raises(DataError, match="no library there"):
         Library.open(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": "../../" + "0" * 64},
+        {"weights": "0" * 64 + "/../x"},
+        {"first": -1},
+        {"blocks": []},
+        {"surprise": 1},
+        {"initial": "much"},
+    ],
+)
+def test_entries_of_others_are_read_with_care(change: dict[str, Any], made: Made, tmp_path: Path) -> None:
+    """Weights are named by their hash alone: no entry leads out of the folder."""
+    small = {"attention": ["none"], "ffn": [], "together": [], "max_run": 1, "only": "0"}
+    library = make_library(making(made, tmp_path / "lib", windows=4, space=small))
+    (path,) = (tmp_path / "lib" / "entries").iterdir()
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(DataError, match="can't be read as an entry of a library"):
+        _ = Library(library.folder, library.header).entries
+
+
+def test_missing_weights_are_named(made: Made, tmp_path: Path) -> None:
+    small = {"attention": [], "ffn": ["50%"], "together": [], "max_run": 1, "only": "0"}
+    parent = making(made, tmp_path / "lib", windows=20, space=small)
+    library = make_library(parent)
+    (stored,) = library.entries
+    assert stored.weights
+    (tmp_path / "lib" / "weights" / f"{stored.weights}.safetensors").unlink()
+    with pytest.raises(DataError, match="missing, the weights of ffn 0: 50%"):
+        child_of(library, stored, parent)
+    assert make_library(parent).entries[0].weights == stored.weights  # made again

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from made_tables import cost_rows, score_rows
 from makers import block_spec
 
-from ffn_fusion.blueprint import Blueprint, Parent
+from ffn_fusion.blueprint import Blueprint, NarrowedFfn, Parent
 from ffn_fusion.errors import DataError, OutputError, UsageError
 from ffn_fusion.search.candidates import Scenario, join, read_tables
 from ffn_fusion.search.table import CostRow, ScoreRow, read_costs, read_scores, write_costs, write_scores
@@ -216,3 +216,14 @@ def test_other_endings_and_folders_that_are_not_there(tmp_path: Path) -> None:
         read_scores(tmp_path / "scores.tsv")
     with pytest.raises(OutputError, match="No such file"):
         write_scores(tmp_path / "nowhere" / "scores.csv", score_rows())
+
+
+def test_a_narrowed_ffn_of_a_large_model_is_read(tmp_path: Path) -> None:
+    """Every third channel of 159,744: a cell far longer than the csv module's own limit."""
+    kind = NarrowedFfn(source=0, channels=tuple(range(0, 159_744, 3)))
+    row = ScoreRow(first_block=0, last_block=0, part="ffn", choice="33%", score=0.1, blocks=kind)
+    assert len(row.model_dump()["blocks"]) > csv.field_size_limit()
+    before = csv.field_size_limit()
+    write_scores(tmp_path / "s.csv", [row])
+    assert read_scores(tmp_path / "s.csv") == [row]
+    assert csv.field_size_limit() == before

@@ -40,7 +40,7 @@ HEADER, ENTRIES, WEIGHTS, WORK = "library.json", "entries", "weights", ".work"
 SCORES = {"kl": "scores.csv", "loss": "scores-loss.csv", "cosine": "scores-cosine.csv"}
 """The tables of scores in a library's folder, by metric."""
 COSTS, MAP = "costs.csv", "map.svg"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHA256 = "^[0-9a-f]{64}$"
 
 
 class StoredEntry(Frozen):
@@ -60,14 +60,14 @@ class StoredEntry(Frozen):
     last: int = Field(ge=0)
     part: Changed
     choice: str
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block, ...] = Field(min_length=1)
     removed: float
     initial: float
     solved: float | None = None
     trained: float | None = None
     steps: int = 0
     seconds: float = 0.0
-    weights: str | None = Field(None, pattern=_SHA256.pattern)
+    weights: str | None = Field(None, pattern=_SHA256)
 
     @property
     def entry(self) -> Entry:

@@ -33,6 +33,8 @@ PARENT = "parent"
 """In a scores table, the row whose ``blocks`` describes the parent."""
 
 TablePart = Literal["attention", "ffn", "block", "model"]
+_LONGEST_CELL = 1 << 24
+"""Characters: the channels of a narrowed FFN of a 405B model are several times the csv module's own limit."""
 _ROUNDING = 1e-6
 """A KL divergence that was computed in float32 may be this far below 0, in nats a token."""
 _CONTENT: Mapping[TablePart, TypeAdapter[Any]] = {
@@ -271,6 +273,7 @@ def _required(kind: type[_Row]) -> list[str]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    before = csv.field_size_limit(_LONGEST_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
@@ -283,6 +286,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"line {reader.line_num}", cells
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a CSV table ({error})", "write it again, in UTF-8, or as .parquet") from error
+    finally:
+        csv.field_size_limit(before)
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
