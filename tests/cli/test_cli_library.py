@@ -274,7 +274,7 @@ def test_a_job_chooses_from_a_library(made: Path, tmp_path: Path, ffn_fusion: Ru
 @pytest.mark.parametrize(
     ("search", "code", "says"),
     [
-        ({"max_parameters": "0.01x"}, 5, "no child has"),
+        ({"max_parameters": "0.01x"}, 5, "no child keeps to parameters"),
         ({"sweep": "kv=0.5x..1x:3"}, 2, "a job builds one child"),
         ({"max_kv": "half"}, 6, "search.max_kv"),
     ],

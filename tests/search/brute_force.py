@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from ffn_fusion.blueprint import PARTS
 from ffn_fusion.blueprint.choices import Costs
-from ffn_fusion.search.budgets import Load, Priced
+from ffn_fusion.search.budgets import Load
 from ffn_fusion.search.candidates import Candidate, Candidates, Cell, Scenario, Seconds
+from ffn_fusion.search.priced import Priced
 from ffn_fusion.search.problem import Problem
 from ffn_fusion.search.settings import SearchSettings
 from ffn_fusion.search.table import Key

@@ -6,8 +6,9 @@ import pytest
 
 from ffn_fusion.blueprint.choices import Costs
 from ffn_fusion.errors import DataError, UsageError
-from ffn_fusion.search.budgets import Load, Priced, parse_amount
+from ffn_fusion.search.budgets import Load, parse_amount
 from ffn_fusion.search.candidates import Candidate, Candidates, Scenario, Seconds
+from ffn_fusion.search.priced import Priced
 from ffn_fusion.search.problem import make_problem
 from ffn_fusion.search.search import search
 from ffn_fusion.search.settings import SearchSettings

@@ -8,8 +8,8 @@ from math import inf
 
 import numpy as np
 
-from ffn_fusion.search.budgets import Floats
 from ffn_fusion.search.candidates import Cell
+from ffn_fusion.search.priced import Floats
 from ffn_fusion.search.problem import Found, Problem
 from ffn_fusion.search.programme import Solution
 

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from ffn_fusion.blueprint.ranges import format_blocks
 from ffn_fusion.errors import UsageError
-from ffn_fusion.search.budgets import RESOURCES, Amount, Load, Priced
+from ffn_fusion.search.budgets import RESOURCES, Amount, Load
 from ffn_fusion.search.candidates import Candidate, Candidates
+from ffn_fusion.search.priced import Priced
 from ffn_fusion.search.programme import (
     Programme,
     Row,

@@ -23,9 +23,9 @@ import numpy.typing as npt
 
 from ffn_fusion.blueprint import Part
 from ffn_fusion.errors import BlueprintError
-from ffn_fusion.search.budgets import Floats
 from ffn_fusion.search.candidates import Candidates
 from ffn_fusion.search.highs import BinaryProgramme, scipy
+from ffn_fusion.search.priced import Floats
 
 _EXACT = 1e-9
 """A sum may be above its budget by this share: what rounding adds up to."""
