@@ -69,7 +69,9 @@ class TrainingSettings(Settings):
     batch: int = Field(4, ge=1, description="Windows for each step, of all processes together.")
     warm_up: float = Field(0.05, ge=0, lt=1, description="Share of the steps on which the learning rate rises.")
     patience: int = Field(
-        3, ge=1, description="Stop once the error on held-out windows hasn't fallen in this many of 20 checks."
+        3,
+        ge=1,
+        description="Stop once the error on held-out windows hasn't fallen in this many checks, of at most 20.",
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 
@@ -39,10 +39,10 @@ def train_entry(lesson: Lesson, settings: TrainingSettings, seed: int, dtype: to
     """
     parameters = [parameter.requires_grad_() for parameter in lesson.parameters.values()]
     optimizer = torch.optim.AdamW(parameters, settings.learning_rate, _BETAS, weight_decay=0.0)
-    total = steps_of(_fitted(lesson), settings)
+    total = steps_of(_count(lesson.windows.fitted), settings)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total, settings.warm_up))
     best, kept, stale, done = before, [p.detach().clone() for p in parameters], 0, 0
-    every = max(1, total // CHECKS)
+    every = max(1, total // CHECKS, _steps_worth(_count(lesson.windows.deciding), settings))
     try:
         for batch in islice(_batches(lesson, settings.batch, f"{seed} {lesson.entry.name}"), total):
             optimizer.zero_grad(set_to_none=False)
@@ -74,16 +74,24 @@ def steps_of(windows: int, settings: TrainingSettings) -> int:
     return settings.epochs * -(-windows // settings.batch)
 
 
-def _fitted(lesson: Lesson) -> int:
-    """Return the number of windows to train on, of all processes."""
-    return sum(current().gather([sum(part.stop - part.start for part in lesson.windows.fitted)]))
+def _count(parts: Sequence[slice]) -> int:
+    """Return the number of windows in the parts of all processes."""
+    return sum(current().gather([sum(part.stop - part.start for part in parts)]))
+
+
+def _steps_worth(windows: int, settings: TrainingSettings) -> int:
+    """Return the least steps between checks on so many windows that make checks a tenth of the work.
+
+    A step goes forward and back, which is three times a check's forward pass.
+    """
+    return math.ceil(windows / (0.1 * 3 * settings.batch))
 
 
 def _batches(lesson: Lesson, size: int, words: str) -> Iterator[list[int]]:
     """Yield the windows of each step as numbers among those of all processes, epoch after epoch, shuffled."""
     seed = int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "big")
     order = torch.Generator().manual_seed(seed)
-    count = _fitted(lesson)
+    count = _count(lesson.windows.fitted)
     while True:
         shuffled = torch.randperm(count, generator=order).tolist()
         yield from (shuffled[k : k + size] for k in range(0, count, size))
